@@ -1,0 +1,144 @@
+"""From hidden states to token log-probabilities, without the (B, T, V) tensor; the one next-token shift.
+
+Shapes: B sequences, T tokens, N selected positions, D hidden size, V vocabulary size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from lit_ift.constants import IGNORE_INDEX
+from lit_ift.losses.cumsum import at_least_float32
+
+Head = Callable[[Tensor], Tensor]
+"""Maps hidden states (n, D) to final logits (n, V), scaling and soft-capping included."""
+Select = Callable[[Tensor], Tensor]
+"""Maps float32 logits (n, V) to token ids, (n,) or several a row, (n, K)."""
+
+_CHUNK_ELEMENTS = 2**25
+"""Logits held at once by default: 128 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the model says of the tokens to be trained on.
+
+    Attributes:
+        nll: -log p(token t+1 | tokens up to t) [nats], 0 off the mask, (B, T-1), float32 or better.
+        mask: true where token t+1 is trained on, (B, T-1).
+        predictions: what ``select`` chose at each masked position, row-major, (N,) or (N, K) int64; empty
+            if nothing was asked for.
+    """
+
+    nll: Tensor
+    mask: Tensor
+    predictions: Tensor
+
+
+def target_mask(labels: Tensor) -> Tensor:
+    """True at position t where token t+1 is trained on: (B, T) labels -> (B, T-1) bool."""
+    return labels[:, 1:] != IGNORE_INDEX
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """The most likely token of each row, (n, V) -> (n,)."""
+    return logits.argmax(-1)
+
+
+def head_logps(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Head,
+    *,
+    select: Select | None = greedy,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of ``targets``, and the selected token ids, a chunk of positions at a time.
+
+    Where one chunk does not hold all positions, its logits are recomputed in the backward pass, so that at most
+    ``chunk_size`` rows of logits exist at any time. Any head will do (tied, untied, with bias, adapted), because it
+    is called, not taken apart. The slow twin is ``head(hidden).float().log_softmax(-1).gather(...)``.
+
+    Args:
+        hidden: final hidden states, (N, D).
+        targets: token ids, (N,).
+        head: maps hidden states to logits.
+        select: chooses token ids from each row of logits; no gradient. None chooses none.
+        chunk_size: positions per chunk; by default as many as make 2^25 logits.
+
+    Returns:
+        Natural log-probabilities (N,), float32 or better, and what was selected. Gradient flows to ``hidden`` and to the
+        parameters of ``head``.
+
+    Raises:
+        ValueError: the shapes do not fit, or ``chunk_size`` is not positive.
+    """
+    if hidden.ndim != 2 or targets.shape != hidden.shape[:1]:
+        raise ValueError(
+            f"hidden of shape {tuple(hidden.shape)} and targets of shape {tuple(targets.shape)} must be (N, D) and (N,)"
+        )
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} is not a positive number of positions")
+
+    def score(hidden_nD: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+        logits_nV = at_least_float32(head(hidden_nD))
+        logps_n = -cross_entropy(logits_nV, targets_n, reduction="none")
+        # Last: the backward pass stops recomputing once it has what it needs, and so does not select again.
+        with torch.no_grad():
+            return logps_n, targets_n.new_empty(0) if select is None else select(logits_nV.detach())
+
+    if chunk_size is None:
+        chunk_size = max(1, _CHUNK_ELEMENTS // _vocabulary_size(head, hidden))
+    if hidden.shape[0] <= chunk_size:
+        return score(hidden, targets)
+    parts = [
+        checkpoint(score, h, t, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled()
+        else score(h, t)
+        for h, t in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
+    ]
+    logps, selected = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(selected)
+
+
+def score_tokens(
+    hidden: Tensor,
+    labels: Tensor,
+    head: Head,
+    *,
+    select: Select | None = greedy,
+    chunk_size: int | None = None,
+) -> TokenScores:
+    """Score the trained tokens of a batch from the final hidden states; other positions never meet the head.
+
+    Args:
+        hidden: final hidden states, (B, T, D).
+        labels: token ids aligned with the inputs (unshifted), ``IGNORE_INDEX`` where not trained on, (B, T).
+        head: see ``head_logps``.
+        select: see ``head_logps``.
+        chunk_size: see ``head_logps``.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    if hidden.shape[:2] != labels.shape:
+        raise ValueError(
+            f"hidden of shape {tuple(hidden.shape)} and labels of shape {tuple(labels.shape)} "
+            "must be (B, T, D) and (B, T)"
+        )
+    mask = target_mask(labels)
+    logps, predictions = head_logps(
+        hidden[:, :-1][mask], labels[:, 1:][mask], head, select=select, chunk_size=chunk_size
+    )
+    nll = torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(mask, -logps)
+    return TokenScores(nll=nll, mask=mask, predictions=predictions)
+
+
+def _vocabulary_size(head: Head, hidden: Tensor) -> int:
+    """Number of logits a row; asks the head itself, so that it holds for every kind of head."""
+    with torch.no_grad():
+        return int(head(hidden[:1]).shape[-1])
