@@ -1,0 +1,163 @@
+"""The model card of an export."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
+
+import yaml
+
+PACKAGES: Final = ("lit-ift", "torch", "lightning", "transformers", "tokenizers", "datasets")
+
+
+class ExportMetadata(TypedDict, total=False):
+    """What a model card tells about a training run; leave out what is not known."""
+
+    name: str
+    """Title of the card; the name of the folder otherwise."""
+    base_model: str
+    """Hub id or folder of the model that training started from."""
+    base_model_origin: str
+    """The same in words, as ``ModelSource.origin``."""
+    objective: str
+    """ift, sft, dpo and so on; becomes a tag."""
+    license: str
+    """SPDX identifier in lower case, such as apache-2.0."""
+    datasets: list[str]
+    """Hub ids of data sets."""
+    config: Mapping[str, Any]
+    """The whole configuration."""
+    metrics: Mapping[str, Any]
+    """Figure by metric name."""
+    data_report: Mapping[str, Any]
+    """What the data module counted."""
+    stop_token_ids: list[int]
+    """Ids of the tokens that end a trained turn."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter for a run."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Check that every entry is one that the card shows.
+
+    Raises:
+        ValueError: an entry is unknown.
+    """
+    unknown = sorted(set(metadata) - set(ExportMetadata.__annotations__))
+    if unknown:
+        raise ValueError(f"unknown metadata {unknown}; allowed: {sorted(ExportMetadata.__annotations__)}")
+
+
+def model_card(metadata: ExportMetadata, *, folder_name: str, chat_example: bool) -> str:
+    """Write the README of an export.
+
+    Args:
+        metadata: of the run.
+        folder_name: of the export.
+        chat_example: whether the tokenizer has a chat template to show.
+
+    Returns:
+        Markdown with YAML front matter.
+    """
+    objective = metadata.get("objective", "")
+    parts = [
+        f"---\n{_yaml(_front_matter(metadata))}---",
+        f"# {metadata.get('name', folder_name)}",
+        _what_it_is(metadata, objective),
+        f"## How to load\n\n```python\n{_example(folder_name, chat_example)}```",
+        _section("Configuration", _yaml_block(metadata.get("config"))),
+        _section("Metrics", _table(metadata.get("metrics"))),
+        _section("Data", _yaml_block(metadata.get("data_report"))),
+        _section("Versions", _table(versions())),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(metadata: ExportMetadata) -> dict[str, Any]:
+    objective = metadata.get("objective")
+    tags = ["lit-ift", *([objective] if objective else [])]
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
+    if base := metadata.get("base_model"):
+        front["base_model"] = base
+    if licence := metadata.get("license"):
+        front["license"] = licence
+    if datasets := metadata.get("datasets"):
+        front["datasets"] = list(datasets)
+    return front
+
+
+def _what_it_is(metadata: ExportMetadata, objective: str) -> str:
+    base = metadata.get("base_model_origin") or metadata.get("base_model") or "a causal language model"
+    with_what = f" with the objective `{objective}`" if objective else ""
+    return f"A causal language model, trained from {base}{with_what} by lit-ift."
+
+
+def _example(folder_name: str, chat: bool) -> str:
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'folder = "{folder_name}"  # path of this folder',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "model = AutoModelForCausalLM.from_pretrained(folder)",
+    ]
+    if chat:
+        lines += [
+            'messages = [{"role": "user", "content": "What is the capital of France?"}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+        ]
+    else:
+        lines += ['inputs = tokenizer("The capital of France is", return_tensors="pt")']
+    lines += [
+        "output = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _yaml_block(values: Mapping[str, Any] | None) -> str:
+    return f"```yaml\n{_yaml(values)}```" if values else ""
+
+
+def _table(values: Mapping[str, Any] | None) -> str:
+    if not values:
+        return ""
+    rows = [f"| {name} | {_figure(value)} |" for name, value in values.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _figure(value: Any) -> str:
+    plain = _plain(value)
+    return f"{plain:.6g}" if isinstance(plain, float) else str(plain)
+
+
+def _plain(value: Any) -> Any:
+    """Only what YAML knows: paths, tensors and other objects become numbers or text."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return str(value)

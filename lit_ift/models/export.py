@@ -1,0 +1,166 @@
+"""Write a trained model as a folder that ``AutoModelForCausalLM.from_pretrained`` loads."""
+
+import copy
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from lit_ift.errors import UserError
+from lit_ift.models.card import ExportMetadata, check_metadata, model_card
+from lit_ift.models.staging import staged_folder
+from lit_ift.models.tokenizer_files import write_tokenizer
+
+logger = logging.getLogger("lit_ift")
+
+EXPORT_DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
+
+
+def export_model(
+    model: Any,
+    folder: Path,
+    *,
+    tokenizer: Any,
+    tokenizer_source: str | None,
+    metadata: ExportMetadata,
+    dtype: str | None = None,
+    state_dict: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write weights, configuration, tokenizer, generation config and model card.
+
+    The folder appears whole or not at all. Tokenizer files are byte for byte those of ``tokenizer_source``
+    unless the tokenizer or its template was changed. The model itself is left as it was.
+
+    Args:
+        model: a Hugging Face model; merge an adapter first.
+        folder: to create. An existing one with content is refused, so that no model is lost by accident.
+        tokenizer: as used in training.
+        tokenizer_source: folder or hub id that it was loaded from; None to save it anew.
+        metadata: for the model card; ``stop_token_ids`` also go into the generation config.
+        dtype: of the written weights; None for the model's own.
+        state_dict: weights to write instead of the model's, gathered from shards.
+        overwrite: replace an existing export (a folder with a config.json, and nothing else).
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the folder is in the way or cannot be written, or the model is an adapter.
+        ValueError: ``dtype`` or an entry of ``metadata`` is unknown.
+    """
+    check_metadata(metadata)
+    if dtype is not None and dtype not in EXPORT_DTYPES:
+        raise ValueError(f"dtype is '{dtype}'; allowed: {', '.join(EXPORT_DTYPES)}")
+    if hasattr(model, "get_base_model"):
+        raise UserError("The model is an adapter on a base model: merge it (merge_and_unload) before exporting.")
+    folder = Path(folder).expanduser()
+    _check_free(folder, overwrite)
+
+    from safetensors import SafetensorError
+
+    try:
+        with staged_folder(folder, replace=overwrite) as stage:
+            _write_weights(model, stage, dtype, state_dict, _generation_config(model, tokenizer, metadata))
+            copied = write_tokenizer(tokenizer, tokenizer_source, stage)
+            card = model_card(metadata, folder_name=folder.name, chat_example=bool(tokenizer.chat_template))
+            (stage / "README.md").write_text(card, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: the export cannot be written: {error}. Nothing was left behind. Free space or name "
+            "another folder."
+        ) from error
+    logger.info("Exported to %s (%d tokenizer files copied unchanged).", folder, len(copied))
+    return folder
+
+
+def stop_token_ids(model: Any, tokenizer: Any, trained: Iterable[int] = ()) -> list[int]:
+    """Every token that should end generation: the trained turn ends, the tokenizer's and the model's own."""
+    known: list[int] = [int(token_id) for token_id in trained]
+    if tokenizer.eos_token_id is not None:
+        known.append(int(tokenizer.eos_token_id))
+    current = getattr(model.generation_config, "eos_token_id", None)
+    known += [current] if isinstance(current, int) else list(current or [])
+    return list(dict.fromkeys(known))
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if folder.is_dir():
+        content = any(folder.iterdir())
+        if not content:
+            return
+        if overwrite and (folder / "config.json").is_file():
+            return
+        remedy = "name another folder, or set overwrite"
+        if overwrite:
+            remedy = "it has no config.json, so it is no model to replace: name another"
+        raise UserError(f"{folder}: the folder exists and is not empty; {remedy}.")
+    if folder.exists():
+        raise UserError(f"{folder}: a file is in the way; name another folder.")
+
+
+def _generation_config(model: Any, tokenizer: Any, metadata: ExportMetadata) -> Any:
+    """The model's generation config with the stop tokens, in a form that transformers agrees to save."""
+    from transformers import GenerationConfig
+
+    ids = stop_token_ids(model, tokenizer, metadata.get("stop_token_ids", ()))
+    config = copy.deepcopy(model.generation_config)
+    config.eos_token_id = ids or None
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    config._from_model_config = False  # it would be derived from config.json again, without the stop tokens
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        # Many published models ask for a temperature but not for sampling, which cannot be saved.
+        logger.warning("The model's generation config is contradictory and is reset to greedy decoding: %s", error)
+        return GenerationConfig(
+            bos_token_id=config.bos_token_id, eos_token_id=ids or None, pad_token_id=config.pad_token_id
+        )
+    return config
+
+
+def _write_weights(
+    model: Any, stage: Path, dtype: str | None, state_dict: Mapping[str, Any] | None, generation_config: Any
+) -> None:
+    weights = dict(state_dict) if state_dict is not None else model.state_dict()
+    with _untouched(model):
+        model.generation_config = generation_config
+        model.save_pretrained(stage, state_dict=_cast(weights, dtype))
+    if dtype is not None:
+        file = stage / "config.json"
+        values = json.loads(file.read_text(encoding="utf-8"))
+        values["dtype"] = dtype
+        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _untouched(model: Any) -> Iterator[None]:
+    # save_pretrained writes architecture and dtype into the live config.
+    kept = model.generation_config, model.config.__dict__.copy()
+    try:
+        yield
+    finally:
+        model.generation_config = kept[0]
+        model.config.__dict__.clear()
+        model.config.__dict__.update(kept[1])
+
+
+def _cast(weights: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
+    if dtype is None:
+        return dict(weights)
+    import torch
+
+    wanted = getattr(torch, dtype)
+    # Tied weights are one tensor under two names and must stay so, or both are written.
+    by_storage: dict[tuple[int, int, tuple[int, ...]], Any] = {}
+    result: dict[str, Any] = {}
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            result[name] = tensor
+            continue
+        key = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+        result[name] = by_storage.setdefault(key, tensor.to(wanted))
+    return result

@@ -1,0 +1,24 @@
+"""Where a model is to be loaded from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A place from which transformers can load a model and its tokenizer.
+
+    Args:
+        path: local folder or hub id, as ``from_pretrained`` takes it.
+        gguf_file: name of the GGUF file inside ``path``; None for safetensors.
+        origin: the same in words, for logs and the model card.
+    """
+
+    path: str
+    gguf_file: str | None
+    origin: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether ``path`` is a folder on this machine rather than a hub id."""
+        return Path(self.path).is_dir()

@@ -1,0 +1,115 @@
+"""Load an export again and compare it with the model it was written from."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from lit_ift.errors import UserError
+from lit_ift.models.tokenizer_files import original_files
+
+_NUM_CHECK_TOKENS: Final = 16
+_MESSAGES: Final = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "The capital of France is Paris."},
+]
+
+
+def verify_export(model: Any, folder: Path, tokenizer: Any, *, tokenizer_source: str | None = None) -> dict[str, Any]:
+    """Reload an exported folder and compare logits, rendered template and tokenizer files.
+
+    Args:
+        model: that was exported; its mode and weights are left as they are.
+        folder: the export.
+        tokenizer: that was exported.
+        tokenizer_source: folder or hub id whose files the export should hold unchanged; None skips that.
+
+    Returns:
+        ``max_abs_logit_diff``, ``logit_tolerance``, ``dtype`` (as stored), ``attn_implementation``,
+        ``template_ids_equal`` (None without a chat template), ``text_ids_equal``, and
+        ``tokenizer_files_identical`` and ``tokenizer_files_differing`` (names).
+
+    Raises:
+        UserError: the export cannot be loaded, its logits deviate (at all, when the dtype is the model's
+            float32 or float64), or its tokenizer gives other ids.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(folder)
+    attn = model.config._attn_implementation
+    try:
+        again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation=attn)
+        tokenizer_again = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise UserError(f"{folder}: the export cannot be loaded again: {type(error).__name__}: {error}") from error
+
+    embedding = model.get_input_embeddings().weight
+    ids = torch.randint(embedding.shape[0], (1, _NUM_CHECK_TOKENS), generator=torch.Generator().manual_seed(0)).to(
+        embedding.device
+    )
+    expected = _logits(model, ids)
+    actual = _logits(again.to(embedding.device), ids)
+    gap = (actual.double() - expected.double()).abs().max().item()
+    tolerance = _tolerance(model.dtype, again.dtype, expected)
+    if not gap <= tolerance:  # also when it is NaN
+        raise UserError(
+            f"{folder}: the exported model is not the trained one: logits differ by {gap:.3g} "
+            f"(allowed {tolerance:.3g}; trained in {model.dtype}, stored in {again.dtype})."
+        )
+    return {
+        "max_abs_logit_diff": gap,
+        "logit_tolerance": tolerance,
+        "dtype": str(again.dtype).removeprefix("torch."),
+        "attn_implementation": attn,
+        **_compare_tokenizers(tokenizer, tokenizer_again, folder),
+        **_compare_files(folder, tokenizer_source),
+    }
+
+
+def _logits(model: Any, ids: Any) -> Any:
+    import torch
+
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            return model(input_ids=ids, use_cache=False).logits
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _tolerance(trained: Any, stored: Any, logits: Any) -> float:
+    """Zero for the same full-precision dtype; else rounding of the coarser one through the whole network."""
+    import torch
+
+    if trained == stored and trained in (torch.float32, torch.float64):
+        return 0.0
+    coarser = max(torch.finfo(trained).eps, torch.finfo(stored).eps)
+    return float(16 * coarser * max(1.0, logits.abs().max().item()))
+
+
+def _compare_tokenizers(tokenizer: Any, again: Any, folder: Path) -> dict[str, bool | None]:
+    text = " ".join(message["content"] for message in _MESSAGES)
+    same_text = tokenizer(text)["input_ids"] == again(text)["input_ids"]
+    same_template: bool | None = None
+    if tokenizer.chat_template:
+        render = {"tokenize": True, "return_dict": False}
+        before = tokenizer.apply_chat_template(_MESSAGES, **render)
+        same_template = before == again.apply_chat_template(_MESSAGES, **render) if again.chat_template else False
+    if not same_text or same_template is False:
+        raise UserError(
+            f"{folder}: the exported tokenizer or chat template gives other token ids than the trained one."
+        )
+    return {"text_ids_equal": same_text, "template_ids_equal": same_template}
+
+
+def _compare_files(folder: Path, tokenizer_source: str | None) -> dict[str, list[str]]:
+    originals = original_files(tokenizer_source)
+    same = {
+        name: (folder / name).is_file() and (folder / name).read_bytes() == file.read_bytes()
+        for name, file in originals.items()
+    }
+    return {
+        "tokenizer_files_identical": sorted(name for name, equal in same.items() if equal),
+        "tokenizer_files_differing": sorted(name for name, equal in same.items() if not equal),
+    }
