@@ -1,0 +1,81 @@
+"""Answers from a causal language model, in padded batches."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put a module into eval mode, and every submodule back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def generate_answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 32,
+    **options: Any,
+) -> Iterator[tuple[int, str]]:
+    """Continue each prompt, greedily unless ``options`` say otherwise.
+
+    Prompts of similar length share a batch, so answers come in another order than prompts.
+
+    Args:
+        model: the policy; its mode and its random state are left as they were found.
+        tokenizer: decodes answers; supplies the padding id.
+        prompts: token ids, each ending where the answer begins.
+        max_new_tokens: longest answer in tokens.
+        batch_size: prompts at a time.
+        **options: passed to ``model.generate``, such as ``do_sample=True, temperature=0.7``.
+
+    Yields:
+        Index of a prompt and its answer as text, special tokens left out.
+
+    Raises:
+        ValueError: a prompt is empty, or the tokenizer has neither padding nor end-of-sequence token.
+    """
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("a prompt has no tokens")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad is None:
+        raise ValueError("the tokenizer has neither a padding nor an end-of-sequence token")
+    options = {"do_sample": False, **options}
+    if not options["do_sample"]:
+        # A model's own sampling defaults would only draw warnings here.
+        options = {"temperature": None, "top_p": None, "top_k": None, **options}
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    device = model.get_input_embeddings().weight.device
+    with evaluating(model), torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            width = max(len(prompts[i]) for i in indices)
+            ids = torch.full((len(indices), width), pad, dtype=torch.long)
+            attention = torch.zeros_like(ids)
+            for row, i in enumerate(indices):  # Padding stands on the left, so that answers begin side by side.
+                ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+                attention[row, width - len(prompts[i]) :] = 1
+            output = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=attention.to(device),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                use_cache=True,
+                **options,
+            )
+            texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+            yield from zip(indices, texts, strict=True)

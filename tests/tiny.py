@@ -1,0 +1,114 @@
+"""Tiny random models, tokenizers and batches for tests; nothing is downloaded."""
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+VOCABULARY_SIZE = 3 + 256
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY_SIZE,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_PHI = {k: v for k, v in _SIZES.items() if k != "head_dim"}
+CONFIGS = {
+    "llama": (LlamaConfig, _SIZES),
+    "qwen2": (Qwen2Config, _SIZES),
+    "qwen3": (Qwen3Config, _SIZES),
+    "mistral": (MistralConfig, {**_SIZES, "sliding_window": 8}),
+    "gemma": (GemmaConfig, _SIZES),
+    "gemma2": (Gemma2Config, {**_SIZES, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8}),
+    "gemma3": (Gemma3TextConfig, {**_SIZES, "query_pre_attn_scalar": 8}),
+    "gpt2": (
+        GPT2Config,
+        {"vocab_size": VOCABULARY_SIZE, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+        | {k: _SIZES[k] for k in ("pad_token_id", "bos_token_id", "eos_token_id")},
+    ),
+    "phi": (PhiConfig, {**_PHI, "num_key_value_heads": 2, "partial_rotary_factor": 0.5}),
+    "phi3": (Phi3Config, {**_PHI, "hidden_size": 16}),
+}
+
+
+def tiny_model(
+    name: str = "llama", *, tied: bool = False, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any
+) -> PreTrainedModel:
+    """A random model of a few thousand parameters, large enough weights to have confident predictions."""
+    config_class, values = CONFIGS[name]
+    config = config_class(**{**values, "tie_word_embeddings": tied, **changes})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(8.0)
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a ChatML template; its padding token is its end-of-turn token."""
+    specials = ["<unk>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+    )
+    fast.chat_template = CHATML
+    return fast
+
+
+def tiny_batch(rows: int = 4, length: int = 12, *, seed: int = 1, first: int = 0) -> dict[str, Any]:
+    """Random rows of unequal length with an untrained prompt, right padding, and ids ``row <first>`` onwards.
+
+    Row i is the same whatever ``rows``, ``length`` and ``first`` are, as long as it is part of the batch.
+    """
+    ids = torch.full((rows, length), 2)
+    labels, attention = torch.full((rows, length), -100), torch.zeros(rows, length, dtype=torch.long)
+    for row in range(rows):
+        generator = torch.Generator().manual_seed(seed * 1000 + first + row)
+        size = int(torch.randint(length // 2 + 1, length + 1, (), generator=generator))
+        prompt = int(torch.randint(1, size // 2 + 1, (), generator=generator))
+        ids[row, :size] = torch.randint(3, VOCABULARY_SIZE, (size,), generator=generator)
+        labels[row, prompt:size] = ids[row, prompt:size]
+        attention[row, :size] = 1
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "attention_mask": attention,
+        "row_ids": [f"row {first + i}" for i in range(rows)],
+    }

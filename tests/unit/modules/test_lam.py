@@ -1,0 +1,66 @@
+"""λ as a function of the step."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lit_ift.modules.lam import LambdaSchedule
+
+GOLDEN = Path(__file__).parents[4] / "shared" / "golden" / "ift_step.json"
+
+
+def test_constant_and_linear() -> None:
+    assert LambdaSchedule(0.2).at(7, 100) == 0.2
+    linear = LambdaSchedule(0.4, "linear", start=0.0, warmup=0.1)
+    assert [linear.at(step, 100) for step in (0, 5, 10, 99)] == pytest.approx([0.0, 0.2, 0.4, 0.4])
+    steps = LambdaSchedule(0.5, "linear", start=0.1, warmup=4)
+    assert [steps.at(step, 1000) for step in (0, 1, 4, 9)] == pytest.approx([0.1, 0.2, 0.5, 0.5])
+    assert LambdaSchedule(0.5, "linear", warmup=0).at(0, 10) == 0.5
+
+
+@pytest.mark.skipif(not GOLDEN.is_file(), reason="../shared/golden is not here")
+def test_linear_equals_the_authors() -> None:
+    cases = [c for c in json.loads(GOLDEN.read_text())["update_lambda"]["cases"] if c["schedule"] == "linear"]
+    checked = 0
+    for case in cases:
+        if case["min_lambda"] < 0:
+            continue  # Out of range here; the authors clamp.
+        schedule = LambdaSchedule(
+            case["max_lambda"], "linear", start=case["min_lambda"], warmup=case["config_warmup_steps"]
+        )
+        for step, value in case["values"].items():
+            assert schedule.at(int(step), case["train_iterations"]) == pytest.approx(value, abs=1e-7)
+            checked += 1
+    assert checked > 20
+
+
+def test_noise_depends_on_seed_and_step_alone() -> None:
+    noisy = LambdaSchedule(0.5, noise=0.3, seed=1)
+    draws = [noisy.at(step, 1000) for step in range(1000)]
+    assert draws == [LambdaSchedule(0.5, noise=0.3, seed=1).at(step, 1000) for step in range(1000)]
+    assert draws != [LambdaSchedule(0.5, noise=0.3, seed=2).at(step, 1000) for step in range(1000)]
+    mean = sum(draws) / 1000
+    deviation = (sum((d - mean) ** 2 for d in draws) / 1000) ** 0.5
+    # The standard error of the mean is 0.15/sqrt(1000) = 0.005; few draws reach the bounds 0 and 1.
+    assert mean == pytest.approx(0.5, abs=0.02)
+    assert deviation == pytest.approx(0.15, abs=0.02)
+    assert min(LambdaSchedule(0.9, noise=5.0).at(s, 1) for s in range(50)) == 0.0
+    assert max(LambdaSchedule(0.9, noise=5.0).at(s, 1) for s in range(50)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"value": 1.2}, r"lam=1.2 is not in \[0, 1\]"),
+        ({"schedule": "cosine"}, "lam_schedule='cosine'"),
+        ({"start": 0.1}, "need lam_schedule='linear'"),
+        ({"warmup": 0.1}, "need lam_schedule='linear'"),
+        ({"schedule": "linear", "start": -0.1}, "lam_start=-0.1"),
+        ({"schedule": "linear", "warmup": -1}, "lam_warmup=-1"),
+        ({"noise": -1}, "lam_noise=-1"),
+    ],
+)
+def test_wrong_options(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LambdaSchedule(**options)

@@ -1,0 +1,60 @@
+"""Parameter groups and schedules."""
+
+import pytest
+import torch
+from torch import nn
+
+from lit_ift.optim import ConstantSchedule, CosineSchedule, LinearSchedule, parameter_groups
+
+
+def rates(schedule_class, steps: int, **options) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = schedule_class(optimizer, **options)
+    if schedule.needs_total_steps:
+        schedule.bind(steps)
+    out = []
+    for _ in range(steps):
+        out.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return out
+
+
+def test_schedules_by_hand() -> None:
+    assert rates(ConstantSchedule, 4, warmup=1) == pytest.approx([1.0, 2.0, 2.0, 2.0])
+    # 10 steps, 2 of warm-up: 1/3, 2/3 of the peak, then 1 - k/8.
+    assert rates(LinearSchedule, 10, warmup=0.2)[:4] == pytest.approx([2 / 3, 4 / 3, 2.0, 2.0 * 7 / 8])
+    cosine = rates(CosineSchedule, 10, warmup=0)
+    assert cosine[0] == pytest.approx(2.0)
+    assert cosine[5] == pytest.approx(1.0)
+    assert cosine[9] == pytest.approx(1 + torch.cos(torch.tensor(torch.pi * 0.9)).item())
+
+
+def test_given_length_wins_and_is_not_restored_from_a_checkpoint() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = LinearSchedule(optimizer, warmup=0, total_steps=4)
+    assert not schedule.needs_total_steps
+    state = schedule.state_dict()
+    other = LinearSchedule(optimizer, warmup=0, total_steps=8)
+    other.load_state_dict(state)
+    assert other.total_steps == 8
+
+
+def test_only_an_endless_constant_needs_no_length() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    assert not ConstantSchedule(optimizer, warmup=5).needs_total_steps
+    assert ConstantSchedule(optimizer, warmup=0.5).needs_total_steps
+    assert CosineSchedule(optimizer, warmup=5).needs_total_steps
+    with pytest.raises(ValueError, match="warmup=-1"):
+        CosineSchedule(optimizer, warmup=-1)
+
+
+def test_vectors_get_no_weight_decay() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Embedding(4, 3))
+    module[2].requires_grad_(False)
+    matrices, vectors = parameter_groups(module)
+    assert [tuple(p.shape) for p in matrices["params"]] == [(3, 2)]
+    assert len(vectors["params"]) == 3
+    assert vectors["weight_decay"] == 0.0
+    with pytest.raises(ValueError, match="nothing to train"):
+        parameter_groups(module.requires_grad_(False))

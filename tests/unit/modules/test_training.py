@@ -1,0 +1,224 @@
+"""Training with a plain Trainer: normalisation, logging, what is refused."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from tiny import tiny_batch, tiny_model
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from lit_ift.errors import NonFiniteLossError, UserError
+from lit_ift.modules import IFTModule, SFTModule
+from lit_ift.optim import ConstantSchedule, CosineSchedule
+
+OPTIONS: dict[str, Any] = {
+    "optimizer": lambda params: SGD(params, lr=0.05),
+    "lr_scheduler": lambda optimizer: ConstantSchedule(optimizer, warmup=0),
+}
+
+
+class Record(Callback):
+    """Loss and gradient norm of every optimizer step, as seen by a callback."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        norms = [p.grad.norm() for p in module.parameters() if p.grad is not None]
+        self.norms.append(float(torch.stack(norms).norm()))
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step > len(self.metrics):
+            self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+def loader(num_rows: int, batch_size: int) -> DataLoader:
+    sizes = [min(batch_size, num_rows - first) for first in range(0, num_rows, batch_size)]
+    batches = [tiny_batch(size, first=i * batch_size) for i, size in enumerate(sizes)]
+    return DataLoader(batches, batch_size=None)
+
+
+def fit(module: Any, batches: Any, **options: Any) -> Record:
+    record = Record()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=options.pop("logger", False),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[record],
+        **{"max_epochs": 2, **options},
+    )
+    trainer.fit(module, batches, options.get("val"))
+    return record
+
+
+@pytest.mark.parametrize("reduction", ["sequence", "token"])
+@pytest.mark.parametrize("module_class", [SFTModule, IFTModule])
+def test_every_split_of_a_step_is_the_same(module_class: type, reduction: str) -> None:
+    """19 rows in steps of 8: the epoch's last window holds 3 rows, in 1, 2 or 3 micro-batches."""
+    runs = {}
+    for batch_size, accumulate in ((8, 1), (4, 2), (2, 4), (1, 8)):
+        module = module_class(tiny_model(dtype=torch.float32), reduction=reduction, **OPTIONS)
+        record = fit(module, loader(19, batch_size), accumulate_grad_batches=accumulate)
+        weights = torch.cat([p.detach().flatten() for p in module.model.parameters()])
+        runs[batch_size] = record, weights
+    reference, weights = runs.pop(8)
+    assert len(reference.norms) == len(reference.metrics) == 2 * 3
+    for record, others in runs.values():
+        assert record.norms == pytest.approx(reference.norms, rel=1e-5)
+        for ours, expected in zip(record.metrics, reference.metrics, strict=True):
+            for name in ("train/loss", "train/grad_norm", "train/token_accuracy"):
+                assert ours[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7)
+        torch.testing.assert_close(others, weights, rtol=1e-6, atol=1e-6)
+
+
+def test_the_step_is_the_gradient_of_the_mean() -> None:
+    """One step of SGD against the same by hand; clipping and callbacks see the normalised gradient."""
+    batches = [tiny_batch(2, first=0), tiny_batch(1, first=2)]
+    module = SFTModule(tiny_model(), reduction="token", **OPTIONS)
+    record = fit(module, DataLoader(batches, batch_size=None), accumulate_grad_batches=4, max_epochs=1)
+
+    model = tiny_model().train()
+    total, count = 0.0, 0
+    for batch in batches:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        targets = batch["labels"][:, 1:]
+        total = total + torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+        )
+        count += int((targets != -100).sum())
+    (total / count).backward()
+    gradients = [p.grad for p in model.parameters()]
+    norm = torch.stack([g.norm() for g in gradients]).norm().item()
+    assert record.norms == [pytest.approx(norm, rel=1e-6)]
+    assert record.metrics[0]["train/grad_norm"] == pytest.approx(norm, rel=1e-6)
+    assert record.metrics[0]["train/loss"] == pytest.approx((total / count).item(), rel=1e-6)
+    for ours, old in zip(module.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, old - 0.05 * old.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_clipping_acts_on_the_mean() -> None:
+    module = SFTModule(tiny_model(), **OPTIONS)
+    before = torch.cat([p.detach().flatten() for p in module.model.parameters()])
+    record = fit(module, loader(4, 2), gradient_clip_val=1e-3, accumulate_grad_batches=2, max_epochs=1)
+    step = torch.cat([p.detach().flatten() for p in module.model.parameters()]) - before
+    assert record.metrics[0]["train/grad_norm"] > 1e-3
+    assert step.norm().item() == pytest.approx(0.05 * 1e-3, rel=1e-3)
+
+
+def test_logged_names_and_values(tmp_path: Path) -> None:
+    module = IFTModule(tiny_model(), lam=0.4, lam_noise=0.2, **OPTIONS)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=CSVLogger(tmp_path),
+        max_epochs=1,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, loader(4, 2), loader(5, 2))
+    names = (Path(trainer.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
+    for name in ("loss", "sft_loss", "fused_loss", "lam", "token_accuracy", "grad_norm", "lr", "tokens_per_s"):
+        assert f"train/{name}" in names
+    for name in ("loss", "sft_loss", "fused_loss", "token_accuracy"):
+        assert f"val/{name}" in names
+    assert trainer.callback_metrics["train/lr"] == pytest.approx(0.05)
+    assert trainer.callback_metrics["val/lam"] == pytest.approx(0.4)  # Undisturbed outside training.
+    assert trainer.callback_metrics["train/lam"] != pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("reduction", ["sequence", "token"])
+def test_validation_is_independent_of_the_batch_size(reduction: str) -> None:
+    values = []
+    for batch_size in (1, 2, 5):
+        module = IFTModule(tiny_model(), reduction=reduction, **OPTIONS)
+        trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+        (metrics,) = trainer.validate(module, loader(5, batch_size), verbose=False)
+        values.append(metrics)
+    for metrics in values[1:]:
+        assert metrics == pytest.approx(values[0], rel=1e-5)
+
+
+def test_a_bad_loss_stops_before_the_step_and_names_the_row() -> None:
+    module = SFTModule(tiny_model(), **OPTIONS)
+    batches = [tiny_batch(2, first=0), tiny_batch(2, first=2)]
+
+    class Poison(SFTModule):
+        def per_example_loss(self, nll: Any, mask: Any) -> Any:
+            losses, metrics = super().per_example_loss(nll, mask)
+            factor = torch.ones_like(losses)
+            factor[1] = math.inf if self.trainer.global_step == 1 else 1.0
+            return losses * factor, metrics
+
+    module = Poison(tiny_model(), **OPTIONS)
+    weights: list[torch.Tensor] = []
+
+    class Keep(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            weights.append(torch.cat([p.detach().flatten() for p in module.model.parameters()]))
+
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[Keep()], enable_progress_bar=False
+    )
+    with pytest.raises(NonFiniteLossError, match=r"Step 1: .*NaN or infinite.*\['row 3'\].*none was written yet"):
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+    assert len(weights) == 1
+    assert torch.equal(weights[0], torch.cat([p.detach().flatten() for p in module.model.parameters()]))
+
+
+def test_a_step_without_any_target_is_refused() -> None:
+    batch = tiny_batch(2)
+    batch["labels"][:] = -100
+    module = SFTModule(tiny_model(), **OPTIONS)
+    with pytest.raises(ValueError, match="no trained token"):
+        fit(module, DataLoader([batch], batch_size=None))
+
+
+def test_an_endless_run_cannot_have_a_schedule() -> None:
+    module = SFTModule(tiny_model(), optimizer=OPTIONS["optimizer"], lr_scheduler=CosineSchedule)
+    with pytest.raises(UserError, match=r"Set trainer.max_steps or trainer.max_epochs"):
+        fit(module, loader(2, 2), max_epochs=-1)
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    module = IFTModule(tiny_model(), lam=0.3, gamma=0.5, **OPTIONS)
+    trainer = L.Trainer(
+        accelerator="cpu", default_root_dir=tmp_path, max_epochs=1, enable_progress_bar=False, logger=False
+    )
+    trainer.fit(module, loader(4, 2))
+    path = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(path)
+    torch.load(path, weights_only=True)
+    loaded = IFTModule.load_from_checkpoint(path, model=tiny_model(seed=5))
+    assert loaded.hparams["lam"] == 0.3
+    assert loaded.gamma == 0.5
+    for ours, theirs in zip(loaded.model.parameters(), module.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fast_dev_run": True},
+        {"overfit_batches": 1},
+        {"limit_train_batches": 1},
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-true"},
+        {"detect_anomaly": True},
+    ],
+    ids=lambda o: next(iter(o)),
+)
+def test_trainer_options_keep_working(options: dict[str, Any]) -> None:
+    module = IFTModule(tiny_model(dtype=torch.float32), **OPTIONS)
+    record = fit(module, loader(4, 2), **options)
+    assert all(math.isfinite(m["train/loss"]) for m in record.metrics)
+    assert record.metrics
