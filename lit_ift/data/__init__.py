@@ -1,0 +1,84 @@
+"""Data: record -> messages -> ids and labels -> batch, and the data modules built from these steps.
+
+Names are imported when first used, because Lightning takes seconds to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from lit_ift.data.chat import (
+        Example,
+        encode_conversation,
+        encode_conversations,
+        encode_prompt,
+        resolve_chat_template,
+    )
+    from lit_ift.data.collate import Batch, collate
+    from lit_ift.data.datamodule import ConversationDataModule
+    from lit_ift.data.encode import DataReport, EncodedDataset
+    from lit_ift.data.instruction import InstructionDataModule
+    from lit_ift.data.messages import LAYOUTS, Conversation, Layout, Message, to_messages
+    from lit_ift.data.records import Record, read_records
+    from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
+    from lit_ift.data.tasks import TasksDataModule
+    from lit_ift.data.verifiable import TaskItem, VerifiableDataModule
+
+_MODULE_OF: Final = {
+    "Example": "chat",
+    "encode_conversation": "chat",
+    "encode_conversations": "chat",
+    "encode_prompt": "chat",
+    "resolve_chat_template": "chat",
+    "Batch": "collate",
+    "collate": "collate",
+    "ConversationDataModule": "datamodule",
+    "DataReport": "encode",
+    "EncodedDataset": "encode",
+    "InstructionDataModule": "instruction",
+    "LAYOUTS": "messages",
+    "Conversation": "messages",
+    "Layout": "messages",
+    "Message": "messages",
+    "to_messages": "messages",
+    "Record": "records",
+    "read_records": "records",
+    "LengthGroupedBatchSampler": "sampler",
+    "SequentialBatchSampler": "sampler",
+    "TasksDataModule": "tasks",
+    "TaskItem": "verifiable",
+    "VerifiableDataModule": "verifiable",
+}
+
+__all__ = [
+    "LAYOUTS",
+    "Batch",
+    "Conversation",
+    "ConversationDataModule",
+    "DataReport",
+    "EncodedDataset",
+    "Example",
+    "InstructionDataModule",
+    "Layout",
+    "LengthGroupedBatchSampler",
+    "Message",
+    "Record",
+    "SequentialBatchSampler",
+    "TaskItem",
+    "TasksDataModule",
+    "VerifiableDataModule",
+    "collate",
+    "encode_conversation",
+    "encode_conversations",
+    "encode_prompt",
+    "read_records",
+    "resolve_chat_template",
+    "to_messages",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_MODULE_OF[name]}")
+    return getattr(module, name)
