@@ -59,7 +59,7 @@ def head_logps(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of ``targets``, and the selected token ids, a chunk of positions at a time.
 
-    Where one chunk does not hold all positions, its logits are recomputed in the backward pass, so that at most
+    Where one chunk does not hold all positions, logits are recomputed in the backward pass, so that at most
     ``chunk_size`` rows of logits exist at any time. Any head will do (tied, untied, with bias, adapted), because it
     is called, not taken apart. The slow twin is ``head(hidden).float().log_softmax(-1).gather(...)``.
 
@@ -71,8 +71,8 @@ def head_logps(
         chunk_size: positions per chunk; by default as many as make 2^25 logits.
 
     Returns:
-        Natural log-probabilities (N,), float32 or better, and what was selected. Gradient flows to ``hidden`` and to the
-        parameters of ``head``.
+        Natural log-probabilities (N,), float32 or better, and what was selected. Gradient flows to ``hidden`` and to
+        the parameters of ``head``.
 
     Raises:
         ValueError: the shapes do not fit, or ``chunk_size`` is not positive.
@@ -99,7 +99,7 @@ def head_logps(
         checkpoint(score, h, t, use_reentrant=False, preserve_rng_state=False)
         if torch.is_grad_enabled()
         else score(h, t)
-        for h, t in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
+        for h, t in zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
     ]
     logps, selected = zip(*parts, strict=True)
     return torch.cat(logps), torch.cat(selected)

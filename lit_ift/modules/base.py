@@ -230,9 +230,7 @@ class CausalLMModule(L.LightningModule):
                     "The model was given ready-made, so its tokenizer is not known. "
                     "Pass tokenizer='<hub id or folder>' to the module or to the data module."
                 )
-            self._tokenizer = load_tokenizer(
-                source, revision=self.revision, trust_remote_code=self.trust_remote_code
-            )
+            self._tokenizer = load_tokenizer(source, revision=self.revision, trust_remote_code=self.trust_remote_code)
         return self._tokenizer
 
     @tokenizer.setter

@@ -1,0 +1,9 @@
+"""What a run leaves behind: checkpoints, curves, answers, a Hugging Face folder."""
+
+from lit_ift.callbacks.answers import TaskAccuracy
+from lit_ift.callbacks.checkpoint import RunCheckpoint
+from lit_ift.callbacks.curves import LossCurves
+from lit_ift.callbacks.export import HuggingFaceExport
+from lit_ift.callbacks.predictions import AnswerWriter
+
+__all__ = ["AnswerWriter", "HuggingFaceExport", "LossCurves", "RunCheckpoint", "TaskAccuracy"]

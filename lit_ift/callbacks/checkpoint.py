@@ -1,0 +1,55 @@
+"""Training checkpoints with the defaults that a fine-tuning run wants."""
+
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps the best checkpoint by ``val/loss``, and the last one.
+
+    Without validation data there is nothing to compare: the newest checkpoint is kept instead, and that is said.
+
+    Args:
+        dirpath: folder; ``<log_dir>/checkpoints`` by default.
+        filename: as for ``ModelCheckpoint``.
+        monitor: the metric to compare by; None keeps the newest.
+        mode: whether smaller or larger is better.
+        save_top_k: how many of the best to keep; -1 keeps all, 0 none.
+        save_last: also keep ``last.ckpt``.
+        save_weights_only: leave the optimizer out; such a checkpoint cannot resume training.
+        every_n_train_steps: how often, in optimizer steps; after each validation by default.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str | None = "step={step}",
+        monitor: str | None = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        save_top_k: int = 1,
+        save_last: bool = True,
+        save_weights_only: bool = False,
+        every_n_train_steps: int | None = None,
+    ) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename=filename,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=save_top_k,
+            save_last=save_last or None,
+            save_weights_only=save_weights_only,
+            every_n_train_steps=every_n_train_steps,
+            auto_insert_metric_name=False,
+        )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.monitor is not None and self.monitor.startswith("val/") and not sum(trainer.num_val_batches):
+            rank_zero_warn(f"No validation data, so no {self.monitor}: keeping the newest checkpoint instead.")
+            self.monitor = None
+            self.save_top_k = min(self.save_top_k, 1)
+        super().on_train_start(trainer, pl_module)

@@ -1,0 +1,102 @@
+"""Training curves as a picture and a table."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+
+class LossCurves(Callback):
+    """Draws loss and metrics against the optimizer step when ``fit`` ends, also when it ends by an error.
+
+    Writes ``<log_dir>/curves.png``, and the numbers behind it to ``curves.csv`` (step, metric, value).
+
+    Args:
+        metrics: what to draw, a panel each; names of one panel are joined by ``+``, as in
+            ``train/loss+val/loss``. Names that were never logged are left out.
+        enabled: false draws nothing.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] = (
+            "train/loss+val/loss",
+            "train/sft_loss+train/fused_loss+val/sft_loss",
+            "train/token_accuracy+val/token_accuracy",
+            "train/grad_norm",
+            "train/lam",
+            "train/lr",
+        ),
+        enabled: bool = True,
+    ) -> None:
+        self.panels = [tuple(panel.split("+")) for panel in metrics]
+        self.enabled = enabled
+        self.points: dict[str, list[tuple[int, float]]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": self.points}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.points = {name: [tuple(p) for p in points] for name, points in state_dict["points"].items()}
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._record(trainer, "train/")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._record(trainer, "val/")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._write(trainer)
+
+    def _record(self, trainer: L.Trainer, prefix: str) -> None:
+        for name, value in trainer.callback_metrics.items():
+            points = self.points.setdefault(name, []) if name.startswith(prefix) else None
+            # One point a step, though a step may have several micro-batches.
+            if points is not None and (not points or points[-1][0] < trainer.global_step):
+                points.append((trainer.global_step, float(value)))
+
+    @rank_zero_only
+    def _write(self, trainer: L.Trainer) -> None:
+        if not self.enabled or not self.points or trainer.log_dir is None:
+            return
+        folder = Path(trainer.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "curves.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "metric", "value"])
+            writer.writerows((step, name, value) for name, points in self.points.items() for step, value in points)
+        path = folder / "curves.png"
+        draw_panels(self.points, self.panels, path)
+        rank_zero_info(f"Training curves: {path}")
+
+
+def draw_panels(points: dict[str, list[tuple[int, float]]], panels: Sequence[Sequence[str]], path: Path) -> None:
+    """Draw each panel's metrics against the step and save a PNG; panels without points are left out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = [[name for name in panel if points.get(name)] for panel in panels]
+    drawn = [panel for panel in drawn if panel]
+    columns = min(3, max(1, len(drawn)))
+    rows = math.ceil(len(drawn) / columns) or 1
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for position, panel in enumerate(drawn, start=1):
+        axes = figure.add_subplot(rows, columns, position)
+        for name in panel:
+            steps, values = zip(*points[name], strict=True)
+            marker = "o" if len(steps) < 12 else None
+            axes.plot(steps, values, label=name, marker=marker, markersize=4, linewidth=1.6)
+        axes.set_xlabel("optimizer step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)

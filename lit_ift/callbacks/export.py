@@ -1,0 +1,129 @@
+"""The trained model as a Hugging Face folder, written and checked when ``fit`` ends."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lit_ift.constants import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from lit_ift.models.card import ExportMetadata
+    from lit_ift.modules.base import CausalLMModule
+
+
+class HuggingFaceExport(Callback):
+    """Writes what ``AutoModelForCausalLM.from_pretrained`` opens, then opens it and compares the logits.
+
+    The folder holds safetensors, the tokenizer's files unchanged, the generation config with the tokens that end a
+    turn, and a model card with configuration, metrics and data report. The weights are those of the last step.
+
+    Args:
+        dirpath: folder to write; ``<log_dir>/model`` by default.
+        dtype: of the written weights; that of training by default.
+        overwrite: replace an earlier export in ``dirpath``.
+        enabled: false writes nothing.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        dtype: str | None = None,
+        overwrite: bool = False,
+        enabled: bool = True,
+    ) -> None:
+        self.dirpath = dirpath
+        self.dtype = dtype
+        self.overwrite = overwrite
+        self.enabled = enabled
+        self.folder: Path | None = None
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: "CausalLMModule") -> None:  # type: ignore[override]
+        if not self.enabled or trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+            return
+        target = self.dirpath or (Path(trainer.log_dir) / "model" if trainer.log_dir else None)
+        if target is None:
+            rank_zero_warn("No model folder was written: set export.dirpath, or use a logger that has a folder.")
+            return
+        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            rank_zero_warn("No model folder was written: the weights are sharded over ranks.")
+            return
+        if trainer.is_global_zero:
+            self.folder = self._export(trainer, pl_module, Path(target))
+        trainer.strategy.barrier()
+
+    def _export(self, trainer: L.Trainer, module: "CausalLMModule", target: Path) -> Path:
+        from lit_ift.models import export_model, obtain_model, verify_export
+
+        tokenizer = module.tokenizer
+        spec = module.tokenizer_source
+        source = obtain_model(spec, revision=module.revision) if spec is not None else None
+        # A GGUF file holds its tokenizer inside: there are no files to copy.
+        files = source.path if source is not None and source.gguf_file is None else None
+        folder = export_model(
+            module.model,
+            target,
+            tokenizer=tokenizer,
+            tokenizer_source=files,
+            metadata=self._metadata(trainer, module, source.origin if source is not None else None),
+            dtype=self.dtype,
+            overwrite=self.overwrite,
+        )
+        figures = verify_export(module.model, folder, tokenizer, tokenizer_source=files)
+        rank_zero_info(
+            f"Hugging Face model: {folder} (loaded again: logits differ by at most "
+            f"{figures['max_abs_logit_diff']:.1e}, template ids equal: {figures['template_ids_equal']})"
+        )
+        return folder
+
+    def _metadata(self, trainer: L.Trainer, module: "CausalLMModule", origin: str | None) -> "ExportMetadata":
+        data = getattr(trainer, "datamodule", None)
+        reports = {split: report.as_dict() for split, report in getattr(data, "reports", {}).items()}
+        metadata: ExportMetadata = {
+            "objective": type(module).__name__.removesuffix("Module").lower(),
+            "config": _configuration(trainer, module),
+            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+            "data_report": reports,
+            "stop_token_ids": _turn_ends(data, module.tokenizer),
+        }
+        if isinstance(module.model_spec, str):
+            metadata["base_model"] = module.model_spec
+        if origin is not None:
+            metadata["base_model_origin"] = origin
+        return metadata
+
+
+def _configuration(trainer: L.Trainer, module: "CausalLMModule") -> dict[str, Any]:
+    """What the command line composed, or, without one, the hyperparameters of module and data; no empty entries."""
+    saved = Path(trainer.log_dir) / "config.yaml" if trainer.log_dir else None
+    if saved is not None and saved.is_file():
+        return _without_none(yaml.safe_load(saved.read_text(encoding="utf-8")))
+    data = getattr(trainer, "datamodule", None)
+    both = {"model": dict(module.hparams), "data": dict(getattr(data, "hparams", {}))}
+    return _without_none(both)
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items()}
+    return {k: v for k, v in kept.items() if v is not None and v != {}}
+
+
+def _turn_ends(data: Any, tokenizer: Any) -> list[int]:
+    """Special tokens that end a trained turn of the first training rows."""
+    dataset = getattr(data, "datasets", {}).get("train") if data is not None else None
+    if dataset is None:
+        return []
+    special = set(tokenizer.all_special_ids)
+    ends = set()
+    for example in dataset.examples[:100]:
+        following = [*example.labels[1:], IGNORE_INDEX]
+        ends |= {
+            label
+            for label, after in zip(example.labels, following, strict=True)
+            if label in special and after == IGNORE_INDEX
+        }
+    return sorted(ends)

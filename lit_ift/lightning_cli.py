@@ -1,0 +1,128 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with this package's defaults."""
+
+import re
+import warnings
+from argparse import ArgumentError
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from lit_ift.callbacks import AnswerWriter, HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
+
+# Imported for their names: a class_path may then be as short as `IFTModule`.
+from lit_ift.data import ConversationDataModule, InstructionDataModule, TasksDataModule
+from lit_ift.errors import UserError
+from lit_ift.modules import CausalLMModule, IFTModule, SFTModule
+
+OUTPUT_ROOT = "checkpoints"
+"""Where runs are written unless ``trainer.default_root_dir`` says otherwise."""
+
+
+class NumberedSaveConfig(SaveConfigCallback):
+    """Saves the composed configuration to the run's folder; a second one there becomes ``config.1.yaml``."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not self.already_saved and trainer.log_dir is not None:
+            name, number = Path(self.config_filename), 0
+            while (Path(trainer.log_dir) / self.config_filename).exists():
+                number += 1
+                self.config_filename = f"{name.stem}.{number}{name.suffix}"
+        super().setup(trainer, pl_module, stage)
+
+
+class LitIFTCLI(LightningCLI):
+    """LightningCLI that is strict about keys, seeds runs, and adds the package's callbacks as flat groups."""
+
+    @classmethod
+    def run(cls) -> "LitIFTCLI":
+        """Parse ``sys.argv`` and run its subcommand.
+
+        Raises:
+            argparse.ArgumentError: an option is unknown or has a wrong value.
+            UserError: the configuration cannot be used.
+        """
+        with warnings.catch_warnings():
+            # Lightning calls functions that jsonargparse 5 removes; pyproject.toml requires jsonargparse below 5.
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse|lightning")
+            strict = {"allow_abbrev": False, "exit_on_error": False}
+            return cls(
+                CausalLMModule,
+                L.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=NumberedSaveConfig,
+                seed_everything_default=42,
+                trainer_defaults={"max_epochs": 1, "log_every_n_steps": 10},
+                auto_configure_optimizers=False,
+                parser_kwargs={**strict, **{name: dict(strict) for name in cls.subcommands()}},
+            )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LossCurves, "curves")
+        parser.add_lightning_class_args(TaskAccuracy, "tasks")
+        parser.add_lightning_class_args(HuggingFaceExport, "export")
+        parser.add_lightning_class_args(AnswerWriter, "predictions")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: Lightning would let the checkpoint's hyperparameters overrule it."""
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise UserError(f"The configuration cannot be used: {error}") from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self._get(self.config_init, "trainer", default={})
+        if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
+            kwargs["logger"] = default_loggers(config.get("default_root_dir") or OUTPUT_ROOT)
+        return super().instantiate_trainer(**kwargs)
+
+
+def default_loggers(root: str | Path) -> list[Logger]:
+    """CSV and TensorBoard in one folder, ``<root>/runs/version_<n>``; left alone they would number it twice."""
+    table = CSVLogger(save_dir=root, name="runs")
+    return [table, TensorBoardLogger(save_dir=root, name="runs", version=f"version_{table.version}")]
+
+
+def explain_argument_error(error: ArgumentError, command: str) -> str:
+    """The message of a parser error in one piece, with the nearest option where one was misspelt."""
+    message = str(error).strip()
+    unknown = re.findall(r"(?:option|Option) '([\w.+-]+)'|--([\w.+-]+)", message)
+    names = {(option or flag).split("=")[0] for option, flag in unknown}
+    hints = [hint for name in sorted(names) if (hint := _nearest_option(name))]
+    lines = [message, *hints, f"`lit-ift {command} --help` lists the options; `--print_config` shows their values."]
+    return "\n".join(lines)
+
+
+def _nearest_option(name: str) -> str | None:
+    """``Did you mean …?`` for an option that no class of this package or Trainer knows."""
+    from inspect import signature
+
+    classes = [
+        L.Trainer,
+        RunCheckpoint,
+        ModelCheckpoint,
+        LossCurves,
+        TaskAccuracy,
+        HuggingFaceExport,
+        CausalLMModule,
+        IFTModule,
+        SFTModule,
+        ConversationDataModule,
+        InstructionDataModule,
+        TasksDataModule,
+    ]
+    groups = {"trainer", "model", "data", "checkpoint", "curves", "tasks", "export", "predictions", "seed_everything"}
+    known = groups | {parameter for cls in classes for parameter in signature(cls).parameters}
+    last = name.split(".")[-1]
+    if last in known:
+        return None
+    close = get_close_matches(last, known - {"args", "kwargs"}, n=1)
+    return f"Did you mean '{close[0]}' for '{last}'?" if close else None

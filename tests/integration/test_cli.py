@@ -1,0 +1,184 @@
+"""The command line from end to end, on a tiny model."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_ift.cli import command_first, main
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_folder: Path, data_file: Path) -> Path:
+    content = {
+        "model": {
+            "class_path": "IFTModule",
+            "init_args": {
+                "model": str(model_folder),
+                "lam": 0.3,
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+            },
+        },
+        "data": {
+            "class_path": "InstructionDataModule",
+            "init_args": {"train": str(data_file), "val_fraction": 0.3, "batch_size": 4, "max_length": 64},
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "log_every_n_steps": 1,
+            "default_root_dir": str(tmp_path / "out"),
+            "enable_progress_bar": False,
+        },
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def run(*words: object) -> int:
+    argv = sys.argv
+    try:
+        return main([str(word) for word in words])
+    finally:
+        sys.argv = argv
+
+
+def test_fit_leaves_everything(config: Path, tmp_path: Path, model_folder: Path) -> None:
+    assert run("fit", "--config", config) == 0
+    folder = tmp_path / "out" / "runs" / "version_0"
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert len(losses) >= 6
+    assert losses[-1] < losses[0]
+    assert any(row["val/loss"] for row in rows)
+    assert list(folder.glob("events.out.tfevents*"))
+    checkpoints = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert "last.ckpt" in checkpoints
+    assert len(checkpoints) == 2
+    hparams = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert hparams["lam"] == 0.3
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    original = AutoModelForCausalLM.from_pretrained(model_folder)
+    assert not torch.equal(model.lm_head.weight, original.lm_head.weight)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    assert tokenizer.chat_template
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (folder / "model" / name).read_bytes() == (model_folder / name).read_bytes()
+    card = (folder / "model" / "README.md").read_text()
+    for words in ("lam: 0.3", "val/loss", "rows_kept", "library_name: transformers", "- ift"):
+        assert words in card
+    assert not list((tmp_path / "out").glob("version*"))
+
+    # The saved configuration is one that the command line takes; the second run has a folder of its own.
+    assert run("fit", "--config", folder / "config.yaml", "--trainer.max_epochs", 1) == 0
+    assert (folder.parent / "version_1" / "config.yaml").is_file()
+    assert not (folder.parent / "version_2").exists()
+
+
+def test_validate_test_and_predict(config: Path, tmp_path: Path, data_file: Path, capsys) -> None:
+    assert run("fit", "--config", config) == 0
+    checkpoint = tmp_path / "out" / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    assert run("validate", "--config", config, "--ckpt_path", checkpoint) == 0
+    assert "val/loss" in capsys.readouterr().out
+    test_data = ["--data.init_args.test", data_file]
+    assert run("test", "--config", config, "--ckpt_path", checkpoint, *test_data) == 0
+    assert "test/loss" in capsys.readouterr().out
+    predict_data = ["--data.init_args.predict", data_file, "--model.init_args.generation", "{max_new_tokens: 4}"]
+    assert run("predict", "--config", config, "--ckpt_path", checkpoint, *predict_data) == 0
+    (path,) = (tmp_path / "out" / "runs").glob("version_*/predictions.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["row_id"].rpartition(":")[2] for row in rows] == [str(i) for i in range(1, 22)]
+    assert rows[1]["expected"] == "bb"
+    assert rows[1]["prompt"].endswith("<|im_start|>assistant\n")
+    assert "Say 1 times b" in rows[1]["prompt"]
+
+
+def test_changing_one_line_changes_the_objective(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text().replace("IFTModule", "SFTModule").replace("    lam: 0.3\n", ""))
+    assert run("fit", "--config", config, "--trainer.max_epochs", 1) == 0
+    card = (tmp_path / "out" / "runs" / "version_0" / "model" / "README.md").read_text()
+    assert "- sft" in card
+
+
+def test_an_overlay_may_change_the_objective_too(config: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "sft.yaml"
+    overlay.write_text("model: {class_path: SFTModule}\n")
+    assert run("fit", "--config", config, "--config", overlay, "--trainer.fast_dev_run", "true") == 0
+
+
+def test_the_command_line_wins_over_the_checkpoint(config: Path, tmp_path: Path) -> None:
+    assert run("fit", "--config", config, "--trainer.max_epochs", 1) == 0
+    checkpoint = tmp_path / "out" / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    assert run("fit", "--config", config, "--ckpt_path", checkpoint, "--model.init_args.lam", 0.7) == 0
+    saved = yaml.safe_load((tmp_path / "out" / "runs" / "version_1" / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["lam"] == 0.7
+    with (tmp_path / "out" / "runs" / "version_1" / "metrics.csv").open() as file:
+        values = [float(row["train/lam"]) for row in csv.DictReader(file) if row["train/lam"]]
+    assert values == pytest.approx([0.7] * len(values))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--model.init_args.lamm", "0.2"], 2, "Did you mean 'lam' for 'lamm'?"),
+        (["--trainer.max_epoch", "2"], 2, "Did you mean 'max_epochs' for 'max_epoch'?"),
+        (["--model.init_args.lam", "high"], 2, "lam"),
+        (["--model.init_args.gamma", "1.5"], 1, "gamma=1.5 is not in [0, 1]"),
+        (["--model.init_args.prediction", "best"], 2, "prediction"),
+        (["--data.init_args.train", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["--model.init_args.model", "./nowhere"], 1, "./nowhere"),
+    ],
+)
+def test_wrong_calls_say_what_to_mend(config: Path, capsys, words: list[str], code: int, message: str) -> None:
+    assert run("fit", "--config", config, *words) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_unknown_key_in_a_file(config: Path, capsys) -> None:
+    config.write_text(config.read_text().replace("max_epochs:", "max_epoch:"))
+    assert run("fit", "--config", config) == 2
+    error = capsys.readouterr().err
+    assert "trainer.max_epoch" in error
+    assert "Did you mean 'max_epochs'" in error
+
+
+def test_a_bad_row_stops_before_training(config: Path, tmp_path: Path, capsys) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": 3}\n')
+    words = ["--data.init_args.train", bad, "--data.init_args.val_fraction", 0.0]
+    assert run("fit", "--config", config, *words) == 1
+    error = capsys.readouterr().err
+    assert "bad.jsonl:2" in error
+    assert "completion" in error
+    assert not list((tmp_path / "out").glob("runs/*/metrics.csv"))
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = (
+        "import sys; from lit_ift.cli import main; assert main(['--help']) == 0; assert main(['nope']) == 2; "
+        "heavy = {'torch', 'lightning', 'transformers', 'jsonargparse'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "fit" in done.stdout
+    assert "unknown command 'nope'" in done.stderr
+
+
+def test_the_command_may_come_after_its_options() -> None:
+    assert command_first(["--config", "a.yaml", "fit", "--x", "1"]) == ["fit", "--config", "a.yaml", "--x", "1"]
+    assert command_first(["fit", "--config", "fit"]) == ["fit", "--config", "fit"]
+    assert command_first(["--config=a.yaml", "validate"]) == ["validate", "--config=a.yaml"]
+    assert command_first(["--help"]) == ["--help"]
