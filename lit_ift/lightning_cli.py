@@ -1,6 +1,7 @@
 """``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with this package's defaults."""
 
 import re
+import sys
 import warnings
 from argparse import ArgumentError
 from difflib import get_close_matches
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -27,9 +28,10 @@ class NumberedSaveConfig(SaveConfigCallback):
     """Saves the composed configuration to the run's folder; a second one there becomes ``config.1.yaml``."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if not self.already_saved and trainer.log_dir is not None:
+        folder = trainer.log_dir  # A broadcast: once on every rank, however many files each of them sees.
+        if not self.already_saved and folder is not None:
             name, number = Path(self.config_filename), 0
-            while (Path(trainer.log_dir) / self.config_filename).exists():
+            while (Path(folder) / self.config_filename).exists():
                 number += 1
                 self.config_filename = f"{name.stem}.{number}{name.suffix}"
         super().setup(trainer, pl_module, stage)
@@ -82,6 +84,12 @@ class LitIFTCLI(LightningCLI):
         config = self._get(self.config_init, "trainer", default={})
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
             kwargs["logger"] = default_loggers(config.get("default_root_dir") or OUTPUT_ROOT)
+        given = config.get("callbacks") or []
+        callbacks = given if isinstance(given, list) else [given]
+        shows_progress = config.get("enable_progress_bar") is not False and not config.get("barebones")
+        if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            # One line of text, which also reads well in a log file; Lightning's choice would show nothing there.
+            kwargs["callbacks"] = [*callbacks, TQDMProgressBar(refresh_rate=1 if sys.stdout.isatty() else 10)]
         return super().instantiate_trainer(**kwargs)
 
 

@@ -37,6 +37,11 @@ class LossCurves(Callback):
         self.panels = [tuple(panel.split("+")) for panel in metrics]
         self.enabled = enabled
         self.points: dict[str, list[tuple[int, float]]] = {}
+        self.folder: Path | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # All ranks ask at once, because Lightning answers with a broadcast; later a single rank may have failed.
+        self.folder = Path(trainer.log_dir) if trainer.log_dir is not None else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"points": self.points}
@@ -52,10 +57,10 @@ class LossCurves(Callback):
             self._record(trainer, "val/")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer)
+        self._write()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._write(trainer)
+        self._write()
 
     def _record(self, trainer: L.Trainer, prefix: str) -> None:
         for name, value in trainer.callback_metrics.items():
@@ -65,16 +70,15 @@ class LossCurves(Callback):
                 points.append((trainer.global_step, float(value)))
 
     @rank_zero_only
-    def _write(self, trainer: L.Trainer) -> None:
-        if not self.enabled or not self.points or trainer.log_dir is None:
+    def _write(self) -> None:
+        if not self.enabled or not self.points or self.folder is None:
             return
-        folder = Path(trainer.log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "curves.csv").open("w", newline="", encoding="utf-8") as file:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "curves.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["step", "metric", "value"])
             writer.writerows((step, name, value) for name, points in self.points.items() for step, value in points)
-        path = folder / "curves.png"
+        path = self.folder / "curves.png"
         draw_panels(self.points, self.panels, path)
         rank_zero_info(f"Training curves: {path}")
 

@@ -45,7 +45,8 @@ class HuggingFaceExport(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: "CausalLMModule") -> None:  # type: ignore[override]
         if not self.enabled or trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
-        target = self.dirpath or (Path(trainer.log_dir) / "model" if trainer.log_dir else None)
+        run = trainer.log_dir  # Lightning answers with a broadcast: all ranks must ask, and only here.
+        target = self.dirpath or (Path(run) / "model" if run else None)
         if target is None:
             rank_zero_warn("No model folder was written: set export.dirpath, or use a logger that has a folder.")
             return
@@ -53,10 +54,10 @@ class HuggingFaceExport(Callback):
             rank_zero_warn("No model folder was written: the weights are sharded over ranks.")
             return
         if trainer.is_global_zero:
-            self.folder = self._export(trainer, pl_module, Path(target))
+            self.folder = self._export(trainer, pl_module, Path(target), run)
         trainer.strategy.barrier()
 
-    def _export(self, trainer: L.Trainer, module: "CausalLMModule", target: Path) -> Path:
+    def _export(self, trainer: L.Trainer, module: "CausalLMModule", target: Path, run: str | None) -> Path:
         from lit_ift.models import export_model, obtain_model, verify_export
 
         tokenizer = module.tokenizer
@@ -69,7 +70,7 @@ class HuggingFaceExport(Callback):
             target,
             tokenizer=tokenizer,
             tokenizer_source=files,
-            metadata=self._metadata(trainer, module, source.origin if source is not None else None),
+            metadata=self._metadata(trainer, module, source.origin if source is not None else None, run),
             dtype=self.dtype,
             overwrite=self.overwrite,
         )
@@ -80,12 +81,14 @@ class HuggingFaceExport(Callback):
         )
         return folder
 
-    def _metadata(self, trainer: L.Trainer, module: "CausalLMModule", origin: str | None) -> "ExportMetadata":
+    def _metadata(
+        self, trainer: L.Trainer, module: "CausalLMModule", origin: str | None, run: str | None
+    ) -> "ExportMetadata":
         data = getattr(trainer, "datamodule", None)
         reports = {split: report.as_dict() for split, report in getattr(data, "reports", {}).items()}
         metadata: ExportMetadata = {
             "objective": type(module).__name__.removesuffix("Module").lower(),
-            "config": _configuration(trainer, module),
+            "config": _configuration(trainer, module, run),
             "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
             "data_report": reports,
             "stop_token_ids": _turn_ends(data, module.tokenizer),
@@ -97,9 +100,9 @@ class HuggingFaceExport(Callback):
         return metadata
 
 
-def _configuration(trainer: L.Trainer, module: "CausalLMModule") -> dict[str, Any]:
+def _configuration(trainer: L.Trainer, module: "CausalLMModule", run: str | None) -> dict[str, Any]:
     """What the command line composed, or, without one, the hyperparameters of module and data; no empty entries."""
-    saved = Path(trainer.log_dir) / "config.yaml" if trainer.log_dir else None
+    saved = Path(run) / "config.yaml" if run else None
     if saved is not None and saved.is_file():
         return _without_none(yaml.safe_load(saved.read_text(encoding="utf-8")))
     data = getattr(trainer, "datamodule", None)

@@ -23,9 +23,10 @@ class AnswerWriter(Callback):
         self.path: Path | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.enabled and trainer.log_dir is not None:
+        folder = trainer.log_dir
+        if self.enabled and folder is not None:
             name = "predictions.jsonl" if trainer.world_size == 1 else f"predictions.rank{trainer.global_rank}.jsonl"
-            self.path = Path(trainer.log_dir) / name
+            self.path = Path(folder) / name
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text("", encoding="utf-8")
 

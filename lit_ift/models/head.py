@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_ift.errors import UserError
+from lit_ift.models.modes import evaluating
 
 _NUM_CHECK_TOKENS: Final = 8
 
@@ -102,14 +103,8 @@ def check_hidden_state_path(model: Any) -> None:
         UserError: the logits differ: the architecture is not supported.
     """
     inner = base_model(model)
-    modes = {module: module.training for module in inner.modules()}
-    inner.eval()
-    try:
-        with torch.no_grad():
-            _compare(inner)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(inner), torch.no_grad():
+        _compare(inner)
 
 
 def _compare(inner: Any) -> None:

@@ -68,14 +68,10 @@ def verify_export(model: Any, folder: Path, tokenizer: Any, *, tokenizer_source:
 def _logits(model: Any, ids: Any) -> Any:
     import torch
 
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            return model(input_ids=ids, use_cache=False).logits
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    from lit_ift.models.modes import evaluating
+
+    with evaluating(model), torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
 
 
 def _tolerance(trained: Any, stored: Any, logits: Any) -> float:

@@ -1,0 +1,136 @@
+"""What the callbacks write, and when they stay quiet."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from tiny import tiny_batch, tiny_model, tiny_tokenizer
+from torch.utils.data import DataLoader
+
+from lit_ift.callbacks import HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
+from lit_ift.data import TaskItem, TasksDataModule
+from lit_ift.data.verifiable import VerifiableDataModule
+from lit_ift.modules import IFTModule, SFTModule
+
+
+def loader(batches: int = 3) -> DataLoader:
+    return DataLoader([tiny_batch(2, first=2 * i) for i in range(batches)], batch_size=None)
+
+
+def trainer(tmp_path: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        logger=CSVLogger(tmp_path),
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 2, "log_every_n_steps": 1, "enable_checkpointing": False, **options},
+    )
+
+
+def test_curves_have_one_point_a_step(tmp_path: Path) -> None:
+    curves = LossCurves()
+    run = trainer(tmp_path, curves, accumulate_grad_batches=2)
+    run.fit(IFTModule(tiny_model()), loader(), loader(1))
+    assert [step for step, _ in curves.points["train/loss"]] == [1, 2, 3, 4]
+    assert [step for step, _ in curves.points["val/loss"]] == [2, 4]
+    folder = Path(run.log_dir)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with (folder / "curves.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "train/loss"]
+    assert [float(row["value"]) for row in rows] == [value for _, value in curves.points["train/loss"]]
+    again = LossCurves()
+    again.load_state_dict(json.loads(json.dumps(curves.state_dict())))
+    assert again.points == curves.points
+
+
+def test_curves_are_drawn_when_training_breaks(tmp_path: Path) -> None:
+    class Breaks(SFTModule):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            if batch_idx == 2:
+                raise RuntimeError("broken on purpose")
+            return super().training_step(batch, batch_idx)
+
+    run = trainer(tmp_path, LossCurves())
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run.fit(Breaks(tiny_model()), loader())
+    assert (Path(run.log_dir) / "curves.png").is_file()
+
+
+def test_checkpoint_without_validation_keeps_the_newest(tmp_path: Path) -> None:
+    checkpoint = RunCheckpoint()
+    run = trainer(tmp_path, checkpoint, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="No validation data"):
+        run.fit(SFTModule(tiny_model()), loader())
+    names = sorted(path.name for path in Path(checkpoint.dirpath).iterdir())
+    assert names == ["last.ckpt", "step=6.ckpt"]
+
+
+def test_checkpoint_keeps_the_best(tmp_path: Path) -> None:
+    checkpoint = RunCheckpoint(save_last=False)
+    run = trainer(tmp_path, checkpoint, enable_checkpointing=True, max_epochs=3)
+    run.fit(SFTModule(tiny_model()), loader(), loader(1))
+    assert checkpoint.best_model_score == pytest.approx(min(float(checkpoint.best_model_score), 1e9))
+    assert len(list(Path(checkpoint.dirpath).iterdir())) == 1
+
+
+class Addition(TasksDataModule):
+    """Two questions whose answers are scored without a verifier: 1 for a 'b', 0.5 for anything else."""
+
+    def eval_items(self, limit_per_task: int | None = None) -> list[TaskItem]:
+        question = [{"role": "user", "content": "1 + 1 = ?"}]
+        items = [TaskItem(task, question, "2", f"{task}#{i}") for task in ("one", "two") for i in range(2)]
+        return items[:limit_per_task] if limit_per_task == 1 else items
+
+    def score(self, item: TaskItem, answer: str) -> float:
+        return 1.0 if item.row_id in ("one#0", "two#0", "two#1") else 0.5
+
+
+def test_accuracy_counts_full_scores_only(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = Addition(
+        {"spell_backward": {"min_word_len": 3, "max_word_len": 5}}, train_size=4, val_size=2, tokenizer=tiny_tokenizer()
+    )
+    assert isinstance(data, VerifiableDataModule)
+    accuracy = TaskAccuracy(items_per_task=2, max_new_tokens=2)
+    run = trainer(tmp_path, accuracy)
+    module = SFTModule(tiny_model(dtype=torch.float32))
+    run.fit(module, datamodule=data)
+    assert accuracy.accuracies() == {
+        "one": {"before": 0.5, "after": 0.5},
+        "two": {"before": 1.0, "after": 1.0},
+        "mean": {"before": 0.75, "after": 0.75},
+    }
+    assert module.training  # Generation leaves the mode as it was.
+    printed = capsys.readouterr().out
+    assert "75.0 %" in printed
+    assert "1 + 1 = ?" in printed
+    content = json.loads((Path(run.log_dir) / "answers.json").read_text())
+    assert [answer["score"] for answer in content["after"]] == [1.0, 0.5, 1.0, 1.0]
+
+
+def test_accuracy_does_nothing_without_tasks(tmp_path: Path) -> None:
+    accuracy = TaskAccuracy()
+    trainer(tmp_path, accuracy).fit(SFTModule(tiny_model()), loader())
+    assert accuracy.accuracies() == {}
+
+
+def test_export_of_a_ready_model_with_user_data(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    module = SFTModule(tiny_model(tied=True, dtype=torch.float32))
+    module.tokenizer = tiny_tokenizer()
+    export = HuggingFaceExport(dirpath=tmp_path / "model")
+    trainer(tmp_path, export).fit(module, loader())
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(again.get_input_embeddings().weight, module.model.get_input_embeddings().weight)
+
+
+def test_export_can_be_switched_off(tmp_path: Path) -> None:
+    export = HuggingFaceExport(dirpath=tmp_path / "model", enabled=False)
+    trainer(tmp_path, export).fit(SFTModule(tiny_model()), loader())
+    assert not (tmp_path / "model").exists()
