@@ -1,0 +1,89 @@
+"""Every shipped configuration parses and instantiates, as the command in its own header runs it."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_batch, tiny_model
+
+from lit_ift.lightning_cli import LitIFTCLI
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+HERE = [
+    *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1"),
+    *("--trainer.strategy", "auto", "--trainer.precision", "32-true"),
+]
+
+
+class DryCLI(LitIFTCLI):
+    """Instantiates everything and stops there."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        assert subcommand == "fit"
+
+
+def test_all_are_found() -> None:
+    names = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in CONFIGS}
+    objectives, models = ("ift", "sft"), ("smollm2-135m", "qwen2.5-0.5b", "mistral-7b-paper")
+    assert names == {"quickstart", "quickstart-sft", *(f"{o}/{m}" for o in objectives for m in models)}
+    assert len(CONFIGS) == 8
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_instantiates(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (command,) = re.findall(r"^# Run: .*?(lit-ift fit .*?)\)?$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    words = shlex.split(command)
+    assert str(path.relative_to(ROOT)) in words
+    monkeypatch.chdir(ROOT)
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*words, *HERE, *root])
+    loaded: list[Any] = []
+
+    def stub(model: str, **options: Any) -> Any:
+        loaded.append(model)
+        return tiny_model(dtype=torch.float32)
+
+    monkeypatch.setattr("lit_ift.modules.base.load_model", stub)
+    cli = DryCLI.run()
+    assert type(cli.model).__name__ == ("SFTModule" if "sft" in str(path.relative_to(ROOT)) else "IFTModule")
+    cli.model.configure_model()
+    assert len(loaded) == 1
+    losses, _ = cli.model.example_losses(tiny_batch())
+    assert losses.shape == (4,)
+    monkeypatch.setattr(type(cli.trainer), "estimated_stepping_batches", 100)
+    cli.model.trainer = cli.trainer
+    configured = cli.model.configure_optimizers()
+    assert configured["optimizer"].param_groups[0]["lr"] > 0
+    assert configured["lr_scheduler"]["scheduler"].total_steps == 100
+
+
+def test_the_papers_recipe() -> None:
+    """arXiv:2405.11870, Table 4 and section 5: what must not drift."""
+    import yaml
+
+    for objective in ("ift", "sft"):
+        config = yaml.safe_load((ROOT / f"configs/{objective}/mistral-7b-paper.yaml").read_text())
+        model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+        assert model["optimizer"] == {"class_path": "torch.optim.RMSprop", "init_args": {"lr": 5.0e-7}}
+        assert model["lr_scheduler"]["class_path"].endswith("CosineSchedule")
+        assert model["lr_scheduler"]["init_args"] == {"warmup": 0.1}
+        assert data["batch_size"] * trainer["accumulate_grad_batches"] * trainer["devices"] == 512
+        assert (data["max_length"], trainer["max_epochs"]) == (1024, 3)
+
+
+def test_objectives_differ_in_nothing_else() -> None:
+    """One line chooses the objective: the pairs of files agree but for it and its own options."""
+    import yaml
+
+    for path in (ROOT / "configs" / "ift").glob("*.yaml"):
+        ift = yaml.safe_load(path.read_text())
+        sft = yaml.safe_load((ROOT / "configs" / "sft" / path.name).read_text())
+        assert ift["model"].pop("class_path") == "IFTModule"
+        assert sft["model"].pop("class_path") == "SFTModule"
+        assert (ift["model"]["init_args"].pop("lam"), ift["model"]["init_args"].pop("gamma")) == (0.2, 0.95)
+        assert ift == sft
