@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import json
 import os
 from pathlib import Path
 
@@ -17,3 +18,24 @@ def smollm2() -> str:
         return obtain_model("HuggingFaceTB/SmolLM2-135M-Instruct", cache_dir=root / "models").path
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with a byte-level tokenizer, as `save_pretrained` writes it."""
+    import torch
+    from tiny import tiny_model, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_model("llama", dtype=torch.float32).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """21 rows of prompt and completion, of different lengths."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [{"prompt": f"Say {i} times b", "completion": "b" * (1 + i % 7)} for i in range(21)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

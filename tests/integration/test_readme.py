@@ -1,0 +1,148 @@
+"""The README's commands and example run as written, on a tiny model and tiny data."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_ift.cli import main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+]
+
+
+def test_every_command_is_covered() -> None:
+    assert len(COMMANDS) == 9
+    assert {shlex.split(command)[0] for command in COMMANDS} == {"make", "lit-ift"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that looks like the repository to a command: configs, and the user's my.jsonl."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my.jsonl").write_bytes(data_file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tiny(command: str, model_folder: Path) -> list[str]:
+    """Options that make a command small; they come last, so they win."""
+    options = {
+        "model.init_args.model": model_folder,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.max_epochs": 1,
+        "trainer.limit_train_batches": 2,
+        "trainer.limit_val_batches": 2,
+        "trainer.val_check_interval": 1.0,
+        "data.init_args.max_length": 512,  # The tiny tokenizer has one token a byte.
+    }
+    if "quickstart" in command:
+        options |= {"tasks.items_per_task": 2, "data.init_args.train_size": 16, "data.init_args.val_size": 4}
+    else:
+        options |= {"data.init_args.batch_size": 4, "data.init_args.val_fraction": 0.3}
+        if "init_args.train " not in command:
+            options["data.init_args.train"] = "my.jsonl"
+    if "predict" in command:
+        options["model.init_args.generation"] = "{max_new_tokens: 4}"
+    if "--trainer.devices" in command:
+        options["trainer.devices"] = 2
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("lit-ift")])
+def test_lit_ift_commands(
+    command: str, here: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = [*shlex.split(command)[1:], *tiny(command, model_folder)]
+    monkeypatch.setattr(sys, "argv", ["lit-ift"])
+    if "--ckpt_path" in command:
+        assert main(["fit", "--config", "configs/ift/smollm2-135m.yaml", *tiny("fit", model_folder)]) == 0
+    if "--print_config" in command:
+        with pytest.raises(SystemExit, match="0"):
+            main(words)
+        assert "class_path: lit_ift.IFTModule" in capsys.readouterr().out
+    elif "--trainer.devices" in command:
+        # The launcher starts further processes of the command itself.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "lit_ift", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (here / "checkpoints/runs/version_0/model/model.safetensors").is_file()
+    else:
+        assert main(words) == 0
+        expected = "predictions.jsonl" if "predict" in command else "config.yaml"
+        assert list((here / "checkpoints" / "runs").glob(f"version_*/{expected}"))
+
+
+def stand_in(folder: Path) -> Path:
+    """An environment folder that holds this interpreter's commands and counts as installed."""
+    binaries = folder / "bin"
+    binaries.mkdir(parents=True)
+    for name in ("python", "lit-ift", "ruff", "mypy"):
+        (binaries / name).symlink_to(Path(sys.executable).parent / name)
+    for extra in ("quickstart", "dev"):
+        (folder / f".installed-{extra}").touch()
+    return folder
+
+
+def test_make_quickstart(tmp_path: Path, model_folder: Path) -> None:
+    assert "make quickstart" in COMMANDS
+    environment = stand_in(tmp_path / "env")
+    options = shlex.join([*tiny("quickstart", model_folder), "--trainer.default_root_dir", str(tmp_path / "out")])
+    done = subprocess.run(
+        ["make", "quickstart", f"VENV={environment}", f"ARGS={options}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Accuracy on held-out tasks" in done.stdout
+    folder = tmp_path / "out" / "runs" / "version_0"
+    for name in ("curves.png", "answers.json", "metrics.csv", "model/model.safetensors"):
+        assert (folder / name).is_file()
+
+
+def test_make_test_runs_everything(tmp_path: Path) -> None:
+    """Not run from inside itself, but what it would run is looked at."""
+    assert "make test" in COMMANDS
+    command = ["make", "--dry-run", "test", f"VENV={stand_in(tmp_path / 'env')}"]
+    planned = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    for step in ("ruff check", "ruff format --check", "mypy", "pytest"):
+        assert step in planned
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_own_objective(here: Path, model_folder: Path) -> None:
+    """The example, with the tiny model, from a file outside the package and under a plain Trainer."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    body = [line for line in code.split("class FocalModule")[1].splitlines() if line.strip() and '"""' not in line]
+    assert body.index('module = FocalModule("HuggingFaceTB/SmolLM2-135M-Instruct")') <= 10
+    code = code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(model_folder))
+    code += "assert 0 < module.trainer.callback_metrics['train/loss'] < 20\nassert module.trainer.global_step == 6\n"
+    (here / "my_objective.py").write_text(code)
+    done = subprocess.run([sys.executable, "my_objective.py"], capture_output=True, text=True, check=False, cwd=here)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_own_objective_on_the_command_line(here: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)\n\n\nmodule = ", README, re.DOTALL)
+    (here / "my_package.py").write_text(code)
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setattr(sys, "argv", ["lit-ift"])
+    words = ["--config", "configs/sft/smollm2-135m.yaml", "--model", "my_package.FocalModule"]
+    assert main(["fit", *words, *tiny("fit", model_folder)]) == 0
