@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -59,7 +60,7 @@ class LitIFTCLI(LightningCLI):
                 subclass_mode_data=True,
                 save_config_callback=NumberedSaveConfig,
                 seed_everything_default=42,
-                trainer_defaults={"max_epochs": 1, "log_every_n_steps": 10},
+                trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1},
                 auto_configure_optimizers=False,
                 parser_kwargs={**strict, **{name: dict(strict) for name in cls.subcommands()}},
             )
@@ -77,7 +78,7 @@ class LitIFTCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             raise UserError(f"The configuration cannot be used: {error}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

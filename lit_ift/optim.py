@@ -1,7 +1,7 @@
 """Parameter groups and learning-rate schedules."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,19 +14,75 @@ LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 """Builds a scheduler from the optimizer, stepped after every optimizer step."""
 
 
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices, and vectors (norms, biases) which get no weight decay.
+_WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+_OPTIONS = ("lr", "initial_lr", "weight_decay", "betas", "momentum", "eps", "alpha", "dampening", "nesterov")
+"""What a configuration says of an optimizer; other entries of a parameter group may be its running state."""
+
+
+def vector_names(module: nn.Module) -> frozenset[str]:
+    """Names of all parameters of fewer than two dimensions (norms, biases), taken before a strategy flattens them."""
+    return frozenset(name for name, parameter in module.named_parameters() if parameter.ndim < 2)
+
+
+def parameter_groups(module: nn.Module, vectors: Collection[str]) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups, of which the second gets no weight decay.
+
+    Args:
+        module: may be wrapped by FSDP, ``torch.compile`` or activation checkpointing.
+        vectors: names of the parameters for the second group, as ``vector_names`` gives them.
 
     Raises:
         ValueError: nothing is trainable.
     """
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not trainable:
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        for wrapper in _WRAPPERS:
+            name = name.replace(wrapper, "")
+        if parameter.requires_grad:
+            (plain if name in vectors else decayed).append(parameter)
+    if not decayed and not plain:
         raise ValueError("no parameter requires a gradient: nothing to train")
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def configured_options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The options of each parameter group as they are now, to compare with after a checkpoint was restored."""
+    return [{name: group[name] for name in _OPTIONS if name in group} for group in optimizer.param_groups]
+
+
+def keep_configuration(
+    optimizer: Optimizer, schedulers: Sequence[Any], configured: Sequence[dict[str, Any]]
+) -> list[str]:
+    """Put configured options back where a checkpoint restored others; how far a schedule has got stays.
+
+    Args:
+        optimizer: as restored.
+        schedulers: its schedulers, as restored.
+        configured: what ``configured_options`` said before.
+
+    Returns:
+        A line for each option that differed, ``lr: 1e-05 -> 0.5``.
+    """
+    differences: dict[str, None] = {}
+    for group, options in zip(optimizer.param_groups, configured, strict=True):
+        peak = "initial_lr" if "initial_lr" in options else "lr"
+        before, after = group[peak], options[peak]
+        for name, value in options.items():
+            if name == "lr" and peak == "initial_lr":
+                continue
+            if group[name] != value:
+                differences[f"{'lr' if name == peak else name}: {group[name]} -> {value}"] = None
+            group[name] = value
+        if peak == "initial_lr" and before != after:
+            group["lr"] = group["lr"] * after / before if before else options["lr"]
+    for scheduler in schedulers:
+        if differences and hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        if isinstance(scheduler, WarmupSchedule):
+            scheduler.apply()
+    return list(differences)
 
 
 class WarmupSchedule(LRScheduler):
@@ -60,8 +116,12 @@ class WarmupSchedule(LRScheduler):
         return self.total_steps is None and (self.decays or 0 < self.warmup < 1)
 
     def bind(self, total_steps: int) -> None:
-        """Set the length of the run and apply it to the current step."""
+        """Set the length of the run."""
         self.total_steps = total_steps
+        self.apply()
+
+    def apply(self) -> None:
+        """Set the learning rates of the current step."""
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

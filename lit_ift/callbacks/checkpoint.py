@@ -47,7 +47,10 @@ class RunCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
         )
 
+        self._configured = monitor, save_top_k
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.monitor, self.save_top_k = self._configured
         if self.monitor is not None and self.monitor.startswith("val/") and not sum(trainer.num_val_batches):
             rank_zero_warn(f"No validation data, so no {self.monitor}: keeping the newest checkpoint instead.")
             self.monitor = None

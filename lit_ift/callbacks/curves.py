@@ -39,6 +39,9 @@ class LossCurves(Callback):
         self.points: dict[str, list[tuple[int, float]]] = {}
         self.folder: Path | None = None
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.points = {}  # A checkpoint's points come after this, an earlier fit's do not count.
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # All ranks ask at once, because Lightning answers with a broadcast; later a single rank may have failed.
         self.folder = Path(trainer.log_dir) if trainer.log_dir is not None else None

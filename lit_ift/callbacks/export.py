@@ -42,16 +42,22 @@ class HuggingFaceExport(Callback):
         self.enabled = enabled
         self.folder: Path | None = None
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.enabled and _is_sharded(trainer):
+            rank_zero_warn(
+                "The weights are sharded over ranks, so no model folder will be written when fit ends. Load the "
+                "checkpoint in one process (load_from_checkpoint) and call lit_ift.models.export_model."
+            )
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: "CausalLMModule") -> None:  # type: ignore[override]
         if not self.enabled or trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+            return
+        if _is_sharded(trainer):
             return
         run = trainer.log_dir  # Lightning answers with a broadcast: all ranks must ask, and only here.
         target = self.dirpath or (Path(run) / "model" if run else None)
         if target is None:
             rank_zero_warn("No model folder was written: set export.dirpath, or use a logger that has a folder.")
-            return
-        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-            rank_zero_warn("No model folder was written: the weights are sharded over ranks.")
             return
         if trainer.is_global_zero:
             self.folder = self._export(trainer, pl_module, Path(target), run)
@@ -98,6 +104,10 @@ class HuggingFaceExport(Callback):
         if origin is not None:
             metadata["base_model_origin"] = origin
         return metadata
+
+
+def _is_sharded(trainer: L.Trainer) -> bool:
+    return isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
 
 def _configuration(trainer: L.Trainer, module: "CausalLMModule", run: str | None) -> dict[str, Any]:

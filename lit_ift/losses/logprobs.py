@@ -20,7 +20,14 @@ Select = Callable[[Tensor], Tensor]
 """Maps float32 logits (n, V) to token ids, (n,) or several a row, (n, K)."""
 
 _CHUNK_ELEMENTS = 2**25
-"""Logits held at once by default: 128 MiB in float32."""
+"""Logits held at once: 128 MiB in float32."""
+_CHUNK_SIZE = 512
+"""Positions whose logits are held at once where the vocabulary size is not told."""
+
+
+def chunk_size_for(vocabulary_size: int) -> int:
+    """Positions whose logits fit into 2^25 elements, at least one."""
+    return max(1, _CHUNK_ELEMENTS // vocabulary_size)
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def head_logps(
         targets: token ids, (N,).
         head: maps hidden states to logits.
         select: chooses token ids from each row of logits; no gradient. None chooses none.
-        chunk_size: positions per chunk; by default as many as make 2^25 logits.
+        chunk_size: positions per chunk, such as ``chunk_size_for(V)``; 512 by default.
 
     Returns:
         Natural log-probabilities (N,), float32 or better, and what was selected. Gradient flows to ``hidden`` and to
@@ -91,8 +98,7 @@ def head_logps(
         with torch.no_grad():
             return logps_n, targets_n.new_empty(0) if select is None else select(logits_nV.detach())
 
-    if chunk_size is None:
-        chunk_size = max(1, _CHUNK_ELEMENTS // _vocabulary_size(head, hidden))
+    chunk_size = _CHUNK_SIZE if chunk_size is None else chunk_size
     if hidden.shape[0] <= chunk_size:
         return score(hidden, targets)
     parts = [
@@ -136,9 +142,3 @@ def score_tokens(
     )
     nll = torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(mask, -logps)
     return TokenScores(nll=nll, mask=mask, predictions=predictions)
-
-
-def _vocabulary_size(head: Head, hidden: Tensor) -> int:
-    """Number of logits a row; asks the head itself, so that it holds for every kind of head."""
-    with torch.no_grad():
-        return int(head(hidden[:1]).shape[-1])

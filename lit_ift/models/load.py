@@ -166,7 +166,7 @@ def _check_folder(source: ModelSource) -> None:
     folder = Path(source.path)
     if not source.is_local or (folder / "config.json").is_file():
         return
-    remedy = "Name a folder that save_pretrained or 'lit-ift export' wrote."
+    remedy = "Name a folder that save_pretrained wrote, such as a run's model/ folder."
     if (folder / "adapter_config.json").is_file():
         remedy = "It holds an adapter: merge it into its base model first."
     elif gguf_files := sorted(folder.glob("*.gguf")):

@@ -1,7 +1,8 @@
 """One LightningModule per objective."""
 
-from lit_ift.modules.base import Batch, CausalLMModule, ExampleLosses
+from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.ift import IFTModule
 from lit_ift.modules.sft import SFTModule
+from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
 
-__all__ = ["Batch", "CausalLMModule", "ExampleLosses", "IFTModule", "SFTModule"]
+__all__ = ["Batch", "CausalLMModule", "ExampleLosses", "ExampleMeanModule", "IFTModule", "SFTModule"]

@@ -3,36 +3,34 @@
 Shapes: B examples, T tokens, N trained positions, D hidden size.
 """
 
-import math
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import lightning as L
-import torch
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
-from torchmetrics import MeanMetric
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.errors import NonFiniteLossError, UserError
+from lit_ift.errors import UserError
 from lit_ift.generate import generate_answers
-from lit_ift.losses.logprobs import Select, TokenScores, greedy, score_tokens, target_mask
+from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
 from lit_ift.losses.sft import per_sequence_mean, target_counts
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 from lit_ift.models.load import load_model, load_tokenizer
-from lit_ift.modules.window import AccumulationWindow
-from lit_ift.optim import CosineSchedule, LRSchedulerCallable, OptimizerCallable, WarmupSchedule, parameter_groups
+from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
+from lit_ift.optim import (
+    CosineSchedule,
+    LRSchedulerCallable,
+    OptimizerCallable,
+    WarmupSchedule,
+    parameter_groups,
+    vector_names,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Reduction = Literal["sequence", "token"]
-Batch = dict[str, Any]
-ExampleLosses = tuple[Tensor, dict[str, Tensor]]
-"""Losses of shape (B,) with gradient, and detached metrics of shape (B,)."""
 
 
 def default_optimizer(params: Any) -> Optimizer:
@@ -65,21 +63,15 @@ def _split_at_answer(input_ids: Tensor, labels: Tensor) -> tuple[list[int], list
     return input_ids[:start].tolist(), input_ids[start:end].tolist()
 
 
-class CausalLMModule(L.LightningModule):
+class CausalLMModule(ExampleMeanModule):
     """A causal language model trained on a loss per example.
 
     A subclass says what an example's loss is, in ``example_losses`` (from the batch) or, for objectives on the
     token losses of one forward pass, in ``per_example_loss``. Everything else is done here: loading, exact
     normalisation of the loss under gradient accumulation and several ranks, logging, evaluation, generation.
 
-    Normalisation: the gradient of an optimizer step is that of ``sum_b weight_b * loss_b / sum_b weight_b`` over
-    all examples of all its micro-batches on all ranks, however they were split and however short the last window
-    is. To that end ``training_step`` returns sums, and ``optimizer_step`` divides the gradients once, before
-    clipping and before ``on_before_optimizer_step``. The mean is logged as ``train/loss``.
-
-    Logged every optimizer step: ``train/loss`` and the objective's metrics, ``train/lr``, ``train/grad_norm``
-    (before clipping), ``train/tokens_per_s`` (input tokens of all ranks, padding apart). Validation and test log
-    the same means under ``val/`` and ``test/``.
+    An optimizer step follows the exact mean over all its examples on all ranks, and logs it: see
+    ``ExampleMeanModule``.
 
     Args:
         model: hub id, local folder, GGUF file, or a ready ``PreTrainedModel``.
@@ -141,12 +133,12 @@ class CausalLMModule(L.LightningModule):
         self._build_optimizer = optimizer
         self._build_scheduler = lr_scheduler
         self._language_model_ready = False
+        self._froze_embeddings = False
+        self._vector_names: frozenset[str] = frozenset()
         self._logit_transform = LogitTransform()
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._window = AccumulationWindow()
-        self._evaluation: dict[str, MeanMetric] = {}
         if not isinstance(model, str):
-            self.configure_model()
+            self._load()
 
     # What an objective overrides ---------------------------------------------------------------------------------
 
@@ -179,14 +171,45 @@ class CausalLMModule(L.LightningModule):
         counts = target_counts(target_mask(batch["labels"]))
         return (counts if self.reduction == "token" else counts > 0).float()
 
+    def check_batch(self, batch: Batch) -> None:
+        missing = [name for name in ("input_ids", "labels") if name not in batch]
+        if missing:
+            raise UserError(
+                f"The batch has no {' and no '.join(missing)}; it has {', '.join(batch)}. {type(self).__name__} needs "
+                f"input_ids and labels of shape (B, T), labels being {IGNORE_INDEX} where not trained on."
+            )
+        mask = batch.get("attention_mask")
+        if mask is not None and "position_ids" not in batch and bool((mask[:, 0] == 0).any()):
+            raise UserError(
+                "Rows are padded on the left, which shifts the positions of models with position embeddings. "
+                "Pad on the right, or put position_ids into the batch."
+            )
+
     # The language model ------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Load the language model into ``self.model``; does nothing the second time.
+        """Load the language model into ``self.model`` unless it is there, and make it ready for this run.
 
         Raises:
             UserError: the model cannot be obtained, or its architecture is one that this package would score wrongly.
         """
+        self._load()
+        embedding = self.model.get_input_embeddings()
+        if self.detach_input_embeddings and not is_tied(self.model):
+            # It would never get a gradient, which DDP and resuming under FSDP2 take for an error.
+            self._froze_embeddings |= embedding.weight.requires_grad
+            embedding.requires_grad_(False)
+        elif not embedding.weight.requires_grad:
+            rank_zero_warn("The input embeddings do not require gradients and will not be trained.")
+        self._vector_names = vector_names(self)
+
+    def teardown(self, stage: str) -> None:
+        # The model may be the caller's, who trains the embeddings with another objective next.
+        if self._froze_embeddings:
+            self.model.get_input_embeddings().requires_grad_(True)
+            self._froze_embeddings = False
+
+    def _load(self) -> None:
         if self._language_model_ready:
             return
         model = load_model(
@@ -200,9 +223,6 @@ class CausalLMModule(L.LightningModule):
         )
         check_hidden_state_path(model)
         self._logit_transform = logit_postprocess(model)
-        if self.detach_input_embeddings and not is_tied(model):
-            # It would never get a gradient, which DDP and resuming under FSDP2 take for an error.
-            model.get_input_embeddings().requires_grad_(False)
         self.model: PreTrainedModel = model
         self._language_model_ready = True
 
@@ -264,148 +284,35 @@ class CausalLMModule(L.LightningModule):
 
     def score(self, hidden: Tensor, labels: Tensor, *, select: Select | None = greedy) -> TokenScores:
         """Score the trained tokens from the hidden states; see ``lit_ift.losses.score_tokens``."""
-        return score_tokens(hidden, labels, self.head, select=select)
+        vocabulary_size = self.model.get_output_embeddings().weight.shape[0]
+        return score_tokens(hidden, labels, self.head, select=select, chunk_size=chunk_size_for(vocabulary_size))
 
-    # Training ----------------------------------------------------------------------------------------------------
-
-    def on_train_start(self) -> None:
-        self._window.clear()
-        self._window.restart_clock()
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the weighted sum of the example losses; ``optimizer_step`` divides."""
-        losses, metrics = self.example_losses(batch)
-        weights = self.example_weights(batch)
-        tokens = (
-            batch["attention_mask"].sum()
-            if "attention_mask" in batch
-            else batch["input_ids"].new_tensor(batch["input_ids"].numel())
-        )
-        row_ids = batch.get("row_ids") or [f"batch {batch_idx}, row {i}" for i in range(len(losses))]
-        self._window.add(losses, weights, metrics, tokens, row_ids)
-        # Lightning divides by the nominal length of the window; undo that, `_close_window` divides by the true weight.
-        return (losses * weights).sum() * self.trainer.accumulate_grad_batches
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Any,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        def closure() -> Any:
-            loss = optimizer_closure() if optimizer_closure is not None else None
-            if not self._window.empty:
-                self._close_window(optimizer)
-            return loss
-
-        super().optimizer_step(epoch, batch_idx, optimizer, closure)
-
-    def _close_window(self, optimizer: Any) -> None:
-        """Normalise the gradients of the optimizer step, refuse what is not finite, log."""
-        strategy = self.trainer.strategy
-        totals = self._window.close(lambda sums: strategy.reduce(sums, reduce_op="sum"))
-        if not all(map(math.isfinite, totals.means.values())):
-            raise NonFiniteLossError(self._non_finite_message(f"the means {totals.means}"))
-        gradients = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        # Data-parallel strategies average gradients over ranks; what is wanted is their sum over the total weight.
-        scale = self.trainer.world_size / totals.weight
-        for gradient in gradients:
-            gradient.mul_(scale)
-        grad_norm = self._gradient_norm(gradients)
-        if not torch.isfinite(grad_norm) and self._loss_scale() == 1.0:
-            raise NonFiniteLossError(self._non_finite_message("the gradient"))
-        self.log("train/loss", totals.means.pop("loss"), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in totals.means.items()})
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
-        self.log("train/grad_norm", grad_norm)
-        self.log("train/tokens_per_s", totals.tokens_per_s)
-        self._window.clear()
-
-    def _loss_scale(self) -> float:
-        """Factor on the gradients under float16 mixed precision, else 1."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return float(scaler.get_scale()) if scaler is not None else 1.0
-
-    def _gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """2-norm of all gradients, before clipping; a scalar tensor."""
-        norm = torch.nn.utils.get_total_norm(gradients) / self._loss_scale()
-        if isinstance(self.trainer.strategy, FSDPStrategy):  # Each rank holds a part of every gradient.
-            norm = self.trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def _non_finite_message(self, what: str) -> str:
-        checkpoint = self.trainer.checkpoint_callback
-        saved = ""
-        if checkpoint is not None:
-            saved = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
-        bad = self._window.rows_with_bad_loss()
-        culprits = f"with a bad loss: {bad}" if bad else f"in this step: {self._window.row_ids()}"
-        return (
-            f"Step {self.trainer.global_step}: {what} became NaN or infinite, and the step was not taken. "
-            f"Rows on rank {self.trainer.global_rank} {culprits}. "
-            f"Last good checkpoint: {saved or 'none was written yet'}. "
-            "Look at those rows, lower the learning rate, or clip gradients (trainer.gradient_clip_val)."
-        )
-
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run.
-
-        Raises:
-            UserError: the run has no end.
-        """
-        total = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total):
-            raise UserError(
-                "The length of the run is not known, but a schedule needs it. "
-                "Set trainer.max_steps or trainer.max_epochs, or give the schedule its steps."
-            )
-        return int(total)
+    # Optimization ------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._build_optimizer(parameter_groups(self))
+        optimizer = self._build_optimizer(parameter_groups(self, self._vector_names))
         scheduler = self._build_scheduler(optimizer)
         if isinstance(scheduler, WarmupSchedule) and scheduler.needs_total_steps:
             scheduler.bind(self.total_steps())
+        self.remember_configuration(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    # Evaluation --------------------------------------------------------------------------------------------------
-
-    def _evaluate(self, batch: Batch) -> None:
-        losses, metrics = self.example_losses(batch)
-        weights = self.example_weights(batch)
-        for name, values in {"loss": losses, **metrics}.items():
-            if name not in self._evaluation:
-                self._evaluation[name] = MeanMetric(nan_strategy="disable").to(self.device)
-            self._evaluation[name].update(values.float(), weights)
-
-    def _log_evaluation(self, stage: str) -> None:
-        # MeanMetric adds sums and weights over ranks before it divides; self.log would average the ranks' means.
-        for name, metric in self._evaluation.items():
-            self.log(f"{stage}/{name}", metric.compute(), prog_bar=name == "loss", sync_dist=True)
-        self._evaluation.clear()
-        self._window.restart_clock()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+    # Answers -----------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
         """Answer each row's prompt, which is what stands before its first trained token.
 
+        A row with a ``row_id`` but no trained token is all prompt.
+
         Returns:
-            For each row ``row_id``, ``prompt``, ``answer``, and ``expected``, the first trained turn.
+            For each row ``row_id``, ``prompt``, ``answer``, and ``expected``, the first trained turn if any.
         """
         rows = [_split_at_answer(ids, labels) for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)]
-        # Padding rows that only keep ranks in step have no trained token, hence no prompt.
-        real = [i for i, (_, expected) in enumerate(rows) if expected]
+        for i, row_id in enumerate(batch.get("row_ids") or []):
+            if row_id and not rows[i][1]:
+                rows[i] = (batch["input_ids"][i][batch["attention_mask"][i].bool()].tolist(), [])
+        # Padding rows that only keep ranks in step have neither a trained token nor a row id, hence no prompt.
+        real = [i for i, (prompt, expected) in enumerate(rows) if prompt or expected]
         prompts = [rows[i][0] for i in real]
         answers = dict(generate_answers(self.model, self.tokenizer, prompts, **self.generation))
         row_ids = batch.get("row_ids") or [f"batch {batch_idx}, row {i}" for i in range(len(rows))]
@@ -419,9 +326,3 @@ class CausalLMModule(L.LightningModule):
             }
             for position, i in enumerate(real)
         ]
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")

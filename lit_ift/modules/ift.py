@@ -1,16 +1,21 @@
 """Intuitive Fine-Tuning."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lit_ift.errors import UserError
 from lit_ift.losses.ift import Norm, Side, Source, check_propagation_options, ift_loss, temporal_residual
 from lit_ift.losses.logprobs import greedy
 from lit_ift.losses.sft import per_sequence_mean
-from lit_ift.modules.base import Batch, CausalLMModule, ExampleLosses, token_accuracy
+from lit_ift.modules.base import CausalLMModule, token_accuracy
 from lit_ift.modules.lam import LambdaSchedule, LambdaShape
 from lit_ift.modules.predict import Prediction, prediction_rule
+from lit_ift.modules.stepping import Batch, ExampleLosses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class IFTModule(CausalLMModule):
@@ -48,7 +53,7 @@ class IFTModule(CausalLMModule):
 
     def __init__(
         self,
-        model: Any,
+        model: "str | PreTrainedModel",
         *,
         lam: float = 0.2,
         lam_schedule: LambdaShape = "constant",
@@ -74,11 +79,18 @@ class IFTModule(CausalLMModule):
         super().__init__(model, detach_input_embeddings=detach_input_embeddings, **kwargs)
         self.lam_schedule = schedule
         self.predict_tokens = rule
+        self.top_k = top_k
         self.gamma = gamma
         self.source = source
         self.side = side
         self.norm = norm
         self.detach_weights = detach_weights
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        vocabulary_size = self.model.get_output_embeddings().weight.shape[0]
+        if self.top_k is not None and self.top_k > vocabulary_size:
+            raise UserError(f"top_k={self.top_k} is more than the model's {vocabulary_size} tokens.")
 
     def current_lam(self) -> float:
         """λ of this optimizer step; outside training the schedule's last value, undisturbed."""
@@ -103,8 +115,6 @@ class IFTModule(CausalLMModule):
             with torch.no_grad():
                 hidden = self.hidden_states(embeddings, batch)
                 first = self.score(hidden, labels, select=self._choose)
-            # Autocast keeps the casts that it made of the weights, and those of the first pass carry no gradient.
-            torch.clear_autocast_cache()
             best, mixed_in = first.predictions.unbind(-1)
             fused = temporal_residual(embeddings, self.embed(mixed_in), first.mask, lam)
             scores = self.score(self.hidden_states(fused, batch), labels, select=None)

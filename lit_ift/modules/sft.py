@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from lit_ift.losses.sft import sft_loss
-from lit_ift.modules.base import CausalLMModule, ExampleLosses
+from lit_ift.modules.base import CausalLMModule
+from lit_ift.modules.stepping import ExampleLosses
 
 
 class SFTModule(CausalLMModule):

@@ -32,7 +32,7 @@ class AccumulationWindow:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._weight: Tensor | None = None
+        self._weights: dict[str, Tensor] = {}
         self._tokens: Tensor | None = None
         self._examples: list[tuple[Sequence[str], Tensor]] = []
         self._opened = time.perf_counter()
@@ -43,12 +43,12 @@ class AccumulationWindow:
 
     def clear(self) -> None:
         """Forget everything collected so far."""
-        self._sums, self._weight, self._tokens, self._examples = {}, None, None, []
+        self._sums, self._weights, self._tokens, self._examples = {}, {}, None, []
 
     @property
     def empty(self) -> bool:
         """True if nothing was collected since the last optimizer step."""
-        return self._weight is None
+        return not self._examples
 
     def add(
         self,
@@ -61,31 +61,31 @@ class AccumulationWindow:
         """Collect one micro-batch: losses, weights and each metric of shape (B,), a token count, B row ids."""
         precise = torch.float32 if losses.device.type == "mps" else torch.float64  # MPS has no float64
         with torch.no_grad():
+            weight = weights.sum(dtype=precise)
             for name, values in {"loss": losses, **metrics}.items():
                 # A row of weight 0 counts for nothing, even if its value is not finite.
                 total = torch.where(weights > 0, values * weights, 0).sum(dtype=precise)
                 self._sums[name] = self._sums.get(name, 0) + total
-            self._weight = weights.sum(dtype=precise) + (0 if self._weight is None else self._weight)
+                # Its own weight for each, because not every micro-batch need report every metric.
+                self._weights[name] = self._weights.get(name, 0) + weight
             self._tokens = tokens.to(precise) + (0 if self._tokens is None else self._tokens)
             self._examples.append((row_ids, losses.detach()))
 
     def close(self, add_over_ranks: Callable[[Tensor], Tensor]) -> WindowTotals:
-        """Add up over all ranks in one message and start the next window's clock.
-
-        Raises:
-            ValueError: no example on any rank had a trained token.
-        """
-        assert self._weight is not None
+        """Add up over all ranks in one message and start the next window's clock."""
         assert self._tokens is not None
-        names = list(self._sums)
-        packed = torch.stack([self._weight, self._tokens, *(self._sums[name] for name in names)])
-        weight, tokens, *sums = add_over_ranks(packed).tolist()
-        if weight <= 0:
-            raise ValueError("this optimizer step saw no trained token on any rank; drop such rows from the data")
+        names = sorted(self._sums)
+        packed = [self._tokens, *(self._sums[name] for name in names), *(self._weights[name] for name in names)]
+        tokens, *values = add_over_ranks(torch.stack(packed)).tolist()
+        sums = dict(zip(names, values[: len(names)], strict=True))
+        weights = dict(zip(names, values[len(names) :], strict=True))
         now = time.perf_counter()
         elapsed, self._opened = now - self._opened, now
-        means = {name: total / weight for name, total in zip(names, sums, strict=True)}
-        return WindowTotals(weight=weight, means=means, tokens_per_s=tokens / max(elapsed, 1e-9))
+        return WindowTotals(
+            weight=weights["loss"],
+            means={name: sums[name] / weights[name] for name in names if weights[name] > 0},
+            tokens_per_s=tokens / max(elapsed, 1e-9),
+        )
 
     def rows_with_bad_loss(self) -> list[str]:
         """Row ids of this rank's examples whose loss is NaN or infinite."""

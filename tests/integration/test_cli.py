@@ -136,6 +136,7 @@ def test_the_command_line_wins_over_the_checkpoint(config: Path, tmp_path: Path)
         (["--model.init_args.lam", "high"], 2, "lam"),
         (["--model.init_args.gamma", "1.5"], 1, "gamma=1.5 is not in [0, 1]"),
         (["--model.init_args.prediction", "best"], 2, "prediction"),
+        (["--trainer.devices", "0"], 1, "devices"),
         (["--data.init_args.train", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["--model.init_args.model", "./nowhere"], 1, "./nowhere"),
     ],

@@ -134,3 +134,24 @@ def test_export_can_be_switched_off(tmp_path: Path) -> None:
     export = HuggingFaceExport(dirpath=tmp_path / "model", enabled=False)
     trainer(tmp_path, export).fit(SFTModule(tiny_model()), loader())
     assert not (tmp_path / "model").exists()
+
+
+def test_callbacks_start_afresh_in_a_second_fit(tmp_path: Path) -> None:
+    curves, checkpoint = LossCurves(), RunCheckpoint(dirpath=tmp_path / "checkpoints")
+    with pytest.warns(UserWarning, match="No validation data"):
+        trainer(tmp_path, curves, checkpoint, enable_checkpointing=True).fit(SFTModule(tiny_model()), loader())
+    first = dict(curves.points)
+    assert checkpoint.monitor is None
+    run = trainer(tmp_path, curves, checkpoint, enable_checkpointing=True, max_epochs=1)
+    run.fit(SFTModule(tiny_model(seed=1)), loader(), loader(1))
+    assert checkpoint.monitor == "val/loss"
+    assert [step for step, _ in curves.points["train/loss"]] == [1, 2, 3]
+    assert curves.points["train/loss"] != first["train/loss"][:3]
+
+
+def test_sharded_weights_are_announced_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_ift.callbacks.export._is_sharded", lambda trainer: True)
+    run = trainer(tmp_path, HuggingFaceExport(dirpath=tmp_path / "model"))
+    with pytest.warns(UserWarning, match=r"no model folder will be written.*export_model"):
+        run.fit(SFTModule(tiny_model()), loader())
+    assert not (tmp_path / "model").exists()

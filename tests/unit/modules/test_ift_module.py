@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIGS, tiny_batch, tiny_model
+from tiny import CONFIGS, VOCABULARY_SIZE, tiny_batch, tiny_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lit_ift.errors import UserError
 from lit_ift.losses import ift_loss
 from lit_ift.modules import CausalLMModule, IFTModule, SFTModule
 
@@ -111,17 +112,36 @@ def test_gradient_reaches_a_live_embedding_only_if_asked() -> None:
         module = IFTModule(tiny_model(), lam=0.3, detach_input_embeddings=detach)
         _, gradients = losses_and_gradients(module, batch)
         assert (gradients["model.embed_tokens.weight"] is None) == detach
-        # Frozen, so that DDP does not wait for its gradient.
-        assert module.model.get_input_embeddings().weight.requires_grad != detach
     tied = IFTModule(tiny_model(tied=True), lam=0.3)
     _, gradients = losses_and_gradients(tied, batch)
     assert gradients["model.embed_tokens.weight"].norm() > 0
 
 
+def test_the_callers_embeddings_are_frozen_for_the_run_only() -> None:
+    model = tiny_model()
+    embedding = model.get_input_embeddings().weight
+    module = IFTModule(model)
+    assert embedding.requires_grad
+    module.configure_model()
+    assert not embedding.requires_grad  # DDP would wait for its gradient.
+    module.teardown("fit")
+    assert embedding.requires_grad
+    tied = IFTModule(tiny_model(tied=True))
+    tied.configure_model()
+    assert tied.model.get_input_embeddings().weight.requires_grad
+    embedding.requires_grad_(False)
+    with pytest.warns(UserWarning, match="will not be trained"):
+        SFTModule(model).configure_model()
+    module.configure_model()
+    module.teardown("fit")
+    assert not embedding.requires_grad  # It was the caller who froze it.
+
+
 def test_autocast_keeps_every_gradient() -> None:
-    """Autocast would reuse the weight casts of the pass without gradient in the one with."""
+    """Before torch 2.11 autocast reused the weight casts of the pass without gradient in the one with."""
     batch = tiny_batch()
     module = IFTModule(tiny_model(dtype=torch.float32), lam=0.3)
+    module.configure_model()
     with torch.autocast("cpu", torch.bfloat16):
         losses, _ = module.example_losses(batch)
     losses.sum().backward()
@@ -167,5 +187,7 @@ def test_wrong_options() -> None:
         IFTModule(model, reduction="mean")
     with pytest.raises(ValueError, match=r"temperature=1.0 has no effect"):
         IFTModule(model, temperature=1.0)
+    with pytest.raises(UserError, match=f"top_k=1000 is more than the model's {VOCABULARY_SIZE} tokens"):
+        IFTModule(model, prediction="top-k", top_k=1000).configure_model()
     with pytest.raises(TypeError, match="must override"):
         CausalLMModule(model).example_losses(tiny_batch())

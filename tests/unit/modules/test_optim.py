@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ift.optim import ConstantSchedule, CosineSchedule, LinearSchedule, parameter_groups
+from lit_ift.optim import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    configured_options,
+    keep_configuration,
+    parameter_groups,
+    vector_names,
+)
 
 
 def rates(schedule_class, steps: int, **options) -> list[float]:
@@ -51,10 +59,46 @@ def test_only_an_endless_constant_needs_no_length() -> None:
 
 def test_vectors_get_no_weight_decay() -> None:
     module = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Embedding(4, 3))
+    names = vector_names(module)
+    assert names == {"0.bias", "1.weight", "1.bias"}
     module[2].requires_grad_(False)
-    matrices, vectors = parameter_groups(module)
+    matrices, vectors = parameter_groups(module, names)
     assert [tuple(p.shape) for p in matrices["params"]] == [(3, 2)]
     assert len(vectors["params"]) == 3
     assert vectors["weight_decay"] == 0.0
     with pytest.raises(ValueError, match="nothing to train"):
-        parameter_groups(module.requires_grad_(False))
+        parameter_groups(module.requires_grad_(False), names)
+
+
+def test_flattened_and_wrapped_parameters_keep_their_group() -> None:
+    """FSDP hands out one-dimensional shards, under names of its own."""
+    inner = nn.Linear(2, 3)
+    names = {f"model.{name}" for name in vector_names(inner)}
+    inner.weight = nn.Parameter(inner.weight.detach().flatten())
+    wrapper = nn.ModuleDict({"model": nn.ModuleDict({"_fsdp_wrapped_module": inner})})
+    matrices, vectors = parameter_groups(wrapper, names)
+    assert matrices["params"] == [inner.weight]
+    assert vectors["params"] == [inner.bias]
+
+
+def test_configured_options_win_over_a_checkpoint() -> None:
+    def build(lr: float, weight_decay: float) -> tuple[torch.optim.Optimizer, LinearSchedule]:
+        optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=lr, weight_decay=weight_decay)
+        return optimizer, LinearSchedule(optimizer, warmup=0, total_steps=10)
+
+    old, old_schedule = build(1.0, 0.1)
+    for _ in range(4):
+        old.step()
+        old_schedule.step()
+    new, schedule = build(3.0, 0.0)
+    configured = configured_options(new)
+    new.load_state_dict(old.state_dict())
+    schedule.load_state_dict(old_schedule.state_dict())
+    assert new.param_groups[0]["lr"] == pytest.approx(0.6)
+    lines = keep_configuration(new, [schedule], configured)
+    assert lines == ["lr: 1.0 -> 3.0", "weight_decay: 0.1 -> 0.0"]
+    assert new.param_groups[0]["lr"] == pytest.approx(3.0 * 0.6)  # Step 4 of 10, from the new peak.
+    assert schedule.last_epoch == 4
+    schedule.step()
+    assert new.param_groups[0]["lr"] == pytest.approx(3.0 * 0.5)
+    assert keep_configuration(new, [schedule], configured) == []

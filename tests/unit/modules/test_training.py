@@ -9,12 +9,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from tiny import tiny_batch, tiny_model
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from lit_ift.errors import NonFiniteLossError, UserError
 from lit_ift.modules import IFTModule, SFTModule
+from lit_ift.modules.lam import LambdaSchedule
 from lit_ift.optim import ConstantSchedule, CosineSchedule
 
 OPTIONS: dict[str, Any] = {
@@ -179,7 +181,7 @@ def test_a_step_without_any_target_is_refused() -> None:
     batch = tiny_batch(2)
     batch["labels"][:] = -100
     module = SFTModule(tiny_model(), **OPTIONS)
-    with pytest.raises(ValueError, match="no trained token"):
+    with pytest.raises(UserError, match=r"Step 0: no trained token .*\['row 0', 'row 1'\]"):
         fit(module, DataLoader([batch], batch_size=None))
 
 
@@ -260,3 +262,147 @@ def test_lightnings_own_callbacks_keep_working(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         trainer.fit(Breaks(tiny_model(), **OPTIONS), loader(2, 2))
     assert (tmp_path / "on_exception.ckpt").is_file()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    "options", [{"lam_schedule": "linear", "lam_warmup": 4}, {"lam_noise": 0.4, "lam_seed": 3}], ids=["linear", "noisy"]
+)
+def test_lam_follows_the_optimizer_steps(options: dict[str, Any], accumulate: int) -> None:
+    schedule = LambdaSchedule(
+        0.4, options.get("lam_schedule", "constant"), None, options.get("lam_warmup"), options.get("lam_noise", 0.0), 3
+    )
+    module = IFTModule(tiny_model(), lam=0.4, **options, **OPTIONS)
+    record = fit(module, loader(6 * accumulate, 2), accumulate_grad_batches=accumulate)
+    assert len(record.metrics) == 6
+    expected = [schedule.at(step, 6) for step in range(6)]
+    assert len(set(expected)) >= 5
+    assert [metrics["train/lam"] for metrics in record.metrics] == pytest.approx(expected)
+
+
+def test_each_validation_stands_alone(tmp_path: Path) -> None:
+    """What is logged after the last epoch is what the final weights score, and a broken validation leaves nothing."""
+    module = SFTModule(tiny_model(), **OPTIONS)
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_epochs=3, enable_checkpointing=False, **options)
+    trainer.fit(module, loader(6, 2), loader(4, 2))
+    logged = float(trainer.callback_metrics["val/loss"])
+
+    class BreaksOff(Callback):
+        def on_validation_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("broken on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        L.Trainer(callbacks=[BreaksOff()], **options).validate(module, loader(8, 4), verbose=False)
+    (again,) = L.Trainer(**options).validate(module, loader(4, 2), verbose=False)
+    assert again["val/loss"] == pytest.approx(logged, rel=1e-6)
+
+
+def test_a_broken_fit_leaves_nothing_behind() -> None:
+    """A fit that breaks inside a window, then a whole one: its first step sees its own rows alone."""
+
+    class Breaks(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("broken on purpose")
+
+    module = SFTModule(tiny_model(), **OPTIONS)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, accumulate_grad_batches=2, callbacks=[Breaks()]
+    )
+    with pytest.raises(RuntimeError, match="on purpose"):
+        trainer.fit(module, loader(4, 2))
+    for parameter in module.model.parameters():
+        parameter.grad = None
+    after = fit(module, loader(4, 2), accumulate_grad_batches=2, max_epochs=1)
+    fresh = fit(SFTModule(tiny_model(), **OPTIONS), loader(4, 2), accumulate_grad_batches=2, max_epochs=1)
+    assert after.metrics[0]["train/loss"] == pytest.approx(fresh.metrics[0]["train/loss"], rel=1e-9)
+    assert after.metrics[0]["train/grad_norm"] == pytest.approx(fresh.metrics[0]["train/grad_norm"], rel=1e-9)
+
+
+def test_tokens_per_second_counts_what_is_not_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 10_000, 2))  # Every look at the clock is two seconds after the one before.
+    monkeypatch.setattr("lit_ift.modules.window.time.perf_counter", lambda: float(next(now)))
+    batches = [tiny_batch(2, first=0), tiny_batch(2, first=2)]
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    module = SFTModule(tiny_model(), **OPTIONS)
+    record = fit(module, DataLoader(batches, batch_size=None), accumulate_grad_batches=2, max_epochs=1)
+    assert record.metrics[0]["train/tokens_per_s"] == pytest.approx(tokens / 2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0, 2.0**40])
+def test_float16_gradients_are_normalised_and_overflow_is_skipped(scale: float) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    module, twin = (SFTModule(tiny_model(dtype=torch.float32), **OPTIONS) for _ in range(2))
+    before = torch.cat([p.detach().flatten() for p in module.model.parameters()])
+    record = fit(module, loader(4, 2), plugins=[precision], accumulate_grad_batches=2, max_epochs=1)
+    step = (torch.cat([p.detach().flatten() for p in module.model.parameters()]) - before).norm().item()
+    exact = fit(twin, loader(4, 2), accumulate_grad_batches=2, max_epochs=1)
+    assert record.metrics[0]["train/loss"] == pytest.approx(exact.metrics[0]["train/loss"], rel=1e-2)
+    if scale > 1e6:
+        assert "train/grad_norm" not in record.metrics[0]
+        assert step == 0.0
+        assert scaler.get_scale() < scale
+    else:
+        assert record.metrics[0]["train/grad_norm"] == pytest.approx(exact.metrics[0]["train/grad_norm"], rel=2e-2)
+        assert step == pytest.approx(0.05 * exact.metrics[0]["train/grad_norm"], rel=2e-2)
+
+
+def test_a_metric_may_be_missing_now_and_then_or_nan() -> None:
+    class Sometimes(SFTModule):
+        def example_losses(self, batch: Any) -> Any:
+            losses, _ = super().example_losses(batch)
+            metrics = {"odd": torch.full_like(losses, math.nan)}
+            if batch["row_ids"][0] == "row 0":
+                metrics["now_and_then"] = torch.ones_like(losses)
+            return losses, metrics
+
+    record = fit(Sometimes(tiny_model(), **OPTIONS), loader(4, 2), accumulate_grad_batches=2, max_epochs=1)
+    assert record.metrics[0]["train/now_and_then"] == 1.0
+    assert math.isnan(record.metrics[0]["train/odd"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shape"),
+    [
+        (lambda losses: losses[:, None], r"losses of shape \(2, 1\)"),
+        (lambda losses: losses.mean(), r"losses of shape \(\)"),
+    ],
+    ids=["keepdim", "scalar"],
+)
+def test_losses_of_another_shape_are_refused(wrong: Any, shape: str) -> None:
+    class Wrong(SFTModule):
+        def per_example_loss(self, nll: Any, mask: Any) -> Any:
+            losses, metrics = super().per_example_loss(nll, mask)
+            return wrong(losses), metrics
+
+    with pytest.raises(ValueError, match=f"Wrong returned {shape} for a batch of 2 examples"):
+        fit(Wrong(tiny_model(), **OPTIONS), loader(2, 2))
+
+
+def test_batches_that_would_be_scored_wrongly_are_refused() -> None:
+    batch = tiny_batch(2)
+    module = SFTModule(tiny_model(), **OPTIONS)
+    with pytest.raises(UserError, match=r"The batch has no labels; it has input_ids, attention_mask"):
+        fit(module, DataLoader([{k: batch[k] for k in ("input_ids", "attention_mask")}], batch_size=None))
+    left = {**batch, "attention_mask": batch["attention_mask"].flip(1)}
+    with pytest.raises(UserError, match="padded on the left"):
+        fit(module, DataLoader([left], batch_size=None))
+
+
+def test_the_configured_learning_rate_wins_on_resuming(tmp_path: Path) -> None:
+    def run(lr: float, epochs: int, **options: Any) -> L.Trainer:
+        module = SFTModule(
+            tiny_model(), optimizer=lambda params: SGD(params, lr=lr), lr_scheduler=OPTIONS["lr_scheduler"]
+        )
+        trainer = L.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=epochs, enable_progress_bar=False
+        )
+        trainer.fit(module, loader(4, 2), **options)
+        return trainer
+
+    first = run(0.05, 1)
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    second = run(0.02, 2, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert second.global_step == 4
+    assert float(second.callback_metrics["train/lr"]) == pytest.approx(0.02)

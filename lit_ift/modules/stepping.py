@@ -1,0 +1,233 @@
+"""Training and evaluation on one exact mean of example losses, whatever the split into batches and ranks.
+
+Shapes: B examples.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torchmetrics import MeanMetric
+
+from lit_ift.errors import NonFiniteLossError, UserError
+from lit_ift.modules.window import AccumulationWindow
+from lit_ift.optim import configured_options, keep_configuration
+
+Batch = dict[str, Any]
+ExampleLosses = tuple[Tensor, dict[str, Tensor]]
+"""Losses of shape (B,) with gradient, and detached metrics of shape (B,)."""
+
+
+class ExampleMeanModule(L.LightningModule):
+    """Minimises the weighted mean of example losses over everything that an optimizer step sees.
+
+    The gradient of an optimizer step is that of ``sum_b weight_b * loss_b / sum_b weight_b`` over all examples of all
+    its micro-batches on all ranks, however they were split and however short the last window is. To that end
+    ``training_step`` returns sums, so that is what callbacks find in ``outputs["loss"]``, and ``optimizer_step``
+    divides the gradients once, before clipping and before ``on_before_optimizer_step``. The mean is logged as
+    ``train/loss``. Ranks must report the same metrics.
+
+    Logged every optimizer step: ``train/loss`` and the metrics, ``train/lr``, ``train/grad_norm`` (before clipping),
+    ``train/tokens_per_s`` (input tokens of all ranks, padding apart). Validation and test log the same means under
+    ``val/`` and ``test/``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._window = AccumulationWindow()
+        self._evaluation: dict[str, MeanMetric] = {}
+        self._configured_options: list[dict[str, Any]] = []
+
+    # What a subclass says ----------------------------------------------------------------------------------------
+
+    def example_losses(self, batch: Batch) -> ExampleLosses:
+        """Loss of each example of a batch, with every forward pass that it takes.
+
+        Returns:
+            Losses of shape (B,) with gradient, and detached metrics of shape (B,).
+        """
+        raise TypeError(f"{type(self).__name__} must override example_losses")
+
+    def example_weights(self, batch: Batch) -> Tensor:
+        """Weight of each example in the mean, (B,) float; 0 for one that counts for nothing."""
+        raise TypeError(f"{type(self).__name__} must override example_weights")
+
+    def num_tokens(self, batch: Batch) -> Tensor:
+        """Input tokens of a batch, padding apart; a scalar, for the throughput."""
+        masks = [value for name, value in batch.items() if name.endswith("attention_mask")]
+        ids = [value for name, value in batch.items() if name.endswith("input_ids")]
+        counts = [mask.sum() for mask in masks] if masks else [torch.tensor(i.numel(), device=self.device) for i in ids]
+        return torch.stack(counts).sum() if counts else torch.zeros((), device=self.device)
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse a batch that would be scored wrongly; asked of the first batch of every epoch and evaluation.
+
+        Raises:
+            UserError: says what the batch lacks.
+        """
+
+    def _weighted_losses(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        if batch_idx == 0:
+            self.check_batch(batch)
+        losses, metrics = self.example_losses(batch)
+        weights = self.example_weights(batch)
+        for name, values in {"losses": losses, **metrics}.items():
+            # Broadcasting would quietly turn anything else into another mean.
+            if values.shape != weights.shape:
+                raise ValueError(
+                    f"{type(self).__name__} returned {name} of shape {tuple(values.shape)} for a batch of "
+                    f"{len(weights)} examples: one value per example is needed, shape ({len(weights)},)"
+                )
+        return losses, weights, metrics
+
+    # Training ----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        self._window.clear()
+        self._window.restart_clock()
+        if self._configured_options:
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            optimizer = self.trainer.optimizers[0]
+            for line in keep_configuration(optimizer, schedulers, self._configured_options):
+                self.print(f"The configuration wins over the checkpoint: {line}")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the weighted sum of the example losses; ``optimizer_step`` divides."""
+        losses, weights, metrics = self._weighted_losses(batch, batch_idx)
+        row_ids = batch.get("row_ids") or [f"batch {batch_idx}, row {i}" for i in range(len(losses))]
+        self._window.add(losses, weights, metrics, self.num_tokens(batch), row_ids)
+        # Lightning divides by the nominal length of the window; undo that, `_close_window` divides by the true weight.
+        return (losses * weights).sum() * self.trainer.accumulate_grad_batches
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        def closure() -> Any:
+            loss = optimizer_closure() if optimizer_closure is not None else None
+            if self._window.empty:  # A subclass whose own training_step leaves normalisation to Lightning.
+                return loss
+            return self._close_window(optimizer)
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def _close_window(self, optimizer: Any) -> Tensor:
+        """Normalise the gradients of the optimizer step, refuse what is not finite, log; return the mean loss."""
+        strategy = self.trainer.strategy
+        totals = self._window.close(lambda sums: strategy.reduce(sums, reduce_op="sum"))
+        if totals.weight <= 0:
+            raise UserError(
+                f"Step {self.trainer.global_step}: no trained token in any row on any rank, on this one "
+                f"{self._window.row_ids()}. Leave such rows out of the data."
+            )
+        mean_loss = totals.means["loss"]
+        if not math.isfinite(mean_loss):
+            raise NonFiniteLossError(self._non_finite_message(f"the loss ({mean_loss})"))
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        # Data-parallel strategies average gradients over ranks; what is wanted is their sum over the total weight.
+        scale = self.trainer.world_size / totals.weight
+        for gradient in gradients:
+            gradient.mul_(scale)
+        grad_norm = self._gradient_norm(gradients)
+        if torch.isfinite(grad_norm):
+            self.log("train/grad_norm", grad_norm)
+        elif self._gradient_scaler() is None:
+            raise NonFiniteLossError(self._non_finite_message("the gradient"))
+        # Otherwise float16 overflowed: the scaler skips this step and lowers its scale.
+        self.log("train/loss", mean_loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in totals.means.items() if name != "loss"})
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        self.log("train/tokens_per_s", totals.tokens_per_s)
+        self._window.clear()
+        return torch.tensor(mean_loss, device=self.device)
+
+    def _gradient_scaler(self) -> Any:
+        """The scaler of float16 mixed precision, else None."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """2-norm of all gradients, before clipping; a scalar tensor."""
+        scaler = self._gradient_scaler()
+        norm = torch.nn.utils.get_total_norm(gradients) / (1.0 if scaler is None else scaler.get_scale())
+        if isinstance(self.trainer.strategy, FSDPStrategy):  # Each rank holds a part of every gradient.
+            norm = self.trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _non_finite_message(self, what: str) -> str:
+        checkpoint = self.trainer.checkpoint_callback
+        saved = ""
+        if checkpoint is not None:
+            saved = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+        bad = self._window.rows_with_bad_loss()
+        culprits = f"with a bad loss: {bad}" if bad else f"in this step: {self._window.row_ids()}"
+        return (
+            f"Step {self.trainer.global_step}: {what} became NaN or infinite, and the step was not taken. "
+            f"Rows on rank {self.trainer.global_rank} {culprits}. "
+            f"Last good checkpoint: {saved or 'none was written yet'}. "
+            "Look at those rows, lower the learning rate, or clip gradients (trainer.gradient_clip_val)."
+        )
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Raises:
+            UserError: the run has no end.
+        """
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise UserError(
+                "The length of the run is not known, but a schedule needs it. "
+                "Set trainer.max_steps or trainer.max_epochs, or give the schedule its steps."
+            )
+        return int(total)
+
+    def remember_configuration(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the optimizer's options as configured, so that a checkpoint does not overrule them on resuming."""
+        self._configured_options = configured_options(optimizer)
+
+    # Evaluation --------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, batch: Batch, batch_idx: int) -> None:
+        losses, weights, metrics = self._weighted_losses(batch, batch_idx)
+        for name, values in {"loss": losses, **metrics}.items():
+            if name not in self._evaluation:
+                self._evaluation[name] = MeanMetric(nan_strategy="disable").to(self.device)
+            self._evaluation[name].update(values.float(), weights)
+
+    def _log_evaluation(self, stage: str) -> None:
+        # MeanMetric adds sums and weights over ranks before it divides; self.log would average the ranks' means.
+        for name, metric in self._evaluation.items():
+            self.log(f"{stage}/{name}", metric.compute(), prog_bar=name == "loss", sync_dist=True)
+        self._evaluation.clear()
+        self._window.restart_clock()
+
+    def on_validation_epoch_start(self) -> None:
+        self._evaluation.clear()  # A validation that broke off has left its sums.
+
+    def on_test_epoch_start(self) -> None:
+        self._evaluation.clear()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
