@@ -61,6 +61,8 @@ def encode_conversation(
 ) -> Example:
     """Tokenize a conversation; the targets are the assistant's turns up to and with their end-of-turn token.
 
+    A mere prompt becomes what `encode_prompt` gives, without targets.
+
     Args:
         conversation: what to encode.
         tokenizer: a fast tokenizer with a chat template.
@@ -68,7 +70,8 @@ def encode_conversation(
         origin: where the row came from; becomes `Example.row_id`.
 
     Raises:
-        RowError: the template cannot render the row, its targets cannot be located, or no target is left.
+        RowError: the template cannot render the row, its targets cannot be located, no target is left, or a mere
+            prompt is too long.
         UserError: the tokenizer or its template is unfit.
     """
     result = encode_conversations([conversation], tokenizer, max_length=max_length, origins=[origin])[0]
@@ -100,7 +103,7 @@ def encode_conversations(
     texts = [item[0] for item in rendered if not isinstance(item, RowError)]
     encoded = iter(_tokenize(texts, tokenizer))
     results: list[Example | RowError] = []
-    for item, origin in zip(rendered, origins, strict=True):
+    for conversation, item, origin in zip(conversations, rendered, origins, strict=True):
         if isinstance(item, RowError):
             results.append(item)
             continue
@@ -108,7 +111,10 @@ def encode_conversations(
         ids, offsets = next(encoded)
         _check_single_bos(ids, tokenizer)
         try:
-            results.append(_label(text, spans, ids, offsets, max_length, origin))
+            if conversation.is_prompt:
+                results.append(_prompt_example(ids, max_length, origin))
+            else:
+                results.append(_label(text, spans, ids, offsets, max_length, origin))
         except RowError as error:
             results.append(error)
     return results
@@ -153,6 +159,27 @@ def resolve_chat_template(template: str) -> str:
     )
 
 
+def is_built_in_template(template: str) -> bool:
+    """Whether `resolve_chat_template` takes `template` for the name of a template of this package."""
+    return (TEMPLATE_FOLDER / f"{template}.jinja") in TEMPLATE_FOLDER.glob("*.jinja")
+
+
+def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer by itself starts every text with its bos_token, as its model then expects."""
+    if tokenizer.bos_token_id is None:
+        return False
+    ids: list[int] = tokenizer("a", verbose=False)["input_ids"]
+    return ids[:1] == [tokenizer.bos_token_id]
+
+
+def with_bos(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """`template` that writes the bos_token first, if `tokenizer` would start a text with it.
+
+    For templates that write none: a rendered conversation is tokenized without added special tokens.
+    """
+    return "{{ bos_token }}" + template if adds_bos(tokenizer) else template
+
+
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Do nothing if `tokenizer` can encode conversations.
 
@@ -193,7 +220,13 @@ def _try_render(
     conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", origin: str
 ) -> tuple[str, list[Span]] | RowError:
     try:
-        text = _render(conversation.messages, tokenizer, conversation.tools, add_generation_prompt=False, origin=origin)
+        text = _render(
+            conversation.messages,
+            tokenizer,
+            conversation.tools,
+            add_generation_prompt=conversation.is_prompt,
+            origin=origin,
+        )
         spans = _assistant_spans(conversation, text, tokenizer, origin)
         _check_rendering(conversation, text, spans, origin)
     except RowError as error:
@@ -319,6 +352,18 @@ def _check_tool_shown(tool: dict[str, Any], text: str, origin: str, field: str) 
             f"the chat template does not show '{name}'",
             "Choose a data.chat_template that supports tools, or leave out such rows",
         )
+
+
+def _prompt_example(ids: list[int], max_length: int, origin: str) -> Example:
+    if len(ids) > max_length:
+        # Without its end, which holds the header of the answer, it would be another question.
+        raise RowError(
+            origin,
+            "messages",
+            f"the prompt has {len(ids)} tokens, but max_length={max_length}, and the end of a prompt is never cut off",
+            f"Raise data.max_length to at least {len(ids)}, or shorten the prompt",
+        )
+    return Example(input_ids=list(ids), labels=[IGNORE_INDEX] * len(ids), row_id=origin)
 
 
 def _label(text: str, spans: list[Span], ids: list[int], offsets: list[Span], max_length: int, origin: str) -> Example:

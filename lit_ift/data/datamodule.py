@@ -1,16 +1,19 @@
 """The part of a LightningDataModule that all conversation data shares: encode, batch, report."""
 
+import hashlib
+import logging
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast, get_args
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from lit_ift.data.chat import check_tokenizer, resolve_chat_template
+from lit_ift.data.chat import check_tokenizer, is_built_in_template, resolve_chat_template, with_bos
 from lit_ift.data.collate import Batch, collate
 from lit_ift.data.encode import (
     DataReport,
@@ -18,6 +21,7 @@ from lit_ift.data.encode import (
     OnBadRow,
     ParsedRows,
     announce,
+    announce_missing_bos,
     encode_rows,
     parse_records,
 )
@@ -25,6 +29,8 @@ from lit_ift.data.records import OnRowError, Record, raise_row_error
 from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
 from lit_ift.errors import UserError
 from lit_ift.models.load import load_tokenizer
+
+logger = logging.getLogger("lit_ift")
 
 T = TypeVar("T")
 Split = Literal["train", "val", "test", "predict"]
@@ -38,6 +44,30 @@ STAGE_SPLITS: Final[dict[str, tuple[Split, ...]]] = {
 }
 """Which splits each of Lightning's stages needs."""
 
+ORDER_OPTIONS: Final = {
+    "world_size": "number of processes",
+    "batch_size": "data.batch_size",
+    "seed": "data.seed",
+    "group_by_length": "data.group_by_length",
+    "rows": "number of training rows",
+    "lengths": "checksum of the lengths of the training rows",
+}
+"""What a checkpoint says of the order of the training rows, with its name for messages."""
+
+
+class Position(NamedTuple):
+    """Where in the training rows the current epoch, or its rest, began.
+
+    Args:
+        epoch: which order the rows are in.
+        done: batches of a rank that an earlier run took of that epoch.
+        total: batches of a rank that were trained on until then, over all epochs and runs.
+    """
+
+    epoch: int
+    done: int
+    total: int
+
 
 class ConversationDataModule(L.LightningDataModule):
     """Batches of tokenized conversations with labels on the assistant's turns.
@@ -45,12 +75,19 @@ class ConversationDataModule(L.LightningDataModule):
     A subclass says where rows come from (`records`) and which splits there are (`has_split`). Every process reads and
     encodes the rows itself and gets the same result. After `setup`, `reports` tells what became of the rows.
 
+    A run that is resumed from a checkpoint goes on with the batch after the last one that the checkpoint was trained
+    on, also inside an epoch.
+
+    Rows of the split ``predict`` need no answer: those that end with a question are encoded as a prompt.
+
     Args:
         tokenizer: folder or hub id of a tokenizer, or a tokenizer; by default the module's ``tokenizer``.
-        chat_template: built-in name (chatml, zephyr), file or jinja text to set on the tokenizer.
+        chat_template: built-in name (chatml, zephyr), file or jinja text to set on the tokenizer. A built-in one
+            writes the bos_token first if the tokenizer by itself starts a text with it.
         max_length: longest row [tokens]; longer ones lose their end.
         batch_size: training rows a process and batch.
         eval_batch_size: the same for the other splits; by default `batch_size`.
+        pad_to_multiple_of: pad batches to a multiple of so many tokens; by default to the longest row.
         group_by_length: put rows of similar length into one batch.
         num_workers: processes that collate batches; 0 does it in the main one.
         on_bad_row: stop at the first row that cannot be used, or skip and report such rows.
@@ -66,6 +103,7 @@ class ConversationDataModule(L.LightningDataModule):
         max_length: int = 1024,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
+        pad_to_multiple_of: int | None = None,
         group_by_length: bool = True,
         num_workers: int = 0,
         on_bad_row: OnBadRow = "error",
@@ -76,6 +114,7 @@ class ConversationDataModule(L.LightningDataModule):
         _require("max_length", max_length, minimum=2)
         _require("batch_size", batch_size, minimum=1)
         _require("eval_batch_size", eval_batch_size, minimum=1)
+        _require("pad_to_multiple_of", pad_to_multiple_of, minimum=1)
         _require("num_workers", num_workers, minimum=0)
         _require("max_rows", max_rows, minimum=1)
         if on_bad_row not in get_args(OnBadRow):
@@ -85,9 +124,11 @@ class ConversationDataModule(L.LightningDataModule):
         self.save_hyperparameters(ignore=[] if plain else ["tokenizer"], logger=False)
         self.tokenizer_source = tokenizer
         self.chat_template = None if chat_template is None else resolve_chat_template(chat_template)
+        self.template_is_built_in = chat_template is not None and is_built_in_template(chat_template)
         self.max_length = max_length
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.group_by_length = group_by_length
         self.num_workers = num_workers
         self.on_bad_row: OnBadRow = on_bad_row
@@ -97,6 +138,11 @@ class ConversationDataModule(L.LightningDataModule):
         self.reports: dict[str, DataReport] = {}
         self.datasets: dict[Split, EncodedDataset] = {}
         self._tokenizer: Any = None
+        self._loaded_tokenizer: Any = None
+        self._encoded_with: tuple[Any, ...] | None = None
+        self._train_loader: DataLoader[Any] | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._position: Position | None = None
 
     @abstractmethod
     def has_split(self, split: Split) -> bool:
@@ -110,6 +156,10 @@ class ConversationDataModule(L.LightningDataModule):
             split: one for which `has_split` is true.
             on_row_error: receives rows that cannot be read.
         """
+
+    def split_option(self, split: Split) -> str:
+        """The option that gives a split its rows, for messages."""
+        return f"data.{split}"
 
     def first_rows(self, rows: Iterable[T]) -> Iterator[T]:
         """The first `max_rows` of the rows of one source; all of them for None."""
@@ -127,10 +177,18 @@ class ConversationDataModule(L.LightningDataModule):
         return self._tokenizer
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and encode the splits that `stage` needs (all of them for None), once each."""
+        """Read and encode the splits that `stage` needs (all of them for None), once each.
+
+        They are encoded again if another model has come that has another vocabulary or chat template.
+        """
+        if stage == "fit":
+            # What another run was resumed from is no matter of this one.
+            self._resumed = self._position = self._train_loader = None
         needed = SPLITS if stage is None else STAGE_SPLITS[stage]
-        missing = [split for split in needed if self.has_split(split) and split not in self.datasets]
         speaks = self.trainer is None or self.trainer.is_global_zero
+        if self.datasets:
+            self._drop_what_another_tokenizer_encoded(speaks)
+        missing = [split for split in needed if self.has_split(split) and split not in self.datasets]
         for split, parsed in self.parse_splits(missing).items():
             self.datasets[split], self.reports[split] = encode_rows(
                 parsed,
@@ -140,8 +198,11 @@ class ConversationDataModule(L.LightningDataModule):
                 on_bad_row=self.on_bad_row,
                 show_progress=speaks,
             )
+            self._encoded_with = _encoding(self.tokenizer)
             if speaks:
                 announce(self.reports[split])
+        if speaks:
+            announce_missing_bos(self.reports[split] for split in missing)
 
     def parse_splits(self, splits: list[Split]) -> dict[Split, ParsedRows]:
         """Read the rows of `splits` and turn them into conversations."""
@@ -152,18 +213,103 @@ class ConversationDataModule(L.LightningDataModule):
         dataset = self._dataset("train")
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             # The same first batches must come back in every epoch.
-            return self._loader(dataset, self._sequential(dataset, self.batch_size, group_by_length=False))
-        sampler = LengthGroupedBatchSampler(
-            dataset.lengths,
-            batch_size=self.batch_size,
-            group_by_length=self.group_by_length,
-            seed=self.seed,
-        )
+            sampler: LengthGroupedBatchSampler = self._sequential(dataset, self.batch_size, group_by_length=False)
+        else:
+            sampler = LengthGroupedBatchSampler(
+                dataset.lengths,
+                batch_size=self.batch_size,
+                group_by_length=self.group_by_length,
+                seed=self.seed,
+            )
         if self.trainer is not None:
-            # Lightning sets the epoch only after it made the iterator, and worker processes prefetch at once.
-            progress = self.trainer.fit_loop.epoch_progress.current
-            sampler.set_epoch(progress.processed)  # type: ignore[attr-defined]
-        return self._loader(dataset, sampler)
+            sampler.epoch_of = self._begin_epoch
+        # Lightning sets the epoch only after it made the iterator, and worker processes prefetch at once.
+        self._begin_epoch()
+        self._seek(sampler)
+        self._train_loader = self._loader(dataset, sampler)
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the training rows the run is; empty if none is under way."""
+        if self.trainer is None or self._train_loader is None or self._position is None:
+            return {}
+        epoch, done, origin = self._position
+        total = self._batches_trained()
+        done += total - origin
+        if done >= self.trainer.num_training_batches:
+            epoch, done = epoch + 1, 0
+        return {"epoch": epoch, "batches_done": done, "batches_total": total, **self._order(self._train_sampler())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the run was that wrote `state_dict`.
+
+        Raises:
+            UserError: it was inside an epoch, and the training rows now come in another order.
+        """
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        self._resumed = dict(state_dict)
+        self._position = Position(state_dict["epoch"], state_dict["batches_done"], state_dict["batches_total"])
+        if self._position.done:
+            # Lightning looks for a position in the loader, and would warn that there is none.
+            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+        if self._train_loader is not None:
+            self._seek(self._train_sampler())
+            if self.num_workers > 0:
+                # Its workers have begun with the first batches already; a new iterator makes them drop these.
+                iter(self._train_loader)
+
+    def _begin_epoch(self, counted: int | None = None) -> int:
+        """The epoch whose order comes next. Lightning's own count is off after it was resumed.
+
+        It counts an epoch without any batch after a checkpoint of a finished run, and a whole one for an epoch that
+        max_steps ended early.
+        """
+        total = self._batches_trained()
+        if self._position is None:
+            progress = None if self.trainer is None else self.trainer.fit_loop.epoch_progress.current
+            self._position = Position(0 if progress is None else progress.processed, 0, total)  # type: ignore[attr-defined]
+        elif total > self._position.total:
+            self._position = Position(self._position.epoch + 1, 0, total)
+        return self._position.epoch
+
+    def _seek(self, sampler: LengthGroupedBatchSampler) -> None:
+        assert self._position is not None
+        epoch, done, _ = self._position
+        if done and self._resumed is not None:
+            then, now = self._resumed, self._order(sampler)
+            changed = [
+                f"{name} {then[key]} (now {now[key]})" for key, name in ORDER_OPTIONS.items() if then[key] != now[key]
+            ]
+            if changed:
+                raise UserError(
+                    f"The checkpoint was written inside epoch {epoch}, after {done} batches of a run with "
+                    f"{', '.join(changed)}. The rest of that epoch cannot be told under other values: resume with the "
+                    "same ones, or from a checkpoint written at the end of an epoch."
+                )
+        sampler.resume(epoch=epoch, start=done)
+
+    def _order(self, sampler: LengthGroupedBatchSampler) -> dict[str, Any]:
+        """What the order of the training rows hangs on, under the keys of `ORDER_OPTIONS`."""
+        return {
+            "world_size": sampler.num_replicas,
+            "batch_size": sampler.batch_size,
+            "seed": self.seed,
+            "group_by_length": sampler.group_by_length,
+            "rows": len(sampler.lengths),
+            "lengths": hashlib.sha256(repr(list(sampler.lengths)).encode()).hexdigest()[:16],
+        }
+
+    def _train_sampler(self) -> LengthGroupedBatchSampler:
+        assert self._train_loader is not None
+        return cast(LengthGroupedBatchSampler, self._train_loader.sampler)
+
+    def _batches_trained(self) -> int:
+        """Batches of this rank that the run has trained on, those before it was resumed included."""
+        if self.trainer is None:
+            return 0
+        # `completed` is one behind in the hooks in which checkpoints are written.
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
 
     def val_dataloader(self) -> Any:
         """Batches by falling length; no loader if there is no validation data, so that fit goes without."""
@@ -180,11 +326,17 @@ class ConversationDataModule(L.LightningDataModule):
     def _parse(self, split: Split) -> ParsedRows:
         rows = ParsedRows()
         on_row_error = rows.errors.append if self.on_bad_row == "skip" else raise_row_error
-        return parse_records(self.records(split, on_row_error), rows, layout=self.layout, on_bad_row=self.on_bad_row)
+        return parse_records(
+            self.records(split, on_row_error),
+            rows,
+            layout=self.layout,
+            on_bad_row=self.on_bad_row,
+            needs_answer=split != "predict",
+        )
 
     def _dataset(self, split: Split) -> EncodedDataset:
         if not self.has_split(split):
-            raise UserError(f"There is no {split} data. Set data.{split} (for tasks: data.{split}_size).")
+            raise UserError(f"There is no {split} data. Set {self.split_option(split)}.")
         if split not in self.datasets:
             raise UserError(f"The {split} data is not set up. Call setup() before asking for its loader.")
         return self.datasets[split]
@@ -205,7 +357,7 @@ class ConversationDataModule(L.LightningDataModule):
             dataset,
             sampler=sampler,
             batch_size=None,  # The sampler already yields batches.
-            collate_fn=partial(_collate, pad_token_id=self._pad_token_id()),
+            collate_fn=partial(_collate, pad_token_id=self._pad_token_id(), pad_to_multiple_of=self.pad_to_multiple_of),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -220,13 +372,26 @@ class ConversationDataModule(L.LightningDataModule):
                 return int(token_id)
         raise UserError("The tokenizer has neither a pad_token nor an eos_token. Set one of them on it.")
 
+    def _drop_what_another_tokenizer_encoded(self, speaks: bool) -> None:
+        self._tokenizer = self._resolve_tokenizer()
+        if _encoding(self._tokenizer) == self._encoded_with:
+            return
+        if speaks:
+            logger.info(
+                "The model's tokenizer has another vocabulary or chat template than the one that the data was encoded "
+                "with. It is encoded again."
+            )
+        self.datasets.clear()
+        self.reports.clear()
+
     def _resolve_tokenizer(self) -> Any:
         module = None if self.trainer is None else self.trainer.lightning_module
         chosen = self.tokenizer_source
         if chosen is None:
             chosen = of_module = getattr(module, "tokenizer", None)
         else:
-            chosen = load_tokenizer(chosen) if isinstance(chosen, str) else chosen
+            if isinstance(chosen, str):
+                self._loaded_tokenizer = chosen = self._loaded_tokenizer or load_tokenizer(chosen)
             of_module = _share_tokenizer(chosen, module)
         if chosen is None:
             raise UserError(
@@ -235,10 +400,13 @@ class ConversationDataModule(L.LightningDataModule):
             )
         if of_module is not None and chosen.get_vocab() != of_module.get_vocab():
             raise UserError("data.tokenizer has another vocabulary than the model's tokenizer. Remove data.tokenizer.")
+        template = self.chat_template
+        if template is not None and self.template_is_built_in:
+            template = with_bos(template, chosen)
         for tokenizer in (chosen, of_module):
             # The module's own copy is the one that is exported, and must export the template that was trained.
-            if tokenizer is not None and self.chat_template is not None:
-                tokenizer.chat_template = self.chat_template
+            if tokenizer is not None and template is not None:
+                tokenizer.chat_template = template
         if of_module is not None and chosen.chat_template != of_module.chat_template:
             raise UserError(
                 "data.tokenizer has another chat template than the model's tokenizer, which is the one that is "
@@ -255,8 +423,13 @@ def _share_tokenizer(tokenizer: Any, module: Any) -> Any:
     return getattr(module, "tokenizer", None)
 
 
-def _collate(examples: list[Any], *, pad_token_id: int) -> Batch:
-    return collate(examples, pad_token_id=pad_token_id)
+def _encoding(tokenizer: Any) -> tuple[Any, ...]:
+    """What tells two tokenizers apart; a template may write any of the special tokens."""
+    return tokenizer.get_vocab(), tokenizer.chat_template, dict(tokenizer.special_tokens_map)
+
+
+def _collate(examples: list[Any], *, pad_token_id: int, pad_to_multiple_of: int | None) -> Batch:
+    return collate(examples, pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
 
 
 def _require(name: str, value: int | None, *, minimum: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from lit_ift.data.chat import Example, encode_conversations
+from lit_ift.data.chat import Example, adds_bos, encode_conversations
 from lit_ift.data.messages import Conversation, to_messages
 from lit_ift.data.records import Record
 from lit_ift.errors import RowError, UserError
@@ -52,6 +52,8 @@ class DataReport:
         rows_truncated: kept rows that lost tokens at their end to the maximum length.
         rows_with_split_start: kept rows in which a token merges the end of a prompt with the start of an answer.
         rows_with_stop: kept rows that train the tokenizer's end-of-sequence token.
+        rows_without_bos: kept rows that do not start with the bos_token, where the tokenizer by itself would start
+            a text with it.
         tokens: input tokens of the kept rows.
         target_tokens: tokens that are trained on.
         longest: tokens of the longest kept row.
@@ -65,6 +67,7 @@ class DataReport:
     rows_truncated: int
     rows_with_split_start: int
     rows_with_stop: int
+    rows_without_bos: int
     tokens: int
     target_tokens: int
     longest: int
@@ -99,16 +102,21 @@ class EncodedDataset(Dataset[list[Example]]):
 
 
 def parse_records(
-    records: Iterable[Record], rows: ParsedRows, *, layout: str | None, on_bad_row: OnBadRow
+    records: Iterable[Record],
+    rows: ParsedRows,
+    *,
+    layout: str | None,
+    on_bad_row: OnBadRow,
+    needs_answer: bool = True,
 ) -> ParsedRows:
-    """Turn records into conversations, adding them to `rows`.
+    """Turn records into conversations, adding them to `rows`; without `needs_answer`, mere prompts are taken too.
 
     Raises:
         RowError: a row fits no layout and `on_bad_row` is ``error``.
     """
     for record in records:
         try:
-            rows.rows.append((to_messages(record, layout=layout), record.origin))
+            rows.rows.append((to_messages(record, layout=layout, needs_answer=needs_answer), record.origin))
         except RowError as error:
             if on_bad_row == "error":
                 raise
@@ -145,7 +153,7 @@ def encode_rows(
     if not examples:
         first = f" The first: {errors[0]}" if errors else ""
         raise UserError(f"{split}: none of {parsed.num_read} rows can be used.{first}")
-    return EncodedDataset(examples), _report(split, parsed, examples, errors, tokenizer.eos_token_id)
+    return EncodedDataset(examples), _report(split, parsed, examples, errors, tokenizer)
 
 
 def _encode(
@@ -161,8 +169,10 @@ def _report(
     parsed: ParsedRows,
     examples: Sequence[Example],
     errors: Sequence[RowError],
-    eos_token_id: int | None,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> DataReport:
+    eos_token_id = tokenizer.eos_token_id
+    bos_token_id = tokenizer.bos_token_id if adds_bos(tokenizer) else None
     return DataReport(
         split=split,
         rows_read=parsed.num_read,
@@ -171,6 +181,9 @@ def _report(
         rows_truncated=sum(example.truncated for example in examples),
         rows_with_split_start=sum(example.num_split_starts > 0 for example in examples),
         rows_with_stop=sum(eos_token_id in example.labels for example in examples),
+        rows_without_bos=sum(
+            bos_token_id is not None and example.input_ids[:1] != [bos_token_id] for example in examples
+        ),
         tokens=sum(len(example.input_ids) for example in examples),
         target_tokens=sum(example.num_targets for example in examples),
         longest=max(len(example.input_ids) for example in examples),
@@ -197,4 +210,16 @@ def announce(report: DataReport) -> None:
             "train: no row trains the tokenizer's end-of-sequence token, so the model does not learn to stop there. "
             "Set the tokenizer's eos_token to the end-of-turn token, choose a chat template that writes eos_token, "
             "or raise max_length if every row is truncated."
+        )
+
+
+def announce_missing_bos(reports: Iterable[DataReport]) -> None:
+    """Warn once if rows of any of the splits lack the bos_token that the tokenizer by itself would put there."""
+    lacking = {report.split: report.rows_without_bos for report in reports if report.rows_without_bos}
+    if lacking:
+        logger.warning(
+            "The tokenizer starts a text with its bos_token, but the chat template writes none: %s start without it, "
+            "which the model may never have seen. Put {{ bos_token }} first in the chat template, or set "
+            "data.chat_template to a built-in name, which then writes it.",
+            ", ".join(f"{count:,} rows of {split}" for split, count in lacking.items()),
         )

@@ -10,6 +10,9 @@ from lit_ift.errors import RowError, UserError
 
 ROLES: Final = ("system", "user", "assistant", "tool")
 
+PROMPT_ENDS: Final = ("user", "tool")
+"""Roles that the assistant answers."""
+
 
 class Message(TypedDict):
     """One turn. Keys that are not listed here reach the chat template as they are; those set to None are dropped."""
@@ -23,7 +26,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Conversation:
-    """A checked conversation with at least one assistant turn to train on.
+    """A checked conversation, with at least one assistant turn to train on unless it is a mere prompt.
 
     Args:
         messages: the turns, in order; the first one is never the assistant's.
@@ -41,6 +44,11 @@ class Conversation:
         first = self.num_prompt_messages
         return [i for i, m in enumerate(self.messages) if i >= first and m["role"] == "assistant"]
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether all of it is for the model to answer, and nothing to train on."""
+        return self.num_prompt_messages == len(self.messages)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -49,25 +57,35 @@ class Layout:
     Args:
         required: columns that must be there and not null.
         parse: from a row that has them to a conversation; checks every field it uses.
+        parse_prompt: from a row without an answer to the messages to answer; None if such rows are not taken.
+        prompt_required: those of `required` that a row without an answer has; all of them if the answer is a turn
+            among others.
     """
 
     required: tuple[str, ...]
     parse: Callable[[Record], Conversation]
+    parse_prompt: Callable[[Record], list[Message]] | None = None
+    prompt_required: tuple[str, ...] = ()
 
 
-def to_messages(record: Record, *, layout: str | None = None) -> Conversation:
+def to_messages(record: Record, *, layout: str | None = None, needs_answer: bool = True) -> Conversation:
     """Turn a row into a conversation.
 
     Args:
         record: the row.
         layout: a key of `LAYOUTS`; None recognises the layout by the columns.
+        needs_answer: refuse rows that do not end with an assistant turn; otherwise they become mere prompts.
 
     Raises:
         RowError: no layout or more than one fits, or a field has the wrong type or value.
         UserError: `layout` is not a known name.
     """
-    chosen = detect_layout(record) if layout is None else layout
+    chosen = detect_layout(record, needs_answer=needs_answer) if layout is None else layout
     check_layout(chosen)
+    if not needs_answer:
+        prompt = _parse_prompt(record, LAYOUTS[chosen])
+        if prompt is not None:
+            return prompt
     for field in LAYOUTS[chosen].required:
         if record.data.get(field) is None:
             raise RowError(
@@ -77,6 +95,29 @@ def to_messages(record: Record, *, layout: str | None = None) -> Conversation:
                 _near_misses(record) or "Add the column or choose another layout",
             )
     return LAYOUTS[chosen].parse(record)
+
+
+def _parse_prompt(record: Record, layout: Layout) -> Conversation | None:
+    """The row as a mere prompt; None if it has an answer, or too few columns for a prompt."""
+    present = {name for name, value in record.data.items() if value is not None}
+    if layout.parse_prompt is None or not present.issuperset(layout.prompt_required):
+        return None
+    answer_apart = layout.prompt_required != layout.required
+    if answer_apart and present.issuperset(layout.required):
+        return None
+    messages = layout.parse_prompt(record)
+    role = messages[-1]["role"]
+    if role not in PROMPT_ENDS:
+        if not answer_apart:
+            return None
+        raise RowError(
+            record.origin,
+            layout.prompt_required[0],
+            f"has no answer and ends with the turn of the {role}, so there is nothing for the model to answer",
+            "End it with a user or tool turn, or add the assistant's answer",
+        )
+    _check_opening(record, messages, layout.prompt_required[0])
+    return Conversation(messages, tools=_tools(record), num_prompt_messages=len(messages))
 
 
 def check_layout(layout: str) -> None:
@@ -91,14 +132,22 @@ def check_layout(layout: str) -> None:
         raise UserError(f"layout={layout!r} is not known.{hint} Known layouts: {_known_layouts()}.")
 
 
-def detect_layout(record: Record) -> str:
+def detect_layout(record: Record, *, needs_answer: bool = True) -> str:
     """Name of the one layout whose required columns the row has.
+
+    Without `needs_answer`, a row that fits none is taken for a prompt and may lack the answer's columns.
 
     Raises:
         RowError: none fits, or more than one.
     """
     present = {name for name, value in record.data.items() if value is not None}
     fitting = [name for name, layout in LAYOUTS.items() if present.issuperset(layout.required)]
+    if not fitting and not needs_answer:
+        fitting = [
+            name
+            for name, layout in LAYOUTS.items()
+            if layout.parse_prompt is not None and present.issuperset(layout.prompt_required)
+        ]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -137,6 +186,10 @@ def _from_messages(record: Record) -> Conversation:
     return _checked(record, Conversation(messages, tools=_tools(record)), answer_field="messages")
 
 
+def _messages_prompt(record: Record) -> list[Message]:
+    return _messages(record, "messages")
+
+
 def _from_prompt_completion(record: Record) -> Conversation:
     prompt, completion = record.data["prompt"], record.data["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
@@ -156,23 +209,31 @@ def _from_prompt_completion(record: Record) -> Conversation:
     return _checked(record, conversation, answer_field="completion")
 
 
-def _from_alpaca(record: Record) -> Conversation:
+def _prompt_alone(record: Record) -> list[Message]:
+    prompt = record.data["prompt"]
+    if isinstance(prompt, str):
+        return [_turn(record, "prompt", "user", prompt)]
+    return _messages(record, "prompt")
+
+
+def _alpaca_prompt(record: Record) -> list[Message]:
     instruction = _text(record, "instruction", record.data["instruction"])
     context = _text(record, "input", record.data.get("input") or "")
     question = f"{instruction}\n\n{context}" if context.strip() else instruction
-    turns = [
-        _turn(record, "instruction", "user", question),
-        _turn(record, "output", "assistant", record.data["output"]),
-    ]
+    return [_turn(record, "instruction", "user", question)]
+
+
+def _from_alpaca(record: Record) -> Conversation:
+    turns = [*_alpaca_prompt(record), _turn(record, "output", "assistant", record.data["output"])]
     return _checked(record, Conversation(turns), answer_field="output")
 
 
 LAYOUTS: Final[dict[str, Layout]] = {
-    "messages": Layout(("messages",), _from_messages),
-    "prompt_completion": Layout(("prompt", "completion"), _from_prompt_completion),
-    "alpaca": Layout(("instruction", "output"), _from_alpaca),
+    "messages": Layout(("messages",), _from_messages, _messages_prompt, ("messages",)),
+    "prompt_completion": Layout(("prompt", "completion"), _from_prompt_completion, _prompt_alone, ("prompt",)),
+    "alpaca": Layout(("instruction", "output"), _from_alpaca, _alpaca_prompt, ("instruction",)),
 }
-"""Known layouts. A new data format is one function and one entry here."""
+"""Known layouts. A new data format is one function and one entry here; a second function lets predict take prompts."""
 
 
 def _messages(record: Record, field: str) -> list[Message]:
@@ -253,14 +314,18 @@ def _checked(record: Record, conversation: Conversation, answer_field: str) -> C
             "has no assistant turn, so there is nothing to train on",
             "Add the assistant's answer or remove the row",
         )
-    if conversation.messages[0]["role"] == "assistant":
+    _check_opening(record, conversation.messages, "messages" if answer_field == "messages" else "prompt")
+    return conversation
+
+
+def _check_opening(record: Record, messages: Sequence[Message], field: str) -> None:
+    if messages[0]["role"] == "assistant":
         raise RowError(
             record.origin,
-            "messages[0].role" if answer_field == "messages" else "prompt[0].role",
+            f"{field}[0].role",
             "the conversation opens with the assistant, so its answer has no prompt",
             "Start with a user or system turn",
         )
-    return conversation
 
 
 def prompt_key(conversation: Conversation) -> str:

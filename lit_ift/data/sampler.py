@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import torch
@@ -11,6 +11,9 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 
 MEGABATCH: Final = 50
 """Global batches whose rows are sorted by length together: enough to save padding, few enough to stay random."""
+
+MIN_MEGABATCHES: Final = 4
+"""Megabatches that small data is cut into at least; sorting it as one would give the same batches in every epoch."""
 
 
 class LengthGroupedBatchSampler(DistributedSampler[Any]):
@@ -51,9 +54,27 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         self.lengths = lengths
         self.batch_size = batch_size
         self.group_by_length = group_by_length
+        self.epoch_of: Callable[[int], int] | None = None
+        self._start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration; `epoch_of`, if there is one, tells which it is instead."""
+        chosen = epoch if self.epoch_of is None else self.epoch_of(epoch)
+        if chosen != self.epoch:
+            self._start = 0
+        super().set_epoch(chosen)
+
+    def resume(self, *, epoch: int, start: int) -> None:
+        """Let the next iteration, and no later one, begin inside an epoch.
+
+        Args:
+            epoch: which epoch's order it is.
+            start: batches of this rank that were trained on already.
+        """
+        self.epoch, self._start = epoch, start
 
     def __len__(self) -> int:
-        """Batches that each rank yields."""
+        """Batches that each rank yields in a whole epoch, also if the next one is begun inside."""
         return math.ceil(len(self.lengths) / (self.batch_size * self.num_replicas))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -63,7 +84,8 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
             shuffle_key=f"{self.seed}/{self.epoch}" if self.shuffle else None,
             group_by_length=self.group_by_length,
         )
-        for batch in order:
+        start, self._start = self._start, 0
+        for batch in order[start:]:
             yield rank_share(batch, self.rank, self.num_replicas)
 
 
@@ -94,7 +116,8 @@ def global_batches(
         digest = hashlib.sha256(shuffle_key.encode()).digest()
         generator.manual_seed(int.from_bytes(digest[:8]) >> 1)
         order = torch.randperm(len(lengths), generator=generator).tolist()
-        megabatch = MEGABATCH * global_batch_size
+        fitting = len(order) // (MIN_MEGABATCHES * global_batch_size)
+        megabatch = max(1, min(MEGABATCH, fitting)) * global_batch_size
     if group_by_length and order:
         chunks = [order[start : start + megabatch] for start in range(0, len(order), megabatch)]
         order = [row for chunk in chunks for row in sorted(chunk, key=lambda row: -lengths[row])]

@@ -20,6 +20,9 @@ RESERVED: Final = ("seed", "size")
 BLOCK: Final = 1000
 """Questions drawn from one generator. Some tasks compute as many as they are told in advance, so it is not large."""
 
+HELD_OUT: Final[dict[Split, tuple[Split, ...]]] = {"val": (), "test": ("val",), "train": ("val", "test")}
+"""For each split the others whose questions it must not repeat."""
+
 HASH_DEPENDENT: Final = ("isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder")
 """Tasks of reasoning-gym 0.1 that iterate over sets of strings, whose order Python draws anew in each process."""
 
@@ -28,12 +31,14 @@ class TasksDataModule(ConversationDataModule):
     """Questions and answers from reasoning-gym, and its verifiers to score answers.
 
     Within a task no question occurs twice (case and white space aside), neither in a split nor across splits. The
-    validation questions depend on `tasks`, `val_size` and `seed` only: more training data leaves them as they are.
+    validation questions depend on `tasks`, `val_size` and `seed` only, the test questions on these and `test_size`:
+    more training data leaves both as they are. Predict takes the test questions.
 
     Args:
         tasks: name of each task to its configuration, such as ``{"spell_backward": {"max_word_len": 5}}``.
         train_size: training rows a task.
         val_size: validation rows a task.
+        test_size: test rows a task, which are also those of predict.
         system_prompt: text of a system turn before each question; None for no such turn.
         **kwargs: see `ConversationDataModule`; `seed` also decides which questions are drawn.
 
@@ -47,34 +52,40 @@ class TasksDataModule(ConversationDataModule):
         *,
         train_size: int = 1000,
         val_size: int = 100,
+        test_size: int = 0,
         system_prompt: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not tasks:
             raise UserError("data.tasks is empty. Name at least one task of reasoning-gym.")
-        if train_size < 0 or val_size < 0 or train_size + val_size == 0:
+        if min(train_size, val_size, test_size) < 0 or train_size + val_size + test_size == 0:
             raise UserError(
-                f"data.train_size={train_size} and data.val_size={val_size} must not be negative nor both 0."
+                f"data.train_size={train_size}, data.val_size={val_size} and data.test_size={test_size} must not be "
+                "negative nor all 0."
             )
         if system_prompt is not None and not system_prompt.strip():
             raise UserError("data.system_prompt is empty. Remove it for no system turn.")
         self.tasks = tasks
-        self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": 0, "predict": 0}
+        self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size, "predict": test_size}
         self.system_prompt = system_prompt
         self.generators = {name: make_generator(name, config, seed=0) for name, config in tasks.items()}
         self._entries: dict[Split, dict[str, list[dict[str, Any]]]] = {}
 
     def has_split(self, split: Split) -> bool:
-        """There are training and validation rows, where their size is not 0."""
+        """There are rows of every split whose size is not 0."""
         return self.sizes[split] > 0
+
+    def split_option(self, split: Split) -> str:
+        """The option that gives a split its size."""
+        return f"data.{_drawn_as(split)}_size"
 
     def records(self, split: Split, on_row_error: OnRowError = raise_row_error) -> Iterator[Record]:
         """The rows of a split as messages, task by task; generated rows cannot be bad."""
         for task, entries in self.entries(split).items():
             for index, entry in enumerate(self.first_rows(entries)):
                 answer: Message = {"role": "assistant", "content": entry["answer"]}
-                yield Record({"messages": [*self._prompt(entry), answer]}, _row_id(task, split, index))
+                yield Record({"messages": [*self._prompt(entry), answer]}, _row_id(task, _drawn_as(split), index))
 
     def entries(self, split: Split) -> dict[str, list[dict[str, Any]]]:
         """Task to the entries of reasoning-gym (question, answer, metadata) in a split; generated once.
@@ -82,15 +93,17 @@ class TasksDataModule(ConversationDataModule):
         Raises:
             UserError: a task has too few different questions.
         """
+        split = _drawn_as(split)
         if split not in self._entries:
-            held_out = self.entries("val") if split != "val" else {}
+            # Each split makes way for those that must not depend on its size.
+            held_out = [self.entries(other) for other in HELD_OUT[split] if self.has_split(other)]
             self._entries[split] = {
                 task: draw_entries(
                     task,
                     config,
                     size=self.sizes[split],
                     seed=_seed(self.seed, task, split),
-                    exclude=[entry["question"] for entry in held_out.get(task, ())],
+                    exclude=[entry["question"] for entries in held_out for entry in entries[task]],
                 )
                 for task, config in self.tasks.items()
             }
@@ -155,7 +168,7 @@ def draw_entries(
                 raise UserError(
                     f"Task '{task}' is too small: {len(seen)} different questions were found in {index} draws "
                     f"({len(exclude)} of them held out), but {size + len(exclude)} are needed. Widen its configuration "
-                    "or lower data.train_size and data.val_size."
+                    "or lower data.train_size, data.val_size and data.test_size."
                 )
             continue
         seen.add(key)
@@ -185,7 +198,9 @@ def make_generator(task: str, config: dict[str, Any], *, seed: int) -> Any:
     known = [field.name for field in dataclasses.fields(DATASETS[task][1]) if field.name not in RESERVED]
     for key in config or {}:
         if key in RESERVED:
-            raise UserError(f"Task '{task}': '{key}' is set by the data module. Use data.seed, train_size, val_size.")
+            raise UserError(
+                f"Task '{task}': '{key}' is set by the data module. Use data.seed, train_size, val_size, test_size."
+            )
         if key not in known:
             raise UserError(f"Task '{task}' has no option '{key}'.{_did_you_mean(key, known)}")
     try:
@@ -198,6 +213,11 @@ def _did_you_mean(name: str, valid: list[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=3)
     hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
     return f"{hint} Valid: {', '.join(sorted(valid))}."
+
+
+def _drawn_as(split: Split) -> Split:
+    """The split whose questions are taken for `split`."""
+    return "test" if split == "predict" else split
 
 
 def _row_id(task: str, split: str, index: int) -> str:

@@ -1,17 +1,22 @@
 """The data modules under a plain Trainer: what a training module sees of them."""
 
 import json
+import logging
+import warnings
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
-from tiny import tiny_tokenizer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from tiny import CHATML, tiny_model, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lit_ift.data import InstructionDataModule, TasksDataModule
 from lit_ift.data.sampler import LengthGroupedBatchSampler
 from lit_ift.errors import UserError
+from lit_ift.modules import SFTModule
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "instruct"
 
@@ -215,3 +220,188 @@ def test_real_conversations(name: str) -> None:
         targets = [label for label in example.labels if label != -100]
         answers = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
         assert tokenizer.decode(targets) == "".join(f"{answer}<|im_end|>" for answer in answers)
+
+
+class CrashError(Exception):
+    pass
+
+
+class SaveAt(L.Callback):
+    """Writes a checkpoint where it is told to, and then ends the run as a crash would."""
+
+    def __init__(self, path: Path, hook: str, batches: int) -> None:
+        self.path, self.batches = path, batches
+        setattr(self, hook, self.save)
+
+    def save(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.total.processed == self.batches and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+            raise CrashError
+
+
+def lines(module: Recorder) -> list[list[str]]:
+    """All training batches of a run in their order, whatever Lightning counted as an epoch."""
+    return [rows for key, batches in module.seen.items() if key.startswith("train") for rows in batches]
+
+
+class LoadsLate(SingleDeviceStrategy):
+    """Restores the checkpoint after the loaders were made, as sharding strategies do."""
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+
+class Scheduled(Recorder):
+    """Asks for the length of the run, for which Lightning makes the training loader early."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches > 0
+        return super().configure_optimizers()
+
+
+CUTS = [
+    ("on_train_batch_end", 2),
+    ("on_train_batch_end", 5),
+    ("on_train_epoch_end", 5),
+    ("on_validation_end", 2),
+    ("on_validation_end", 5),
+    ("on_train_batch_end", 8),
+    ("on_validation_end", 9),
+]
+# Worker processes take long to start, so they get the cases that differ for them.
+CASES = [(*cut, late, 0) for cut in CUTS for late in (False, True)]
+CASES += [("on_train_batch_end", 2, True, 1), ("on_train_epoch_end", 5, True, 1), ("on_train_batch_end", 8, False, 1)]
+
+
+@pytest.mark.parametrize(("hook", "batches", "late", "num_workers"), CASES)
+def test_a_resumed_run_sees_the_batches_that_an_unbroken_one_would(
+    tmp_path: Path, hook: str, batches: int, late: bool, num_workers: int
+) -> None:
+    path = tmp_path / "cut.ckpt"
+
+    def fit(module: Recorder, callback: L.Callback | None = None, ckpt_path: Path | None = None) -> list[list[str]]:
+        strategy = LoadsLate(device=torch.device("cpu")) if late else "auto"
+        validates = {
+            "val_check_interval": 1.0 if batches == 5 else 0.5,
+            "callbacks": [callback] if callback else [],
+            "strategy": strategy,
+        }
+        source = data(tmp_path, num_workers=num_workers, val=write(tmp_path / "val.jsonl", 5))
+        try:
+            trainer(tmp_path, max_epochs=3, **validates).fit(
+                module, datamodule=source, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None
+            )
+        except CrashError:
+            assert callback is not None
+        return lines(module)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PossibleUserWarning)
+        warnings.filterwarnings("ignore", message=".*(num_workers|persistent_workers|logging interval)")
+        whole = fit(Scheduled())
+        assert len(whole) == 15
+        first = fit(Scheduled(), SaveAt(path, hook, batches))
+        second = fit(Scheduled(), ckpt_path=path)
+    assert first == whole[:batches]
+    assert second == whole[batches:]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resuming_twice_and_after_max_steps_ended_an_epoch_early(tmp_path: Path, accumulate: int) -> None:
+    whole = Recorder()
+    trainer(tmp_path, max_epochs=4).fit(whole, datamodule=data(tmp_path))
+    seen, path = [], None
+    for max_steps in (3, 4, 7):  # epochs of 5 batches, and of 3 steps with accumulation
+        module = Recorder()
+        run = trainer(tmp_path, max_steps=max_steps, max_epochs=99, accumulate_grad_batches=accumulate)
+        run.fit(module, datamodule=data(tmp_path), ckpt_path=path, weights_only=True if path else None)
+        path = tmp_path / f"{max_steps}.ckpt"
+        run.save_checkpoint(path)
+        seen += lines(module)
+    assert seen == lines(whole)[: len(seen)]
+    assert len(seen) == {1: 7, 2: 12}[accumulate]
+
+
+def test_resuming_inside_an_epoch_needs_the_same_order(tmp_path: Path) -> None:
+    inside, end = tmp_path / "inside.ckpt", tmp_path / "end.ckpt"
+    for path, batches in ((inside, 2), (end, 5)):
+        run = trainer(tmp_path, max_epochs=2, callbacks=[SaveAt(path, "on_train_batch_end", batches)])
+        with pytest.raises(CrashError):
+            run.fit(Recorder(), datamodule=data(tmp_path))
+    state = torch.load(inside, weights_only=True)["InstructionDataModule"]
+    assert (state["epoch"], state["batches_done"], state["world_size"], state["rows"]) == (0, 2, 1, 18)
+    for changes, named in (
+        ({"batch_size": 3}, r"data.batch_size 4 \(now 3\)"),
+        ({"seed": 1}, r"data.seed 0 \(now 1\)"),
+        ({"max_rows": 17}, r"number of training rows 18 \(now 17\), checksum of the lengths"),
+        ({"group_by_length": False}, r"data.group_by_length True \(now False\)"),
+    ):
+        with pytest.raises(UserError, match=rf"inside epoch 0, after 2 batches of a run with {named}"):
+            trainer(tmp_path, max_epochs=2).fit(
+                Recorder(), datamodule=data(tmp_path, **changes), ckpt_path=inside, weights_only=True
+            )
+    other = data(tmp_path)
+    other.setup("fit")
+    other.load_state_dict({**state, "world_size": 2})
+    with pytest.raises(UserError, match=r"number of processes 2 \(now 1\)"):
+        other.train_dataloader()
+    # At an epoch's end another batch size is nothing to refuse, and evaluation never minds.
+    module = Recorder()
+    trainer(tmp_path, max_epochs=2).fit(
+        module, datamodule=data(tmp_path, batch_size=9), ckpt_path=end, weights_only=True
+    )
+    assert [len(rows) for rows in lines(module)] == [9, 9]
+    validated = data(tmp_path, batch_size=3, val=write(tmp_path / "val.jsonl", 5))
+    trainer(tmp_path).validate(module, datamodule=validated, ckpt_path=inside, weights_only=True, verbose=False)
+
+
+def test_a_second_model_gets_its_own_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = build_tokenizer(), build_tokenizer()
+    second.add_tokens(["question"])
+    source = data(tmp_path, tokenizer=None)
+    trainer(tmp_path, max_steps=1).fit(Recorder(first), datamodule=source)
+    examples = source.datasets["train"].examples
+    with caplog.at_level(logging.INFO, logger="lit_ift"):
+        trainer(tmp_path, max_steps=1).fit(Recorder(build_tokenizer()), datamodule=source)
+        assert source.datasets["train"].examples is examples
+        assert "encoded again" not in caplog.text
+        trainer(tmp_path, max_steps=1).fit(Recorder(second), datamodule=source)
+    assert "encoded again" in caplog.text
+    assert source.tokenizer is second
+    assert second.convert_tokens_to_ids("question") in source.datasets["train"].examples[0].input_ids
+    assert source.reports["train"].rows_kept == 18
+
+    source = data(tmp_path, tokenizer=None, chat_template=None)
+    for end in ("<|im_end|>\n", "<|im_end|> \n"):
+        tokenizer = build_tokenizer()
+        tokenizer.chat_template = CHATML.replace("<|im_end|>\n", end)
+        trainer(tmp_path, max_steps=1).fit(Recorder(tokenizer), datamodule=source)
+        assert tokenizer.decode(source.datasets["train"].examples[0].input_ids).endswith(end)
+
+
+def test_predict_answers_rows_without_answers(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "hello"},
+        {"messages": [{"role": "user", "content": "what is this"}]},
+        {"instruction": "say", "input": "x"},
+        {"prompt": "hello", "completion": "world"},
+    ]
+    path = tmp_path / "predict.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = SFTModule(tiny_model("llama"), generation={"max_new_tokens": 4})
+    source = InstructionDataModule(
+        predict=str(path), tokenizer=tiny_tokenizer(), chat_template="chatml", batch_size=3, max_length=80
+    )
+    answers = [answer for batch in trainer(tmp_path).predict(module, datamodule=source) for answer in batch]
+    assert [answer["row_id"] for answer in answers] == [f"{path}:{i}" for i in range(1, 5)]
+    header = "<|im_end|>\n<|im_start|>assistant\n"
+    assert [answer["prompt"] for answer in answers] == [
+        f"<|im_start|>user\n{text}{header}" for text in ("hello", "what is this", "say\n\nx", "hello")
+    ]
+    assert [answer["expected"] for answer in answers] == ["", "", "", "world"]
+    assert answers[0]["answer"] == answers[3]["answer"]  # one prompt, one answer, whichever way it came
+    # A dummy row has neither targets nor a row id.
+    batch = next(iter(source.predict_dataloader()))
+    batch["row_ids"][1] = ""
+    assert [answer["row_id"] for answer in module.predict_step(batch, 0)] == [f"{path}:1", f"{path}:3"]

@@ -14,7 +14,9 @@ from lit_ift.data.chat import (
     encode_conversation,
     encode_conversations,
     encode_prompt,
+    is_built_in_template,
     resolve_chat_template,
+    with_bos,
 )
 from lit_ift.data.messages import Conversation
 from lit_ift.errors import RowError, UserError
@@ -258,3 +260,32 @@ def test_resolve_chat_template(tmp_path) -> None:
         UserError, match=r"'chatlm' is neither a built-in name \(chatml, zephyr\).*Did you mean 'chatml'"
     ):
         resolve_chat_template("chatlm")
+
+
+def test_a_prompt_is_encoded_as_the_model_is_prompted_and_never_cut(tokenizer) -> None:
+    row = talk("s: x", "u: q", "a: the cat", "u: hello world", num_prompt_messages=4)
+    ids = encode_prompt(row.messages, tokenizer)
+    result = encode(row, tokenizer, max_length=len(ids))
+    assert result == Example(ids, [IGNORE_INDEX] * len(ids), "rows.jsonl:3")
+    with pytest.raises(RowError, match=rf"the prompt has {len(ids)} tokens, .*Raise data.max_length to at least"):
+        encode(row, tokenizer, max_length=len(ids) - 1)
+    mixed = encode_conversations([row, talk("u: a", "a: b")], tokenizer, max_length=500, origins=["o:1", "o:2"])
+    assert [example.num_targets > 0 for example in mixed] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["chatml", "zephyr"])
+def test_built_in_templates_write_the_bos_that_the_tokenizer_would(make_tokenizer, name: str) -> None:
+    assert is_built_in_template(name)
+    assert not is_built_in_template("{{ messages }}")
+    template = resolve_chat_template(name)
+    plain, adding = (make_tokenizer(bos_token="<|endoftext|>", eos_token="</s>") for _ in range(2))
+    adding.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", adding.bos_token_id)]
+    )
+    assert with_bos(template, make_tokenizer()) == with_bos(template, plain) == template
+    plain.chat_template = template
+    adding.chat_template = with_bos(template, adding)
+    conversation = talk("s: x", "u: q", "a: the cat")
+    without, row = encode(conversation, plain), encode(conversation, adding)
+    assert row.input_ids == [adding.bos_token_id, *without.input_ids]
+    assert row.labels == [IGNORE_INDEX, *without.labels]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import processors
 
 from lit_ift.data.instruction import InstructionDataModule
 from lit_ift.errors import RowError, UserError
@@ -24,6 +25,7 @@ def write(path: Path, count: int, start: int = 0) -> str:
         ({"train": "a.jsonl", "max_length": 1}, "max_length=1 must be at least 2"),
         ({"train": "a.jsonl", "batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"train": "a.jsonl", "eval_batch_size": 0}, "eval_batch_size=0 must be at least 1"),
+        ({"train": "a.jsonl", "pad_to_multiple_of": 0}, "pad_to_multiple_of=0 must be at least 1"),
         ({"train": "a.jsonl", "num_workers": -1}, "num_workers=-1 must be at least 0"),
         ({"train": "a.jsonl", "max_rows": 0}, "max_rows=0 must be at least 1"),
         ({"train": "a.jsonl", "on_bad_row": "ignore"}, "on_bad_row='ignore' must be one of error, skip"),
@@ -208,3 +210,54 @@ def test_hyperparameters_are_plain(tmp_path: Path, make_tokenizer) -> None:
     assert "tokenizer" not in InstructionDataModule("a.jsonl", tokenizer=make_tokenizer()).hparams
     torch.save(dict(named.hparams), tmp_path / "hparams.pt")
     assert torch.load(tmp_path / "hparams.pt", weights_only=True)["max_length"] == 7
+
+
+def test_batches_are_padded_to_a_multiple(tmp_path: Path, tokenizer) -> None:
+    source = write(tmp_path / "a.jsonl", 7)
+    module = InstructionDataModule(source, val=source, tokenizer=tokenizer, pad_to_multiple_of=64)
+    module.setup("fit")
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        assert {batch["input_ids"].shape[1] % 64 for batch in loader} == {0}
+
+
+def test_bos_is_written_by_built_in_templates_and_missed_in_others(tmp_path: Path, make_tokenizer, caplog) -> None:
+    source = write(tmp_path / "a.jsonl", 5)
+
+    def first_ids(template: str | None, adds_bos: bool = True) -> tuple[set[int], int]:
+        """First tokens of the training rows, and how often a missing BOS was warned of."""
+        caplog.clear()
+        tokenizer = make_tokenizer(bos_token="<|endoftext|>")
+        if adds_bos:
+            tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+                single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
+            )
+        module = InstructionDataModule(source, val=source, tokenizer=tokenizer, chat_template=template)
+        for _ in range(2):
+            module.setup("fit")
+        starts = {example.input_ids[0] for example in module.datasets["train"].examples}
+        assert module.reports["train"].rows_without_bos == (5 if adds_bos and starts != {bos} else 0)
+        return starts, sum("starts a text with its bos_token" in text for text in caplog.messages)
+
+    shared = make_tokenizer(bos_token="<|endoftext|>")
+    bos, im_start = shared.bos_token_id, shared.convert_tokens_to_ids("<|im_start|>")
+    assert first_ids("chatml") == ({bos}, 0)
+    assert first_ids("chatml", adds_bos=False) == ({im_start}, 0)
+    assert first_ids(None) == first_ids(shared.chat_template) == ({im_start}, 1)
+    assert "5 rows of train, 5 rows of val start without it" in caplog.text
+    assert first_ids(None, adds_bos=False) == ({im_start}, 0)
+
+
+def test_predict_takes_prompts_and_other_splits_do_not(tmp_path: Path, tokenizer) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "hello"}\n{"prompt": "q", "completion": "a"}\n{"instruction": "q", "input": "x"}\n')
+    module = InstructionDataModule(str(path), predict=str(path), tokenizer=tokenizer)
+    module.setup("predict")
+    assert [example.num_targets > 0 for example in module.datasets["predict"].examples] == [False, True, False]
+    assert [example.row_id for example in module.datasets["predict"].examples] == [f"{path}:{i}" for i in (1, 2, 3)]
+    with pytest.raises(RowError, match=r"a\.jsonl:1: .*fit no known layout"):
+        module.setup("fit")
+
+
+def test_an_option_for_a_missing_split_is_named(tmp_path: Path, tokenizer) -> None:
+    module = InstructionDataModule(write(tmp_path / "a.jsonl", 3), tokenizer=tokenizer)
+    assert [module.split_option(split) for split in ("train", "predict")] == ["data.train", "data.predict"]

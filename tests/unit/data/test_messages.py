@@ -125,3 +125,59 @@ def test_prompt_key_ignores_case_white_space_and_system_turn() -> None:
     assert (
         prompt_key(convert(messages=with_system)) == "what is" == prompt_key(convert(prompt="WHAT is", completion="x"))
     )
+
+
+def prompt(layout: str | None = None, /, **data: object) -> Conversation:
+    return to_messages(Record(data, "rows.jsonl:7"), layout=layout, needs_answer=False)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_rows_without_an_answer_are_prompts_where_that_is_allowed(named: bool) -> None:
+    question, tool = [("user", "q")], {"role": "tool", "content": "3"}
+    turns = [USER, ASSISTANT, tool]
+    rows = [
+        ("prompt_completion", {"prompt": "q"}, question),
+        ("prompt_completion", {"prompt": "q", "completion": None}, question),
+        ("prompt_completion", {"prompt": [USER, ASSISTANT, USER]}, [*question, ("assistant", "a"), *question]),
+        ("messages", {"messages": [USER]}, question),
+        ("messages", {"messages": turns, "tools": [{"name": "f"}]}, [*question, ("assistant", "a"), ("tool", "3")]),
+        ("alpaca", {"instruction": "q", "input": ""}, question),
+        ("alpaca", {"instruction": "q", "input": "x", "output": None}, [("user", "q\n\nx")]),
+    ]
+    for layout, row, expected in rows:
+        conversation = prompt(layout if named else None, **row)
+        assert pairs(conversation) == expected
+        assert conversation.is_prompt
+        assert conversation.target_turns == []
+        assert conversation.tools == row.get("tools")
+    for row in ({"prompt": "q"}, {"messages": [USER]}, {"instruction": "q"}):
+        with pytest.raises(RowError):
+            convert(**row)
+
+
+def test_rows_with_an_answer_are_read_alike_with_and_without_need_of_one() -> None:
+    for row in (
+        {"prompt": "q", "completion": "a"},
+        {"prompt": "q", "messages": [USER, ASSISTANT]},
+        {"messages": [USER, ASSISTANT, {"role": "system", "content": "s"}]},
+        {"instruction": "q", "output": "a"},
+    ):
+        assert prompt(**row) == convert(**row)
+        assert not prompt(**row).is_prompt
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": [USER, ASSISTANT]}, "field 'prompt': has no answer and ends with the turn of the assistant"),
+        ({"messages": [ASSISTANT, USER]}, r"field 'messages\[0\].role': the conversation opens with the assistant"),
+        ({"messages": [{"role": "system", "content": "s"}]}, "field 'messages': has no assistant turn"),
+        ({"prompt": " "}, "field 'prompt': the user text is empty"),
+        ({"prompt": 3}, "field 'prompt': is a int"),
+        ({"prompt": "q", "instruction": "q"}, "fit several layouts: prompt_completion, alpaca"),
+        ({"question": "q"}, "fit no known layout"),
+    ],
+)
+def test_prompts_that_cannot_be_answered(row: dict, problem: str) -> None:
+    with pytest.raises(RowError, match=problem):
+        prompt(**row)

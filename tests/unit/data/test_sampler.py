@@ -79,6 +79,46 @@ def test_lengths_are_alike_within_a_batch_and_across_ranks() -> None:
     assert spread(group_by_length=True) < 0.1 * spread(group_by_length=False)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_small_data_has_other_batches_each_epoch_and_still_little_padding(world: int) -> None:
+    lengths = random.Random(0).sample(range(1, 2001), 1000)
+
+    def batches(epoch: int, **kwargs) -> list[tuple[int, ...]]:
+        ranks = rank_batches(lengths, world, epoch=epoch, batch_size=32 // world, **kwargs)
+        return [tuple(sorted(i for batch in step for i in batch if i >= 0)) for step in zip(*ranks, strict=True)]
+
+    def waste(order: list[tuple[int, ...]]) -> float:
+        padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in order)
+        return 1 - sum(lengths) / padded
+
+    first, second = batches(0), batches(1)
+    assert len(set(first) & set(second)) <= 1
+    assert waste(first) < 0.2 < 0.4 < waste(batches(0, group_by_length=False))
+    # Four global batches and fewer: each row's place is drawn anew.
+    tiny = [set(map(frozenset, rank_batches(lengths[:128], 1, epoch=e, batch_size=32)[0])) for e in range(2)]
+    assert not tiny[0] & tiny[1]
+
+
+def test_resume_begins_inside_one_iteration() -> None:
+    sampler = LengthGroupedBatchSampler(some_lengths(20), batch_size=4)
+    epochs = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    sampler.resume(epoch=1, start=3)
+    assert (len(sampler), list(sampler)) == (5, epochs[1][3:])
+    assert list(sampler) == epochs[1]
+    sampler.resume(epoch=1, start=3)
+    sampler.set_epoch(1)
+    assert list(sampler) == epochs[1][3:]
+    sampler.resume(epoch=1, start=3)
+    sampler.set_epoch(2)
+    assert list(sampler) == epochs[2]
+    sampler.epoch_of = lambda epoch: epoch - 1
+    sampler.set_epoch(2)
+    assert list(sampler) == epochs[1]
+
+
 def test_short_batch_is_last_and_all_batches_move() -> None:
     lengths = some_lengths(30)
     orders = {tuple(len(batch) for batch in rank_batches(lengths, 1, epoch=e, batch_size=4)[0]) for e in range(5)}

@@ -49,6 +49,28 @@ def test_validation_questions_outlast_another_train_size_and_train_grows_at_its_
     assert questions(large, "train")[:5] == questions(small, "train")[:5]
 
 
+def test_test_questions_are_others_and_leave_validation_as_it_was() -> None:
+    config = {"chain_sum": {"min_terms": 1, "max_terms": 2, "max_digits": 1}}
+    without = TasksDataModule(config, train_size=20, val_size=50)
+    module = TasksDataModule(config, train_size=80, val_size=50, test_size=40)
+    train, val, test = (questions(module, split) for split in ("train", "val", "test"))
+    assert (len(set(train)), len(set(val)), len(set(test))) == (80, 50, 40)
+    assert len({*train, *val, *test}) == 170
+    assert questions(without, "val") == val
+    assert questions(TasksDataModule(config, train_size=5, val_size=50, test_size=60), "test")[:40] == test
+    assert list(module.records("predict")) == list(module.records("test"))
+    only = TasksDataModule(config, train_size=0, val_size=0, test_size=3)
+    assert [record.origin for record in only.records("predict")] == [f"chain_sum/test#{i}" for i in range(3)]
+
+
+def test_a_missing_split_names_its_option() -> None:
+    module = TasksDataModule(TASKS, train_size=0, val_size=1)
+    with pytest.raises(UserError, match=r"There is no train data. Set data.train_size."):
+        module.train_dataloader()
+    for split in ("test", "predict"):
+        assert module.split_option(split) == "data.test_size"
+
+
 def test_too_small_a_task_says_so() -> None:
     module = TasksDataModule({"chain_sum": {"min_terms": 1, "max_terms": 1, "max_digits": 1}}, train_size=9, val_size=2)
     with pytest.raises(
@@ -86,7 +108,7 @@ def test_score_is_the_verifiers_on_the_stripped_answer(tokenizer) -> None:
         ),
         ({"tasks": {"chain_sum": {"seed": 2}}}, "'seed' is set by the data module"),
         ({"tasks": {"chain_sum": {"min_terms": 5, "max_terms": 2}}}, "is refused: max_terms must be >= min_terms"),
-        ({"tasks": TASKS, "train_size": 0, "val_size": 0}, "must not be negative nor both 0"),
+        ({"tasks": TASKS, "train_size": 0, "val_size": 0}, "must not be negative nor all 0"),
         ({"tasks": TASKS, "system_prompt": " "}, "system_prompt is empty"),
     ],
 )
