@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_ift.callbacks.answers import TaskAccuracy
 from lit_ift.constants import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -92,15 +93,22 @@ class HuggingFaceExport(Callback):
     ) -> "ExportMetadata":
         data = getattr(trainer, "datamodule", None)
         reports = {split: report.as_dict() for split, report in getattr(data, "reports", {}).items()}
+        objective = type(module).__name__.removesuffix("Module").lower()
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, TaskAccuracy):
+                for task, row in callback.accuracies().items():
+                    metrics |= {f"tasks/{task}, {when}": share for when, share in row.items()}
         metadata: ExportMetadata = {
-            "objective": type(module).__name__.removesuffix("Module").lower(),
+            "objective": objective,
             "config": _configuration(trainer, module, run),
-            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+            "metrics": metrics,
             "data_report": reports,
             "stop_token_ids": _turn_ends(data, module.tokenizer),
         }
         if isinstance(module.model_spec, str):
             metadata["base_model"] = module.model_spec
+            metadata["name"] = f"{Path(module.model_spec).name}-{objective}"
         if origin is not None:
             metadata["base_model_origin"] = origin
         return metadata

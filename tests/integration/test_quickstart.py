@@ -38,6 +38,10 @@ def test_two_steps_of_the_quickstart(
     assert len(answers["before"]) == len(answers["after"]) == 12
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
+    card = (folder / "model" / "README.md").read_text()
+    for words in ("# SmolLM2-135M-Instruct-ift", "tasks/mean, after", "val/loss", "lam: 0.2", "rows_kept: 12"):
+        assert words in card
+
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
