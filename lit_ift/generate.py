@@ -25,7 +25,7 @@ def generate_answers(
     Prompts of similar length share a batch, so answers come in another order than prompts.
 
     Args:
-        model: the policy; its mode and its random state are left as they were found.
+        model: the policy; its mode is left as it was found.
         tokenizer: decodes answers; supplies the padding id.
         prompts: token ids, each ending where the answer begins.
         max_new_tokens: longest answer in tokens.
@@ -49,15 +49,15 @@ def generate_answers(
         options = {"temperature": None, "top_p": None, "top_k": None, **options}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     device = model.get_input_embeddings().weight.device
-    with evaluating(model), torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            width = max(len(prompts[i]) for i in indices)
-            ids = torch.full((len(indices), width), pad, dtype=torch.long)
-            attention = torch.zeros_like(ids)
-            for row, i in enumerate(indices):  # Padding stands on the left, so that answers begin side by side.
-                ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-                attention[row, width - len(prompts[i]) :] = 1
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        width = max(len(prompts[i]) for i in indices)
+        ids = torch.full((len(indices), width), pad, dtype=torch.long)
+        attention = torch.zeros_like(ids)
+        for row, i in enumerate(indices):  # Padding stands on the left, so that answers begin side by side.
+            ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+            attention[row, width - len(prompts[i]) :] = 1
+        with evaluating(model), torch.inference_mode():
             output = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=attention.to(device),
@@ -66,5 +66,5 @@ def generate_answers(
                 use_cache=True,
                 **options,
             )
-            texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-            yield from zip(indices, texts, strict=True)
+        texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        yield from zip(indices, texts, strict=True)

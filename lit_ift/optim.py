@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_ift.errors import UserError
+
 OptimizerCallable = Callable[[Iterable], Optimizer]  # type: ignore[type-arg]
 """Builds an optimizer from parameter groups; in YAML, a ``class_path`` with ``init_args``."""
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
@@ -64,13 +66,23 @@ def keep_configuration(
 
     Returns:
         A line for each option that differed, ``lr: 1e-05 -> 0.5``.
+
+    Raises:
+        UserError: the checkpoint's optimizer has other options.
     """
     differences: dict[str, None] = {}
+    # Some schedules move betas or momentum as well: what a checkpoint says of these is how far they have got.
+    cycled = {"betas", "momentum"} if any(getattr(s, "cycle_momentum", False) for s in schedulers) else set()
     for group, options in zip(optimizer.param_groups, configured, strict=True):
+        if missing := [name for name in options if name not in group]:
+            raise UserError(
+                f"The checkpoint was written with another optimizer: it has no {', '.join(missing)}. Resume with the "
+                "same optimizer class, or start anew from the exported model."
+            )
         peak = "initial_lr" if "initial_lr" in options else "lr"
         before, after = group[peak], options[peak]
         for name, value in options.items():
-            if name == "lr" and peak == "initial_lr":
+            if name in cycled or (name == "lr" and peak == "initial_lr"):
                 continue
             if group[name] != value:
                 differences[f"{'lr' if name == peak else name}: {group[name]} -> {value}"] = None

@@ -74,7 +74,10 @@ class TaskAccuracy(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: "CausalLMModule") -> None:  # type: ignore[override]
         if self._applies(trainer):
             self.after = self._answer(trainer, pl_module, "after training")
+            path = self._save(trainer)
             self._report(trainer)
+            if path is not None:
+                print(f"All answers: {path}")
 
     def accuracies(self) -> dict[str, dict[str, float]]:
         """Share of right answers in each task, and its mean over tasks: ``{"task": {"before": …, "after": …}}``."""
@@ -127,8 +130,23 @@ class TaskAccuracy(Callback):
         }
         return [answers[i] for i in range(len(items))]
 
+    def _save(self, trainer: L.Trainer) -> Path | None:
+        """Write every answer; returns the file, or None without a run folder."""
+        if trainer.log_dir is None:
+            return None
+        path = Path(trainer.log_dir) / "answers.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "accuracies": self.accuracies(),
+            "before": [asdict(answer) for answer in self.before],
+            "after": [asdict(answer) for answer in self.after],
+        }
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        return path
+
     def _report(self, trainer: L.Trainer) -> None:
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         console = Console()
@@ -140,7 +158,7 @@ class TaskAccuracy(Callback):
         for task, row in accuracies.items():
             change = row["after"] - row["before"]
             cells = [f"{100 * row['before']:.1f} %", f"{100 * row['after']:.1f} %", f"{100 * change:+.1f}"]
-            table.add_row(task, *cells, style="bold" if task == "mean" else None)
+            table.add_row(escape(task), *cells, style="bold" if task == "mean" else None)
         console.print(table)
         samples = Table(title="Sample answers", show_lines=True)
         for column in ("question", "expected", "before", "after"):
@@ -149,22 +167,12 @@ class TaskAccuracy(Callback):
         for old, new in zip(self.before, self.after, strict=True):
             if shown[new.task] < self.show:
                 shown[new.task] += 1
-                samples.add_row(new.question, new.expected, _mark(old), _mark(new))
+                samples.add_row(escape(new.question), escape(new.expected), _mark(old), _mark(new))
         console.print(samples)
         for logger in trainer.loggers:
             logger.log_metrics(
                 {f"tasks/{task}": row["after"] for task, row in accuracies.items()}, step=trainer.global_step
             )
-        if trainer.log_dir is not None:
-            path = Path(trainer.log_dir) / "answers.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = {
-                "accuracies": accuracies,
-                "before": [asdict(answer) for answer in self.before],
-                "after": [asdict(answer) for answer in self.after],
-            }
-            path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-            console.print(f"All answers: {path}", soft_wrap=True)
 
 
 def _mark(answer: Answer) -> str:

@@ -51,8 +51,19 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.monitor, self.save_top_k = self._configured
-        if self.monitor is not None and self.monitor.startswith("val/") and not sum(trainer.num_val_batches):
+        if self.monitor is not None and self.monitor.startswith("val/") and not _validates(trainer):
             rank_zero_warn(f"No validation data, so no {self.monitor}: keeping the newest checkpoint instead.")
             self.monitor = None
             self.save_top_k = min(self.save_top_k, 1)
         super().on_train_start(trainer, pl_module)
+
+
+def _validates(trainer: L.Trainer) -> bool:
+    """Whether there is validation data; sets its loader up where the first validation is some epochs off."""
+    if not trainer.enable_validation:
+        return False
+    if trainer.val_dataloaders is None:
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        trainer.training = True
+    return sum(trainer.num_val_batches) > 0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import yaml
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -69,7 +70,7 @@ class HuggingFaceExport(Callback):
 
         tokenizer = module.tokenizer
         spec = module.tokenizer_source
-        source = obtain_model(spec, revision=module.revision) if spec is not None else None
+        source = obtain_model(spec, revision=module.tokenizer_revision) if spec is not None else None
         # A GGUF file holds its tokenizer inside: there are no files to copy.
         files = source.path if source is not None and source.gguf_file is None else None
         folder = export_model(
@@ -77,7 +78,7 @@ class HuggingFaceExport(Callback):
             target,
             tokenizer=tokenizer,
             tokenizer_source=files,
-            metadata=self._metadata(trainer, module, source.origin if source is not None else None, run),
+            metadata=self._metadata(trainer, module, run),
             dtype=self.dtype,
             overwrite=self.overwrite,
         )
@@ -88,9 +89,9 @@ class HuggingFaceExport(Callback):
         )
         return folder
 
-    def _metadata(
-        self, trainer: L.Trainer, module: "CausalLMModule", origin: str | None, run: str | None
-    ) -> "ExportMetadata":
+    def _metadata(self, trainer: L.Trainer, module: "CausalLMModule", run: str | None) -> "ExportMetadata":
+        from lit_ift.models import obtain_model
+
         data = getattr(trainer, "datamodule", None)
         reports = {split: report.as_dict() for split, report in getattr(data, "reports", {}).items()}
         objective = type(module).__name__.removesuffix("Module").lower()
@@ -109,8 +110,7 @@ class HuggingFaceExport(Callback):
         if isinstance(module.model_spec, str):
             metadata["base_model"] = module.model_spec
             metadata["name"] = f"{Path(module.model_spec).name}-{objective}"
-        if origin is not None:
-            metadata["base_model_origin"] = origin
+            metadata["base_model_origin"] = obtain_model(module.model_spec, revision=module.revision).origin
         return metadata
 
 
@@ -120,7 +120,8 @@ def _is_sharded(trainer: L.Trainer) -> bool:
 
 def _configuration(trainer: L.Trainer, module: "CausalLMModule", run: str | None) -> dict[str, Any]:
     """What the command line composed, or, without one, the hyperparameters of module and data; no empty entries."""
-    saved = Path(run) / "config.yaml" if run else None
+    names = [c.config_filename for c in trainer.callbacks if isinstance(c, SaveConfigCallback)]  # type: ignore[attr-defined]
+    saved = Path(run) / names[0] if run and names else None
     if saved is not None and saved.is_file():
         return _without_none(yaml.safe_load(saved.read_text(encoding="utf-8")))
     data = getattr(trainer, "datamodule", None)

@@ -112,7 +112,9 @@ class TasksDataModule(ConversationDataModule):
     def eval_items(self, limit_per_task: int | None = None) -> list[TaskItem]:
         """The first `limit_per_task` validation questions of each task (all for None)."""
         if not self.has_split("val"):
-            raise UserError("There are no validation questions to evaluate on. Set data.val_size.")
+            raise UserError(
+                "There are no validation questions to evaluate on. Set data.val_size, or tasks.enabled=false."
+            )
         return [
             TaskItem(task, self._prompt(entry), entry["answer"], _row_id(task, "val", index))
             for task, entries in self.entries("val").items()

@@ -232,6 +232,11 @@ class CausalLMModule(ExampleMeanModule):
         return self.tokenizer_spec or (self.model_spec if isinstance(self.model_spec, str) else None)
 
     @property
+    def tokenizer_revision(self) -> str | None:
+        """The model's revision, which says nothing of a tokenizer from elsewhere."""
+        return self.revision if self.tokenizer_spec in (None, self.model_spec) else None
+
+    @property
     def knows_tokenizer(self) -> bool:
         """True if ``tokenizer`` has an answer."""
         return self._tokenizer is not None or self.tokenizer_source is not None
@@ -250,7 +255,9 @@ class CausalLMModule(ExampleMeanModule):
                     "The model was given ready-made, so its tokenizer is not known. "
                     "Pass tokenizer='<hub id or folder>' to the module or to the data module."
                 )
-            self._tokenizer = load_tokenizer(source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+            self._tokenizer = load_tokenizer(
+                source, revision=self.tokenizer_revision, trust_remote_code=self.trust_remote_code
+            )
         return self._tokenizer
 
     @tokenizer.setter

@@ -205,7 +205,8 @@ class ExampleMeanModule(L.LightningModule):
         for name, values in {"loss": losses, **metrics}.items():
             if name not in self._evaluation:
                 self._evaluation[name] = MeanMetric(nan_strategy="disable").to(self.device)
-            self._evaluation[name].update(values.float(), weights)
+            # A row of weight 0 counts for nothing, even if its value is not finite.
+            self._evaluation[name].update(torch.where(weights > 0, values.float(), 0.0), weights)
 
     def _log_evaluation(self, stage: str) -> None:
         # MeanMetric adds sums and weights over ranks before it divides; self.log would average the ranks' means.

@@ -71,11 +71,22 @@ def test_checkpoint_without_validation_keeps_the_newest(tmp_path: Path) -> None:
     assert names == ["last.ckpt", "step=6.ckpt"]
 
 
+def test_checkpoint_waits_for_a_validation_some_epochs_off(tmp_path: Path) -> None:
+    checkpoint = RunCheckpoint(save_last=False)
+    options = {"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0, "max_epochs": 4}
+    run = trainer(tmp_path, checkpoint, enable_checkpointing=True, **options)
+    run.fit(SFTModule(tiny_model()), loader(), loader(1))
+    assert checkpoint.monitor == "val/loss"
+    assert checkpoint.best_model_score == pytest.approx(float(run.callback_metrics["val/loss"]), abs=0.5)
+    assert len(list(Path(checkpoint.dirpath).iterdir())) == 1
+
+
 def test_checkpoint_keeps_the_best(tmp_path: Path) -> None:
     checkpoint = RunCheckpoint(save_last=False)
     run = trainer(tmp_path, checkpoint, enable_checkpointing=True, max_epochs=3)
     run.fit(SFTModule(tiny_model()), loader(), loader(1))
-    assert checkpoint.best_model_score == pytest.approx(min(float(checkpoint.best_model_score), 1e9))
+    (name,) = (path.name for path in Path(checkpoint.dirpath).iterdir())
+    assert name == Path(checkpoint.best_model_path).name
     assert len(list(Path(checkpoint.dirpath).iterdir())) == 1
 
 
@@ -83,7 +94,7 @@ class Addition(TasksDataModule):
     """Two questions whose answers are scored without a verifier: 1 for a 'b', 0.5 for anything else."""
 
     def eval_items(self, limit_per_task: int | None = None) -> list[TaskItem]:
-        question = [{"role": "user", "content": "1 + 1 = ?"}]
+        question = [{"role": "user", "content": "1 + 1 = ? [a list] [/b]"}]
         items = [TaskItem(task, question, "2", f"{task}#{i}") for task in ("one", "two") for i in range(2)]
         return items[:limit_per_task] if limit_per_task == 1 else items
 
@@ -108,7 +119,7 @@ def test_accuracy_counts_full_scores_only(tmp_path: Path, capsys: pytest.Capture
     assert module.training  # Generation leaves the mode as it was.
     printed = capsys.readouterr().out
     assert "75.0 %" in printed
-    assert "1 + 1 = ?" in printed
+    assert "1 + 1 = ? [a list] [/b]" in printed.replace("\n", "")
     content = json.loads((Path(run.log_dir) / "answers.json").read_text())
     assert [answer["score"] for answer in content["after"]] == [1.0, 0.5, 1.0, 1.0]
 

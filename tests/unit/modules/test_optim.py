@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lit_ift.errors import UserError
 from lit_ift.optim import (
     ConstantSchedule,
     CosineSchedule,
@@ -102,3 +103,24 @@ def test_configured_options_win_over_a_checkpoint() -> None:
     schedule.step()
     assert new.param_groups[0]["lr"] == pytest.approx(3.0 * 0.5)
     assert keep_configuration(new, [schedule], configured) == []
+
+
+def test_what_a_schedule_moves_is_not_configuration() -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
+    configured = configured_options(optimizer)
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    now = [dict(group) for group in optimizer.param_groups]
+    assert keep_configuration(optimizer, [schedule], configured) == []
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]) == (now[0]["lr"], now[0]["betas"])
+
+
+def test_another_optimizers_checkpoint_is_refused() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    sgd = torch.optim.SGD([parameter], lr=1.0)
+    configured = configured_options(sgd)
+    sgd.load_state_dict(torch.optim.AdamW([parameter], lr=1.0).state_dict())
+    with pytest.raises(UserError, match=r"another optimizer: it has no .*momentum"):
+        keep_configuration(sgd, [], configured)

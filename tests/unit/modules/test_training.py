@@ -298,6 +298,22 @@ def test_each_validation_stands_alone(tmp_path: Path) -> None:
     assert again["val/loss"] == pytest.approx(logged, rel=1e-6)
 
 
+def test_a_row_of_weight_zero_counts_for_nothing_in_validation() -> None:
+    class DividesByTokens(SFTModule):
+        def per_example_loss(self, nll: Any, mask: Any) -> Any:
+            return (nll * mask).sum(-1) / mask.sum(-1), {}
+
+    batch = tiny_batch(3)
+    batch["labels"][1] = -100
+    values = [
+        L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).validate(
+            module_class(tiny_model(), **OPTIONS), DataLoader([batch], batch_size=None), verbose=False
+        )[0]["val/loss"]
+        for module_class in (DividesByTokens, SFTModule)
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
 def test_a_broken_fit_leaves_nothing_behind() -> None:
     """A fit that breaks inside a window, then a whole one: its first step sees its own rows alone."""
 
