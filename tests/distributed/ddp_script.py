@@ -43,6 +43,7 @@ def main(model: str, data: str, out: str, batch_size: str, accumulate: str, obje
     module = module_class(
         model,
         reduction=reduction,
+        dtype="float64",
         # Without adaptive steps, so that a wrong scale of the gradient cannot hide.
         optimizer=lambda params: torch.optim.SGD(params, lr=0.05),
         lr_scheduler=lambda optimizer: ConstantSchedule(optimizer, warmup=0),

@@ -36,7 +36,7 @@ def test_two_ranks_equal_one(
     for rank in ranks:
         assert len(rank["steps"]) == len(single["steps"])
         for ours, expected in zip(rank["steps"], single["steps"], strict=True):
-            assert ours == pytest.approx(expected, rel=1e-5, abs=1e-7)
+            assert ours == pytest.approx(expected, rel=1e-6)
         assert rank["validations"] == pytest.approx(single["validations"], rel=1e-6)
         assert rank["weights"] == pytest.approx(single["weights"], rel=1e-6)
     rows = [row for rank in ranks for row in rank["rows"] if row]
@@ -50,5 +50,5 @@ def test_a_rank_without_rows_and_accumulation(tmp_path: Path, model_folder: Path
     assert "" in ranks[0]["rows"] + ranks[1]["rows"]
     for rank in ranks:
         for ours, expected in zip(rank["steps"], single["steps"], strict=True):
-            assert ours == pytest.approx(expected, rel=1e-5, abs=1e-7)
+            assert ours == pytest.approx(expected, rel=1e-6)
         assert rank["weights"] == pytest.approx(single["weights"], rel=1e-6)
