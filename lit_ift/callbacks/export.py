@@ -25,7 +25,7 @@ class HuggingFaceExport(Callback):
     turn, and a model card with configuration, metrics and data report. The weights are those of the last step.
 
     Args:
-        dirpath: folder to write; ``<log_dir>/model`` by default.
+        dirpath: folder to write; ``<log_dir>/model`` by default, or ``model-1`` and so on beside earlier ones.
         dtype: of the written weights; that of training by default.
         overwrite: replace an earlier export in ``dirpath``.
         enabled: false writes nothing.
@@ -45,7 +45,13 @@ class HuggingFaceExport(Callback):
         self.folder: Path | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.enabled and _is_sharded(trainer):
+        if not self.enabled:
+            return
+        if self.dirpath is not None:
+            from lit_ift.models.export import check_free
+
+            check_free(Path(self.dirpath), self.overwrite)
+        if _is_sharded(trainer):
             rank_zero_warn(
                 "The weights are sharded over ranks, so no model folder will be written when fit ends. Load the "
                 "checkpoint in one process (load_from_checkpoint) and call lit_ift.models.export_model."
@@ -57,13 +63,24 @@ class HuggingFaceExport(Callback):
         if _is_sharded(trainer):
             return
         run = trainer.log_dir  # Lightning answers with a broadcast: all ranks must ask, and only here.
-        target = self.dirpath or (Path(run) / "model" if run else None)
+        target = self._target(run)
         if target is None:
             rank_zero_warn("No model folder was written: set export.dirpath, or use a logger that has a folder.")
             return
         if trainer.is_global_zero:
-            self.folder = self._export(trainer, pl_module, Path(target), run)
+            self.folder = self._export(trainer, pl_module, target, run)
         trainer.strategy.barrier()
+
+    def _target(self, run: str | None) -> Path | None:
+        if self.dirpath is not None:
+            return Path(self.dirpath)
+        if run is None:
+            return None
+        target, number = Path(run) / "model", 0
+        while target.exists() and not self.overwrite:  # A run that was continued in its own folder.
+            number += 1
+            target = Path(run) / f"model-{number}"
+        return target
 
     def _export(self, trainer: L.Trainer, module: "CausalLMModule", target: Path, run: str | None) -> Path:
         from lit_ift.models import export_model, obtain_model, verify_export

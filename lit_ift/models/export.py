@@ -57,7 +57,7 @@ def export_model(
     if hasattr(model, "get_base_model"):
         raise UserError("The model is an adapter on a base model: merge it (merge_and_unload) before exporting.")
     folder = Path(folder).expanduser()
-    _check_free(folder, overwrite)
+    check_free(folder, overwrite)
 
     from safetensors import SafetensorError
 
@@ -86,7 +86,12 @@ def stop_token_ids(model: Any, tokenizer: Any, trained: Iterable[int] = ()) -> l
     return list(dict.fromkeys(known))
 
 
-def _check_free(folder: Path, overwrite: bool) -> None:
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Check that an export may be written to ``folder``; asked before training, it saves the time.
+
+    Raises:
+        UserError: something is in the way.
+    """
     if folder.is_dir():
         content = any(folder.iterdir())
         if not content:

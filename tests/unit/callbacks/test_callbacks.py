@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lit_ift.callbacks import HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
 from lit_ift.data import TaskItem, TasksDataModule
 from lit_ift.data.verifiable import VerifiableDataModule
+from lit_ift.errors import UserError
 from lit_ift.modules import IFTModule, SFTModule
 
 
@@ -25,11 +26,16 @@ def loader(batches: int = 3) -> DataLoader:
 def trainer(tmp_path: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
     return L.Trainer(
         accelerator="cpu",
-        logger=CSVLogger(tmp_path),
         callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"max_epochs": 2, "log_every_n_steps": 1, "enable_checkpointing": False, **options},
+        **{
+            "logger": CSVLogger(tmp_path),
+            "max_epochs": 2,
+            "log_every_n_steps": 1,
+            "enable_checkpointing": False,
+            **options,
+        },
     )
 
 
@@ -166,3 +172,21 @@ def test_sharded_weights_are_announced_before_training(tmp_path: Path, monkeypat
     with pytest.warns(UserWarning, match=r"no model folder will be written.*export_model"):
         run.fit(SFTModule(tiny_model()), loader())
     assert not (tmp_path / "model").exists()
+
+
+def test_an_export_in_the_way_is_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    run = trainer(tmp_path, HuggingFaceExport(dirpath=tmp_path / "model"))
+    with pytest.raises(UserError, match="the folder exists and is not empty"):
+        run.fit(SFTModule(tiny_model()), loader())
+    assert run.global_step == 0
+
+
+def test_exports_of_one_run_folder_stand_side_by_side(tmp_path: Path) -> None:
+    for _ in range(2):
+        module = SFTModule(tiny_model(dtype=torch.float32))
+        module.tokenizer = tiny_tokenizer()
+        trainer(tmp_path, HuggingFaceExport(), logger=False, default_root_dir=tmp_path).fit(module, loader())
+    assert (tmp_path / "model" / "config.json").is_file()
+    assert (tmp_path / "model-1" / "config.json").is_file()
