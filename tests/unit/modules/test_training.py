@@ -322,9 +322,8 @@ def test_a_broken_fit_leaves_nothing_behind() -> None:
             raise RuntimeError("broken on purpose")
 
     module = SFTModule(tiny_model(), **OPTIONS)
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, accumulate_grad_batches=2, callbacks=[Breaks()]
-    )
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accumulate_grad_batches=2, callbacks=[Breaks()], enable_checkpointing=False, **options)
     with pytest.raises(RuntimeError, match="on purpose"):
         trainer.fit(module, loader(4, 2))
     for parameter in module.model.parameters():
