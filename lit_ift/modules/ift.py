@@ -115,6 +115,9 @@ class IFTModule(CausalLMModule):
             with torch.no_grad():
                 hidden = self.hidden_states(embeddings, batch)
                 first = self.score(hidden, labels, select=self._choose)
+            # Autocast keeps the casts that it made of the weights. In a torch without pytorch#165068 those of the
+            # first pass carry no gradient, and the second pass would silently train nothing.
+            torch.clear_autocast_cache()
             best, mixed_in = first.predictions.unbind(-1)
             fused = temporal_residual(embeddings, self.embed(mixed_in), first.mask, lam)
             scores = self.score(self.hidden_states(fused, batch), labels, select=None)

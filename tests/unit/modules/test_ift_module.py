@@ -138,7 +138,7 @@ def test_the_callers_embeddings_are_frozen_for_the_run_only() -> None:
 
 
 def test_autocast_keeps_every_gradient() -> None:
-    """Before torch 2.11 autocast reused the weight casts of the pass without gradient in the one with."""
+    """Older releases of torch reuse the weight casts of the pass without gradient in the one with."""
     batch = tiny_batch()
     module = IFTModule(tiny_model(dtype=torch.float32), lam=0.3)
     module.configure_model()
