@@ -3,8 +3,9 @@
 Names are imported when first used, because Lightning takes seconds to import.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from lit_ift.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_ift.data.chat import (
@@ -77,8 +78,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_MODULE_OF[name]}")
-    return getattr(module, name)
+__getattr__ = lazy_names(__name__, _MODULE_OF)

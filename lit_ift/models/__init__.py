@@ -3,8 +3,9 @@
 The names are imported on first use, so that ``import lit_ift.models`` costs neither torch nor transformers.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_ift.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_ift.models.card import ExportMetadata
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from lit_ift.models.source import ModelSource
     from lit_ift.models.verify import verify_export
 
-_HOME = {
+_MODULE_OF = {
     "ExportMetadata": "card",
     "LogitTransform": "head",
     "ModelSource": "source",
@@ -58,7 +59,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULE_OF)
