@@ -6,23 +6,32 @@ import warnings
 from argparse import ArgumentError
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lit_ift.callbacks import AnswerWriter, HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
 
-# Imported for their names: a class_path may then be as short as `IFTModule`.
-from lit_ift.data import ConversationDataModule, InstructionDataModule, TasksDataModule
+# The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
+from lit_ift.data import InstructionDataModule, TasksDataModule  # noqa: F401
 from lit_ift.errors import UserError
-from lit_ift.modules import CausalLMModule, IFTModule, SFTModule
+from lit_ift.modules import CausalLMModule
 
 OUTPUT_ROOT = "checkpoints"
 """Where runs are written unless ``trainer.default_root_dir`` says otherwise."""
+
+CALLBACKS: Final[dict[str, type[L.Callback]]] = {
+    "checkpoint": RunCheckpoint,
+    "curves": LossCurves,
+    "tasks": TaskAccuracy,
+    "export": HuggingFaceExport,
+    "predictions": AnswerWriter,
+}
+"""Callbacks that every run has, by the name of their group of options."""
 
 
 class NumberedSaveConfig(SaveConfigCallback):
@@ -66,11 +75,8 @@ class LitIFTCLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(LossCurves, "curves")
-        parser.add_lightning_class_args(TaskAccuracy, "tasks")
-        parser.add_lightning_class_args(HuggingFaceExport, "export")
-        parser.add_lightning_class_args(AnswerWriter, "predictions")
+        for group, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, group)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would let the checkpoint's hyperparameters overrule it."""
@@ -111,27 +117,20 @@ def explain_argument_error(error: ArgumentError, command: str) -> str:
 
 
 def _nearest_option(name: str) -> str | None:
-    """``Did you mean …?`` for an option that no class of this package or Trainer knows."""
+    """``Did you mean …?`` for an option that no class that has been imported knows."""
     from inspect import signature
 
-    classes = [
-        L.Trainer,
-        RunCheckpoint,
-        ModelCheckpoint,
-        LossCurves,
-        TaskAccuracy,
-        HuggingFaceExport,
-        CausalLMModule,
-        IFTModule,
-        SFTModule,
-        ConversationDataModule,
-        InstructionDataModule,
-        TasksDataModule,
-    ]
-    groups = {"trainer", "model", "data", "checkpoint", "curves", "tasks", "export", "predictions", "seed_everything"}
-    known = groups | {parameter for cls in classes for parameter in signature(cls).parameters}
+    classes: list[type] = [L.Trainer, *CALLBACKS.values(), *_family(CausalLMModule), *_family(L.LightningDataModule)]
+    parameters = {parameter for cls in classes for parameter in signature(cls).parameters}
+    known = {"trainer", "model", "data", "seed_everything", *CALLBACKS, *parameters} - {"args", "kwargs"}
     last = name.split(".")[-1]
     if last in known:
         return None
-    close = get_close_matches(last, known - {"args", "kwargs"}, n=1)
+    close = get_close_matches(last, known, n=1)
     return f"Did you mean '{close[0]}' for '{last}'?" if close else None
+
+
+def _family(cls: type) -> list[type]:
+    """A class and everything that derives from it, users' classes included."""
+    children: list[type] = cls.__subclasses__()
+    return [cls, *(member for child in children for member in _family(child))]
