@@ -26,7 +26,7 @@ CHATML = (
 )
 VOCABULARY_SIZE = 3 + 256
 
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY_SIZE,
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -39,19 +39,26 @@ _SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_PHI = {k: v for k, v in _SIZES.items() if k != "head_dim"}
+GPT2_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY_SIZE,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 256,
+    **{name: SIZES[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
+}
+_PHI = {k: v for k, v in SIZES.items() if k != "head_dim"}
 CONFIGS = {
-    "llama": (LlamaConfig, _SIZES),
-    "qwen2": (Qwen2Config, _SIZES),
-    "qwen3": (Qwen3Config, _SIZES),
-    "mistral": (MistralConfig, {**_SIZES, "sliding_window": 8}),
-    "gemma": (GemmaConfig, _SIZES),
-    "gemma2": (Gemma2Config, {**_SIZES, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8}),
-    "gemma3": (Gemma3TextConfig, {**_SIZES, "query_pre_attn_scalar": 8}),
+    "llama": (LlamaConfig, SIZES),
+    "qwen2": (Qwen2Config, SIZES),
+    "qwen3": (Qwen3Config, SIZES),
+    "mistral": (MistralConfig, {**SIZES, "sliding_window": 8}),
+    "gemma": (GemmaConfig, SIZES),
+    "gemma2": (Gemma2Config, {**SIZES, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8}),
+    "gemma3": (Gemma3TextConfig, {**SIZES, "query_pre_attn_scalar": 8}),
     "gpt2": (
         GPT2Config,
-        {"vocab_size": VOCABULARY_SIZE, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
-        | {k: _SIZES[k] for k in ("pad_token_id", "bos_token_id", "eos_token_id")},
+        GPT2_SIZES,
     ),
     "phi": (PhiConfig, {**_PHI, "num_key_value_heads": 2, "partial_rotary_factor": 0.5}),
     "phi3": (Phi3Config, {**_PHI, "hidden_size": 16}),

@@ -4,40 +4,28 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny import GPT2_SIZES, SIZES
 from torch import nn
 
 from lit_ift.errors import UserError
 from lit_ift.models import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 
-SIZE = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-GPT2_SIZE = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
 # A large spread makes logits large enough for the cap to show.
 WIDE = {"initializer_range": 1.0}
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any], LogitTransform]] = {
-    "llama": ("Llama", SIZE, LogitTransform()),
-    "qwen2": ("Qwen2", SIZE, LogitTransform()),
-    "qwen3": ("Qwen3", SIZE, LogitTransform()),
-    "mistral": ("Mistral", SIZE, LogitTransform()),
-    "gemma": ("Gemma", SIZE, LogitTransform()),
-    "gemma2": ("Gemma2", SIZE | WIDE | {"attn_implementation": "eager"}, LogitTransform(softcap=30.0)),
-    "gemma3": ("Gemma3", SIZE, LogitTransform()),
-    "gpt2": ("GPT2", GPT2_SIZE, LogitTransform()),
-    "phi": ("Phi", SIZE, LogitTransform()),
-    "phi3": ("Phi3", SIZE, LogitTransform()),
-    "cohere": ("Cohere", SIZE | {"logit_scale": 0.0625}, LogitTransform(scale=0.0625)),
-    "granite": ("Granite", SIZE | {"logits_scaling": 8.0}, LogitTransform(scale=0.125)),
+    "llama": ("Llama", SIZES, LogitTransform()),
+    "qwen2": ("Qwen2", SIZES, LogitTransform()),
+    "qwen3": ("Qwen3", SIZES, LogitTransform()),
+    "mistral": ("Mistral", SIZES, LogitTransform()),
+    "gemma": ("Gemma", SIZES, LogitTransform()),
+    "gemma2": ("Gemma2", SIZES | WIDE | {"attn_implementation": "eager"}, LogitTransform(softcap=30.0)),
+    "gemma3": ("Gemma3", SIZES, LogitTransform()),
+    "gpt2": ("GPT2", GPT2_SIZES, LogitTransform()),
+    "phi": ("Phi", SIZES, LogitTransform()),
+    "phi3": ("Phi3", SIZES, LogitTransform()),
+    "cohere": ("Cohere", SIZES | {"logit_scale": 0.0625}, LogitTransform(scale=0.0625)),
+    "granite": ("Granite", SIZES | {"logits_scaling": 8.0}, LogitTransform(scale=0.125)),
 }
 
 
@@ -79,7 +67,7 @@ def test_unknown_postprocessing_is_refused() -> None:
             return output
 
     with pytest.raises(UserError, match="Shifted is not supported"):
-        check_hidden_state_path(Shifted(transformers.LlamaConfig(**SIZE)))
+        check_hidden_state_path(Shifted(transformers.LlamaConfig(**SIZES)))
 
 
 def test_encoder_is_refused() -> None:
@@ -109,7 +97,7 @@ def test_noncausal_model_is_refused() -> None:
             return SimpleNamespace(logits=self.lm_head(hidden))
 
     with pytest.raises(UserError, match="not causal"):
-        check_hidden_state_path(Peeking(transformers.LlamaConfig(**SIZE)))
+        check_hidden_state_path(Peeking(transformers.LlamaConfig(**SIZES)))
 
 
 def test_check_leaves_modes_and_random_state() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny import GPT2_SIZES, SIZES
 from torch import nn
 
 from lit_ift.errors import UserError
@@ -16,26 +17,15 @@ from lit_ift.models.hub import must_use_cache
 from lit_ift.models.source import ModelSource
 
 IDS = torch.arange(8)[None]
-GPT2_SIZE = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
-SMALL = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
 WITH_DROPOUT = {
-    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, attention_dropout=0.5)),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, attention_dropout=0.5)),
     "gpt2": lambda: transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(**GPT2_SIZE, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+        transformers.GPT2Config(**GPT2_SIZES, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
     ),
     "phi": lambda: transformers.PhiForCausalLM(
-        transformers.PhiConfig(**SMALL, attention_dropout=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+        transformers.PhiConfig(**SIZES, attention_dropout=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
     ),
-    "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**SMALL, attention_dropout=0.5)),
+    "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES, attention_dropout=0.5)),
     "opt": lambda: transformers.OPTForCausalLM(
         transformers.OPTConfig(
             vocab_size=40,
@@ -77,7 +67,7 @@ def test_dropout_from_the_config_is_refused() -> None:
             output.logits = nn.functional.dropout(output.logits, self.config.attention_dropout, self.training)
             return output
 
-    model = Stubborn(transformers.LlamaConfig(**SMALL, attention_dropout=0.5))
+    model = Stubborn(transformers.LlamaConfig(**SIZES, attention_dropout=0.5))
     state = torch.get_rng_state()
     with pytest.raises(UserError, match="attention_dropout"):
         load_model(model)
