@@ -1,6 +1,5 @@
 """The part of a LightningDataModule that all conversation data shares: encode, batch, report."""
 
-import hashlib
 import logging
 import warnings
 from abc import abstractmethod
@@ -297,7 +296,7 @@ class ConversationDataModule(L.LightningDataModule):
             "seed": self.seed,
             "group_by_length": sampler.group_by_length,
             "rows": len(sampler.lengths),
-            "lengths": hashlib.sha256(repr(list(sampler.lengths)).encode()).hexdigest()[:16],
+            "lengths": sampler.lengths_digest,
         }
 
     def _train_sampler(self) -> LengthGroupedBatchSampler:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Final, cast
 
 import torch
@@ -56,6 +57,11 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         self.group_by_length = group_by_length
         self.epoch_of: Callable[[int], int] | None = None
         self._start = 0
+
+    @cached_property
+    def lengths_digest(self) -> str:
+        """A short hash of all lengths; computed once, for every checkpoint holds it."""
+        return hashlib.sha256(repr(list(self.lengths)).encode()).hexdigest()[:16]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration; `epoch_of`, if there is one, tells which it is instead."""

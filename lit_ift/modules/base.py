@@ -17,7 +17,7 @@ from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy,
 from lit_ift.losses.sft import per_sequence_mean, target_counts
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 from lit_ift.models.load import load_model, load_tokenizer
-from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
+from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule, row_ids_of
 from lit_ift.optim import (
     CosineSchedule,
     LRSchedulerCallable,
@@ -322,7 +322,7 @@ class CausalLMModule(ExampleMeanModule):
         real = [i for i, (prompt, expected) in enumerate(rows) if prompt or expected]
         prompts = [rows[i][0] for i in real]
         answers = dict(generate_answers(self.model, self.tokenizer, prompts, **self.generation))
-        row_ids = batch.get("row_ids") or [f"batch {batch_idx}, row {i}" for i in range(len(rows))]
+        row_ids = row_ids_of(batch, batch_idx, len(rows))
         decode = self.tokenizer.decode
         return [
             {

@@ -23,6 +23,11 @@ ExampleLosses = tuple[Tensor, dict[str, Tensor]]
 """Losses of shape (B,) with gradient, and detached metrics of shape (B,)."""
 
 
+def row_ids_of(batch: Batch, batch_idx: int, num_rows: int) -> list[str]:
+    """The batch's own row ids, or a name for each row of a batch that has none."""
+    return batch.get("row_ids") or [f"batch {batch_idx}, row {i}" for i in range(num_rows)]
+
+
 class ExampleMeanModule(L.LightningModule):
     """Minimises the weighted mean of example losses over everything that an optimizer step sees.
 
@@ -99,7 +104,7 @@ class ExampleMeanModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the example losses; ``optimizer_step`` divides."""
         losses, weights, metrics = self._weighted_losses(batch, batch_idx)
-        row_ids = batch.get("row_ids") or [f"batch {batch_idx}, row {i}" for i in range(len(losses))]
+        row_ids = row_ids_of(batch, batch_idx, len(losses))
         self._window.add(losses, weights, metrics, self.num_tokens(batch), row_ids)
         # Lightning divides by the nominal length of the window; undo that, `_close_window` divides by the true weight.
         return (losses * weights).sum() * self.trainer.accumulate_grad_batches
