@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torchmetrics import MeanMetric
 
 from lit_ift.errors import NonFiniteLossError, UserError
 from lit_ift.modules.window import AccumulationWindow
@@ -45,7 +44,7 @@ class ExampleMeanModule(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._window = AccumulationWindow()
-        self._evaluation: dict[str, MeanMetric] = {}
+        self._evaluation = AccumulationWindow()
         self._configured_options: list[dict[str, Any]] = []
 
     # What a subclass says ----------------------------------------------------------------------------------------
@@ -126,8 +125,7 @@ class ExampleMeanModule(L.LightningModule):
 
     def _close_window(self, optimizer: Any) -> Tensor:
         """Normalise the gradients of the optimizer step, refuse what is not finite, log; return the mean loss."""
-        strategy = self.trainer.strategy
-        totals = self._window.close(lambda sums: strategy.reduce(sums, reduce_op="sum"))
+        totals = self._window.close(self._add_over_ranks)
         if totals.weight <= 0:
             raise UserError(
                 f"Step {self.trainer.global_step}: no trained token in any row on any rank, on this one "
@@ -158,6 +156,9 @@ class ExampleMeanModule(L.LightningModule):
         self.log("train/tokens_per_s", totals.tokens_per_s)
         self._window.clear()
         return torch.tensor(mean_loss, device=self.device)
+
+    def _add_over_ranks(self, sums: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(sums, reduce_op="sum")
 
     def _gradient_scaler(self) -> Any:
         """The scaler of float16 mixed precision, else None."""
@@ -207,16 +208,15 @@ class ExampleMeanModule(L.LightningModule):
 
     def _evaluate(self, batch: Batch, batch_idx: int) -> None:
         losses, weights, metrics = self._weighted_losses(batch, batch_idx)
-        for name, values in {"loss": losses, **metrics}.items():
-            if name not in self._evaluation:
-                self._evaluation[name] = MeanMetric(nan_strategy="disable").to(self.device)
-            # A row of weight 0 counts for nothing, even if its value is not finite.
-            self._evaluation[name].update(torch.where(weights > 0, values.float(), 0.0), weights)
+        row_ids = row_ids_of(batch, batch_idx, len(losses))
+        self._evaluation.add(losses, weights, metrics, self.num_tokens(batch), row_ids)
 
     def _log_evaluation(self, stage: str) -> None:
-        # MeanMetric adds sums and weights over ranks before it divides; self.log would average the ranks' means.
-        for name, metric in self._evaluation.items():
-            self.log(f"{stage}/{name}", metric.compute(), prog_bar=name == "loss", sync_dist=True)
+        # Sums and weights are added over ranks before they are divided; self.log would average the ranks' means.
+        if not self._evaluation.empty:
+            means = self._evaluation.close(self._add_over_ranks).means
+            for name, mean in means.items():
+                self.log(f"{stage}/{name}", mean, prog_bar=name == "loss", sync_dist=True)
         self._evaluation.clear()
         self._window.restart_clock()
 

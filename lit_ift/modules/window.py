@@ -1,4 +1,4 @@
-"""What one optimizer step has seen: the sums over its micro-batches, added over ranks once, divided last."""
+"""What an optimizer step or an evaluation has seen: sums over batches, added over ranks once, divided last."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WindowTotals:
-    """One optimizer step, over all its micro-batches and all ranks.
+    """One optimizer step or evaluation, over all its batches and all ranks.
 
     Attributes:
         weight: sum of the example weights, the denominator of the loss.
@@ -24,7 +24,7 @@ class WindowTotals:
 
 
 class AccumulationWindow:
-    """Collects the micro-batches between two optimizer steps.
+    """Collects the micro-batches between two optimizer steps, or the batches of an evaluation.
 
     A mean of micro-batch means depends on how the batch was split. So losses are summed here, and the one division,
     by the weight of everything that the optimizer step has seen on every rank, happens when the window closes.

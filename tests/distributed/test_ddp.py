@@ -52,3 +52,4 @@ def test_a_rank_without_rows_and_accumulation(tmp_path: Path, model_folder: Path
         for ours, expected in zip(rank["steps"], single["steps"], strict=True):
             assert ours == pytest.approx(expected, rel=1e-6)
         assert rank["weights"] == pytest.approx(single["weights"], rel=1e-6)
+        assert rank["validations"] == pytest.approx(single["validations"], rel=1e-6)

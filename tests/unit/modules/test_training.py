@@ -298,6 +298,26 @@ def test_each_validation_stands_alone(tmp_path: Path) -> None:
     assert again["val/loss"] == pytest.approx(logged, rel=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["sequence", "token"])
+def test_validation_weighs_examples_as_training_does(reduction: str) -> None:
+    """By hand: rows of 2 and of 8 trained tokens, and one without any."""
+    batch = tiny_batch(3, 12)
+    labels = torch.full((3, 12), -100)
+    labels[0, 4:6] = batch["input_ids"][0, 4:6]
+    labels[1, 3:11] = batch["input_ids"][1, 3:11]
+    batch = {**batch, "labels": labels, "attention_mask": torch.ones(3, 12, dtype=torch.long)}
+    module = SFTModule(tiny_model(), reduction=reduction, **OPTIONS)
+    with torch.no_grad():
+        losses, _ = module.example_losses(batch)
+    weights = torch.tensor([2.0, 8.0, 0.0] if reduction == "token" else [1.0, 1.0, 0.0]).double()
+    expected = float((losses * weights).sum() / weights.sum())
+    other = float(losses[:2].mean() if reduction == "token" else (losses * torch.tensor([0.2, 0.8, 0.0])).sum())
+    assert abs(expected - other) > 1e-3
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    (metrics,) = trainer.validate(module, DataLoader([batch], batch_size=None), verbose=False)
+    assert metrics["val/loss"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_row_of_weight_zero_counts_for_nothing_in_validation() -> None:
     class DividesByTokens(SFTModule):
         def per_example_loss(self, nll: Any, mask: Any) -> Any:
