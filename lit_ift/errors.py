@@ -1,5 +1,12 @@
 """Errors that tell the user what to mend. The command line prints them without a traceback."""
 
+from typing import Literal
+
+RowReason = Literal["unreadable", "layout", "field", "template", "mask_disagreement", "too_long", "no_target"]
+"""Why a row was left out, for counting: it is not valid JSON or text; its columns fit no layout; a field is missing or
+has a wrong value; the chat template cannot render it; two ways to find the answers differ; the truncation policy drops
+it; no target is left."""
+
 
 class UserError(Exception):
     """Something in the data, the configuration or the machine that the user can mend.
@@ -16,15 +23,17 @@ class RowError(UserError, ValueError):
         field: the field at fault, such as ``messages[1].role``; empty if the whole row is.
         problem: what is wrong with it, with the value that was seen.
         remedy: what the user can do about it.
+        reason: the kind of fault, for counting.
     """
 
-    def __init__(self, origin: str, field: str, problem: str, remedy: str) -> None:
+    def __init__(self, origin: str, field: str, problem: str, remedy: str, *, reason: RowReason = "field") -> None:
         where = f"{origin}: field '{field}'" if field else origin
         super().__init__(f"{where}: {problem}. {remedy}")
         self.origin = origin
         self.field = field
         self.problem = problem
         self.remedy = remedy
+        self.reason: RowReason = reason
 
 
 class NonFiniteLossError(UserError, ArithmeticError):

@@ -9,7 +9,6 @@ from lit_ift.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_ift.data.chat import (
-        Example,
         encode_conversation,
         encode_conversations,
         encode_prompt,
@@ -21,12 +20,13 @@ if TYPE_CHECKING:
     from lit_ift.data.instruction import InstructionDataModule
     from lit_ift.data.messages import LAYOUTS, Conversation, Layout, Message, to_messages
     from lit_ift.data.records import Record, read_records
+    from lit_ift.data.rows import EncodedRow, Example, Row
     from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
     from lit_ift.data.tasks import TasksDataModule
     from lit_ift.data.verifiable import TaskItem, VerifiableDataModule
 
 _MODULE_OF: Final = {
-    "Example": "chat",
+    "Example": "rows",
     "encode_conversation": "chat",
     "encode_conversations": "chat",
     "encode_prompt": "chat",
@@ -43,6 +43,8 @@ _MODULE_OF: Final = {
     "Message": "messages",
     "to_messages": "messages",
     "Record": "records",
+    "EncodedRow": "rows",
+    "Row": "rows",
     "read_records": "records",
     "LengthGroupedBatchSampler": "sampler",
     "SequentialBatchSampler": "sampler",
@@ -58,12 +60,14 @@ __all__ = [
     "ConversationDataModule",
     "DataReport",
     "EncodedDataset",
+    "EncodedRow",
     "Example",
     "InstructionDataModule",
     "Layout",
     "LengthGroupedBatchSampler",
     "Message",
     "Record",
+    "Row",
     "SequentialBatchSampler",
     "TaskItem",
     "TasksDataModule",

@@ -8,12 +8,12 @@ position and never by token id, which keeps the end-of-turn label where the padd
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.messages import Conversation, Message
+from lit_ift.data.rows import Example
 from lit_ift.errors import RowError, UserError
 
 if TYPE_CHECKING:
@@ -25,35 +25,6 @@ Span = tuple[int, int]
 TEMPLATE_FOLDER: Final = Path(__file__).parent / "templates"
 
 NO_TEMPLATE_REMEDY: Final = "Set data.chat_template to a built-in name (chatml, zephyr), a file or a template text"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One tokenized conversation.
-
-    Args:
-        input_ids: token ids, length T.
-        labels: aligned with `input_ids`, not shifted; IGNORE_INDEX where a token is not a target.
-        row_id: where the row came from; empty for a dummy row that counts for nothing.
-        truncated: whether tokens were cut off at the end to fit the maximum length.
-        num_split_starts: assistant turns whose first token began before the turn. That token merges prompt and
-            answer, is no target, and does not occur when the model is prompted.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    row_id: str
-    truncated: bool = False
-    num_split_starts: int = 0
-
-    @property
-    def num_targets(self) -> int:
-        """Labels that a causal model is trained on; position 0 has no prediction."""
-        return sum(label != IGNORE_INDEX for label in self.labels[1:])
-
-    def as_dummy(self) -> "Example":
-        """The same tokens with nothing to train on."""
-        return replace(self, labels=[IGNORE_INDEX] * len(self.labels), row_id="")
 
 
 def encode_conversation(
@@ -392,7 +363,7 @@ def _label(text: str, spans: list[Span], ids: list[int], offsets: list[Span], ma
         input_ids=list(ids[:max_length]),
         labels=labels[:max_length],
         row_id=origin,
-        truncated=len(ids) > max_length,
+        num_cut=max(0, len(ids) - max_length),
         num_split_starts=num_split_starts,
     )
     if kept.num_targets == 0:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.chat import Example
+from lit_ift.data.rows import Example
 
 
 class Batch(TypedDict):

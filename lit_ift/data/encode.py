@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from lit_ift.data.chat import Example, adds_bos, encode_conversations
+from lit_ift.data.chat import adds_bos, encode_conversations
 from lit_ift.data.messages import Conversation, to_messages
 from lit_ift.data.records import Record
+from lit_ift.data.rows import Example
 from lit_ift.errors import RowError, UserError
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _report(
         rows_read=parsed.num_read,
         rows_kept=len(examples),
         rows_skipped=len(errors),
-        rows_truncated=sum(example.truncated for example in examples),
+        rows_truncated=sum(example.num_cut > 0 for example in examples),
         rows_with_split_start=sum(example.num_split_starts > 0 for example in examples),
         rows_with_stop=sum(eos_token_id in example.labels for example in examples),
         rows_without_bos=sum(

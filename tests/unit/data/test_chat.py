@@ -53,7 +53,7 @@ def test_labels_of_one_turn_by_hand(tokenizer) -> None:
     assert result.input_ids == [token for piece in ids for token in piece]
     before, answer = sum(map(len, ids[:9])), sum(map(len, ids[9:11]))
     assert result.labels == [IGNORE_INDEX] * before + result.input_ids[before : before + answer] + [IGNORE_INDEX]
-    assert (result.row_id, result.truncated, result.num_targets) == ("rows.jsonl:3", False, answer)
+    assert (result.row_id, result.num_cut, result.num_targets) == ("rows.jsonl:3", 0, answer)
 
 
 def test_every_assistant_turn_is_a_target_and_nothing_else(tokenizer) -> None:
@@ -97,7 +97,7 @@ def test_targets_are_the_assistants_texts_under_every_cut(tokenizer, exchanges, 
     whole = encode(conversation, tokenizer)
     assert target_texts(whole, tokenizer) == [f"{answer}<|im_end|>" for _, answer in exchanges]
     assert whole.num_split_starts == 0
-    assert not whole.truncated
+    assert whole.num_cut == 0
     if all(label == IGNORE_INDEX for label in whole.labels[1:max_length]):
         with pytest.raises(RowError, match=r"rows.jsonl:3: .*no target is left within max_length"):
             encode(conversation, tokenizer, max_length=max_length)
@@ -106,7 +106,7 @@ def test_targets_are_the_assistants_texts_under_every_cut(tokenizer, exchanges, 
     assert cut.num_targets > 0
     assert cut.input_ids == whole.input_ids[:max_length]
     assert cut.labels == whole.labels[:max_length]
-    assert cut.truncated == (len(whole.input_ids) > max_length)
+    assert cut.num_cut == max(0, len(whole.input_ids) - max_length)
 
 
 def test_the_length_named_by_the_error_is_the_smallest_that_works(tokenizer) -> None:

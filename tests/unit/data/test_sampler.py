@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler, SequentialSampler
 
-from lit_ift.data.chat import Example
 from lit_ift.data.encode import EncodedDataset
+from lit_ift.data.rows import Example
 from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
 
 

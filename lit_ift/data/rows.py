@@ -1,0 +1,90 @@
+"""What a row is: before tokenization the answers to one prompt and their worth, after it token ids and labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from lit_ift.constants import IGNORE_INDEX
+from lit_ift.data.messages import Conversation
+
+RowKind = Literal["instruction", "preference", "unpaired", "scored"]
+
+SIDES: Final[dict[RowKind, tuple[str, ...]]] = {
+    "instruction": ("answer",),
+    "preference": ("chosen", "rejected"),
+    "unpaired": ("answer",),
+    "scored": ("answer",),
+}
+"""The answers that rows of each kind have; a preference row may also have a ``gold`` one."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checked row: the answers to one prompt and what is known of their worth.
+
+    Args:
+        kind: which of the other fields there are.
+        origin: where it came from, as ``file:line`` or ``source#index``.
+        sides: a conversation for each name in ``SIDES[kind]``, and perhaps ``gold``, in that order. All begin with
+            the same prompt.
+        score: scored: worth of the answer in [0, 1]; unpaired: 1 for a good answer, 0 for a bad one; preference: how
+            likely the chosen answer is the better one, in [0.5, 1], None where it was simply chosen.
+    """
+
+    kind: RowKind
+    origin: str
+    sides: Mapping[str, Conversation]
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenized conversation.
+
+    Args:
+        input_ids: token ids, length T.
+        labels: aligned with `input_ids`, not shifted; IGNORE_INDEX where a token is not a target.
+        row_id: where the row came from; empty for a dummy row that counts for nothing.
+        num_cut: tokens that were cut off to fit the maximum length.
+        num_split_starts: assistant turns whose first token began before the turn. That token merges prompt and
+            answer, is no target, and does not occur when the model is prompted.
+        num_lookalikes: control tokens that stood in the text of a message and were encoded as text.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    row_id: str
+    num_cut: int = 0
+    num_split_starts: int = 0
+    num_lookalikes: int = 0
+
+    @property
+    def num_targets(self) -> int:
+        """Labels that a causal model is trained on; position 0 has no prediction."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+
+    def as_dummy(self) -> "Example":
+        """The same tokens with nothing to train on."""
+        return replace(self, labels=[IGNORE_INDEX] * len(self.labels), row_id="")
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A `Row` whose conversations are tokenized.
+
+    Args:
+        kind: as in `Row`.
+        row_id: the row's origin.
+        sides: an example for each conversation of the row, in the same order.
+        score: as in `Row`.
+    """
+
+    kind: RowKind
+    row_id: str
+    sides: Mapping[str, Example]
+    score: float | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Input tokens of all sides."""
+        return sum(len(example.input_ids) for example in self.sides.values())
