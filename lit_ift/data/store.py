@@ -1,0 +1,156 @@
+"""Encoded rows in Arrow: one format for rows in memory and for those in a file that every process maps.
+
+A file is written row by row and read through a memory map, so neither needs memory for all rows.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any, Final, get_args, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa  # type: ignore[import-untyped]
+
+from lit_ift.constants import IGNORE_INDEX
+from lit_ift.data.rows import SIDES, EncodedRow, Example, RowKind
+
+KINDS: Final[tuple[RowKind, ...]] = get_args(RowKind)
+
+SCHEMA: Final = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("kind", pa.uint8()),
+        ("score", pa.float64()),
+        # One entry a side.
+        ("length", pa.list_(pa.int32())),
+        ("num_cut", pa.list_(pa.int32())),
+        ("num_split_starts", pa.list_(pa.int32())),
+        ("num_lookalikes", pa.list_(pa.int32())),
+        # The tokens of all sides, one side after the other.
+        ("input_ids", pa.list_(pa.int32())),
+        ("is_target", pa.list_(pa.uint8())),
+    ]
+)
+
+BATCH: Final = 1024
+"""Rows written at once."""
+
+PER_SIDE: Final = ("num_cut", "num_split_starts", "num_lookalikes")
+
+
+def write_rows(rows: Iterable[EncodedRow], sink: Path | pa.NativeFile) -> int:
+    """Write rows as they come and return their number.
+
+    Args:
+        rows: encoded rows; a label must be its token or IGNORE_INDEX.
+        sink: a file to make, or an Arrow stream.
+    """
+    iterator, num_rows = iter(rows), 0
+    with pa.ipc.new_file(str(sink) if isinstance(sink, Path) else sink, SCHEMA) as writer:
+        while batch := list(islice(iterator, BATCH)):
+            writer.write_batch(_to_arrow(batch))
+            num_rows += len(batch)
+    return num_rows
+
+
+def _to_arrow(rows: Sequence[EncodedRow]) -> Any:
+    sides = [list(row.sides.values()) for row in rows]
+    columns: dict[str, Any] = {
+        "row_id": [row.row_id for row in rows],
+        "kind": [KINDS.index(row.kind) for row in rows],
+        "score": [row.score for row in rows],
+        "length": [[len(example.input_ids) for example in examples] for examples in sides],
+        **{name: [[getattr(example, name) for example in examples] for examples in sides] for name in PER_SIDE},
+    }
+    arrays = {name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}
+    ids = _concatenated([example.input_ids for examples in sides for example in examples])
+    labels = _concatenated([example.labels for examples in sides for example in examples])
+    ends = accumulate((row.num_tokens for row in rows), initial=0)
+    offsets = pa.array(ends, pa.int32())
+    arrays["input_ids"] = pa.ListArray.from_arrays(offsets, pa.array(ids))
+    arrays["is_target"] = pa.ListArray.from_arrays(offsets, pa.array((labels != IGNORE_INDEX).astype(np.uint8)))
+    return pa.record_batch([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _concatenated(lists: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
+    total = sum(map(len, lists))
+    return np.fromiter((value for values in lists for value in values), dtype=np.int32, count=total)
+
+
+class StoredRows(Sequence[EncodedRow]):
+    """Rows that `write_rows` wrote, read when asked for.
+
+    Args:
+        source: the file, which is memory-mapped, or a buffer that holds one.
+    """
+
+    def __init__(self, source: "Path | pa.Buffer") -> None:
+        self._source = source
+        reader = pa.ipc.open_file(pa.memory_map(str(source)) if isinstance(source, Path) else source)
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._ends = list(accumulate(batch.num_rows for batch in self._batches))
+        columns = [_Columns(batch) for batch in self._batches]
+        self._columns = columns
+        empty = np.zeros(0, dtype=np.int64)
+        self.lengths: npt.NDArray[np.int64] = np.concatenate([empty, *(np.diff(c.token_ends) for c in columns)])
+        """Input tokens of each row, all sides together."""
+
+    @classmethod
+    def in_memory(cls, rows: Iterable[EncodedRow]) -> "StoredRows":
+        """Hold `rows` in memory, in far less than their Python objects take."""
+        sink = pa.BufferOutputStream()
+        write_rows(rows, sink)
+        return cls(sink.getvalue())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredRows, (self._source,)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> EncodedRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EncodedRow]: ...
+    def __getitem__(self, index: int | slice) -> EncodedRow | list[EncodedRow]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        batch = bisect_right(self._ends, position)
+        return self._columns[batch].row(position - (self._ends[batch - 1] if batch else 0))
+
+
+class _Columns:
+    """The columns of one record batch as arrays."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+        input_ids, is_target = batch.column("input_ids"), batch.column("is_target")
+        self.token_ends: npt.NDArray[np.int64] = input_ids.offsets.to_numpy().astype(np.int64)
+        # `values` is the whole child array, which the offsets index.
+        self.input_ids: npt.NDArray[np.int32] = input_ids.values.to_numpy()
+        self.is_target: npt.NDArray[np.bool_] = is_target.values.to_numpy().view(np.bool_)
+
+    def row(self, i: int) -> EncodedRow:
+        row_id = self.batch.column("row_id")[i].as_py()
+        kind = KINDS[self.batch.column("kind")[i].as_py()]
+        start, end = self.token_ends[i], self.token_ends[i + 1]
+        ids = self.input_ids[start:end]
+        labels = np.where(self.is_target[start:end], ids, IGNORE_INDEX)
+        lengths = self.batch.column("length")[i].as_py()
+        counts = {name: self.batch.column(name)[i].as_py() for name in PER_SIDE}
+        names = (*SIDES[kind], "gold")[: len(lengths)]
+        sides, first = {}, 0
+        for k, (name, length) in enumerate(zip(names, lengths, strict=True)):
+            sides[name] = Example(
+                input_ids=ids[first : first + length].tolist(),
+                labels=labels[first : first + length].tolist(),
+                row_id=row_id,
+                **{name: values[k] for name, values in counts.items()},
+            )
+            first += length
+        return EncodedRow(kind, row_id, sides, self.batch.column("score")[i].as_py())
