@@ -1,0 +1,115 @@
+"""An entry is whole or not there, and its key changes with everything that the ids depend on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_tokenizer
+
+from lit_ift.data.cache import RowCache, code_version, default_cache_dir, tokenizer_digest
+from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.errors import UserError
+
+KEY = {"rows": "abc", "max_length": 8}
+
+
+def rows(count: int = 3) -> Iterator[EncodedRow]:
+    for i in range(count):
+        yield EncodedRow("instruction", f"r#{i}", {"answer": Example([i, i + 1], [-100, i + 1], f"r#{i}")})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_rows_come_back_under_their_key_and_no_other(tmp_path: Path) -> None:
+    cache = RowCache(tmp_path / "cache")
+    assert cache.load("train", KEY) is None
+    cache.add("train", KEY, rows(), lambda: {"rows_kept": 3})
+    found = cache.load("train", KEY)
+    assert found is not None
+    assert list(found[0]) == list(rows())
+    assert found[1] == {"rows_kept": 3}
+    assert cache.load("train", {**KEY, "max_length": 9}) is None
+    assert cache.load("val", KEY) is None
+    assert names(cache.entry("train", KEY)) == ["key.json", "report.json", "rows.arrow"]
+
+
+def test_nothing_is_left_when_the_rows_break_off(tmp_path: Path) -> None:
+    def broken() -> Iterator[EncodedRow]:
+        yield from rows(1)
+        raise UserError("line 2 is bad")
+
+    cache = RowCache(tmp_path)
+    with pytest.raises(UserError, match="line 2 is bad"):
+        cache.add("train", KEY, broken(), dict)
+    assert names(tmp_path) == []
+
+
+def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
+    cache = RowCache(tmp_path)
+
+    def while_another_writes() -> Iterator[EncodedRow]:
+        cache.add("train", KEY, rows(), lambda: {"by": "other"})
+        yield from rows()
+
+    cache.add("train", KEY, while_another_writes(), lambda: {"by": "me"})
+    found = cache.load("train", KEY)
+    assert found is not None
+    assert found[1] == {"by": "other"}
+    assert names(tmp_path) == [cache.entry("train", KEY).name]
+
+
+def test_a_full_disk_names_the_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lit_ift.data.cache.write_rows", full)
+    with pytest.raises(UserError, match=r"No space left on device.*data.cache_dir.*data.cache=false"):
+        RowCache(tmp_path).add("train", KEY, rows(), dict)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=f"Cannot write tokenized data to {tmp_path}/file"):
+        RowCache(tmp_path / "file").add("train", KEY, rows(), dict)
+
+
+@pytest.mark.parametrize(("file", "content"), [("rows.arrow", b"ARROW1 half"), ("report.json", b"{")])
+def test_a_damaged_entry_says_what_to_delete(tmp_path: Path, file: str, content: bytes) -> None:
+    cache = RowCache(tmp_path)
+    cache.add("train", KEY, rows(), dict)
+    (cache.entry("train", KEY) / file).write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged .* Delete that folder"):
+        cache.load("train", KEY)
+
+
+def test_the_tokenizer_digest_hears_of_every_change_that_matters() -> None:
+    tokenizer = tiny_tokenizer()
+    digest = tokenizer_digest(tokenizer)
+    assert tokenizer_digest(tiny_tokenizer()) == digest
+    tokenizer(["a"], truncation=True, max_length=1, padding=True)
+    assert tokenizer_digest(tokenizer) == digest
+    tokenizer.chat_template += " "
+    template = tokenizer_digest(tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    vocabulary = tokenizer_digest(tokenizer)
+    tokenizer.eos_token = "<unk>"
+    assert len({digest, template, vocabulary, tokenizer_digest(tokenizer)}) == 4
+
+
+def test_the_code_version_is_the_same_within_a_version() -> None:
+    assert code_version() == code_version()
+    assert len(code_version()) == 64
+
+
+def test_the_folder_can_be_chosen_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIT_IFT_DATA_CACHE", raising=False)
+    monkeypatch.delenv("LIT_IFT_CHECKPOINTS", raising=False)
+    assert default_cache_dir() == Path("checkpoints/data")
+    monkeypatch.setenv("LIT_IFT_CHECKPOINTS", "/a")
+    assert default_cache_dir() == Path("/a/data")
+    monkeypatch.setenv("LIT_IFT_DATA_CACHE", "/b")
+    assert default_cache_dir() == Path("/b")
