@@ -1,177 +1,179 @@
-"""Readers: every format gives the same rows, and every kind of damage is named with its place and a remedy."""
+"""What a source is, which files it consists of, and which options fit it."""
 
-import gzip
-import json
 from pathlib import Path
 
 import pytest
+from rowfiles import compress, jsonl, parquet, table, write
 
-from lit_ift.data.records import Record, read_records, source_kind
-from lit_ift.errors import RowError, UserError
+from lit_ift.data.records import data_files, read_records, source_kind
+from lit_ift.errors import UserError
 
-ROWS = [{"prompt": "a\u2028b", "completion": "é"}, {"prompt": "c", "completion": "d"}]
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
+ROW = b'{"a": 1}\n'
 
 
-def jsonl(rows: list[dict]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+def make(folder: Path, *names: str) -> Path:
+    """A folder with files of one row each."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, ROW)
+    return folder
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "ROWS.JSONL"])
-def test_jsonl_gives_rows_with_line_numbers(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / name, jsonl(ROWS))
-    assert list(read_records(path)) == [Record(ROWS[0], f"{path}:1"), Record(ROWS[1], f"{path}:2")]
-
-
-def test_blank_lines_and_byte_order_mark_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", b'\xef\xbb\xbf{"a": 1}\n\n  \n{"a": 2}')
-    assert [record.origin for record in read_records(path)] == [f"{path}:1", f"{path}:4"]
-
-
-@pytest.mark.parametrize("name", ["rows.json", "rows.json.gz"])
-@pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"version": 1, "data": rows}])
-def test_json_list_and_data_object(tmp_path: Path, name: str, wrap) -> None:
-    path = write(tmp_path / name, json.dumps(wrap(ROWS)).encode())
-    assert list(read_records(path)) == [Record(ROWS[0], f"{path}#0"), Record(ROWS[1], f"{path}#1")]
-
-
-def test_parquet(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = tmp_path / "rows.parquet"
-    pq.write_table(pa.Table.from_pylist(ROWS), path)
-    assert list(read_records(path)) == [Record(ROWS[0], f"{path}#0"), Record(ROWS[1], f"{path}#1")]
-    path.write_bytes(b"PAR1 not really")
-    with pytest.raises(UserError, match=r"rows\.parquet: not a readable Parquet file.*write the file again"):
-        list(read_records(path))
-
-
-def test_saved_dataset_and_dataset_dict(tmp_path: Path) -> None:
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import datasets
 
-    single = datasets.Dataset.from_list(ROWS)
-    single.save_to_disk(tmp_path / "single")
-    datasets.DatasetDict(train=single, test=single.select([1])).save_to_disk(tmp_path / "both")
-    assert list(read_records(tmp_path / "single"))[1] == Record(ROWS[1], f"{tmp_path}/single#1")
-    assert list(read_records(tmp_path / "both", split="test")) == [Record(ROWS[1], f"{tmp_path}/both/test#0")]
-    with pytest.raises(UserError, match=r"no split was named. Its splits are test, train"):
-        list(read_records(tmp_path / "both"))
-    with pytest.raises(UserError, match=r"there is no split 'val'. Its splits are test, train"):
-        list(read_records(tmp_path / "both", split="val"))
-    with pytest.raises(UserError, match=r"single data set. Remove split"):
-        list(read_records(tmp_path / "single", split="train"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("went to the hub"))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_kinds(tmp_path: Path) -> None:
+    import datasets
+
+    make(tmp_path, "rows.jsonl", "hub_folder/dataset_info.json", "hub_folder/rows.jsonl")
+    datasets.Dataset.from_list([{"a": 1}]).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=datasets.Dataset.from_list([{"a": 1}])).save_to_disk(tmp_path / "several")
+    kinds = {name: source_kind(tmp_path / name) for name in ("rows.jsonl", "hub_folder", "one", "several", "*.jsonl")}
+    assert kinds == {
+        "rows.jsonl": "file",
+        "hub_folder": "folder",
+        "one": "dataset",
+        "several": "dataset_dict",
+        "*.jsonl": "pattern",
+    }
+    assert source_kind("owner/name-v1.5") == "hub"
+    with pytest.raises(UserError, match=r"rows\.txt: cannot tell the format.*\.jsonl.*or \.parquet"):
+        source_kind(write(tmp_path / "rows.txt", b"a,b\n"))
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"),
+    "name",
     [
-        (b'{"a": 1', r"not valid JSON: .* at column \d+\. Mend the line"),
-        (b'{"a": "\xff"}', r"not UTF-8: byte 0xff at byte 8\. Save the file again as UTF-8"),
-        (b'{"a": "\x00"}', r"null byte at byte 8\. The file is damaged or not UTF-8"),
-        (b'["a", 1]', r"the row is a list, not an object\. Write rows as"),
+        "rows.jsonl",
+        "rows.jsonll",
+        "./rows",
+        "/no/such/thing",
+        "a/b/c",
+        "~/no_rows_here",
+        "data/rows.csv",
+        "d/r.csv.zst",
     ],
 )
-def test_bad_line_is_named_and_can_be_passed_over(tmp_path: Path, line: bytes, problem: str) -> None:
-    path = write(tmp_path / "rows.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
-    with pytest.raises(RowError, match=rf"rows\.jsonl:2: {problem}") as caught:
-        list(read_records(path))
-    assert caught.value.origin == f"{path}:2"
-    errors: list[RowError] = []
-    assert [record.data["a"] for record in read_records(path, on_row_error=errors.append)] == [1, 3]
-    assert [error.origin for error in errors] == [f"{path}:2"]
-
-
-def test_truncated_archive_is_never_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl.gz"
-    lines = jsonl([{"a": f"{i * 7919 % 1000003}"} for i in range(5000)])
-    path.write_bytes(gzip.compress(lines)[:-2000])
-    with pytest.raises(UserError, match=r"rows\.jsonl\.gz:\d{3,}: the file is damaged or cut off here.*download"):
-        list(read_records(path, on_row_error=lambda error: None))
-    path.write_bytes(b"plain text")
-    with pytest.raises(UserError, match=r"rows\.jsonl\.gz:1: the file is damaged"):
-        list(read_records(path))
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ('{"rows": []}', r"keys \['rows'\]\. It must be a list of rows"),
-        ("3", "expected a list of rows, found a int"),
-        ('[{"a": 1},\n oops]', r"rows\.json:2: not valid JSON.*column 2"),
-        ('{"a": 1}\n{"a": 2}', r"rows\.json:2: not valid JSON.*name it \.jsonl"),
-        ('[{"a": 1}, 5]', r"rows\.json#1: the row is a int, not an object"),
-    ],
-)
-def test_bad_json_files(tmp_path: Path, text: str, problem: str) -> None:
-    with pytest.raises(UserError, match=problem):
-        list(read_records(write(tmp_path / "rows.json", text.encode())))
-
-
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows2.json"])
-def test_empty_files(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / name, b"[]" if name == "rows2.json" else b"\n" if name == "rows.jsonl" else b"")
-    with pytest.raises(UserError, match=rf"{name}: there is no row in it"):
-        list(read_records(path))
-
-
-def test_unknown_suffix_and_foreign_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"rows\.csv: cannot tell the format.*\.jsonl"):
-        source_kind(write(tmp_path / "rows.csv", b"a,b\n"))
-    with pytest.raises(UserError, match=r"not written by datasets\.save_to_disk"):
-        source_kind(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["rows.jsonl", "./rows", "/no/such/thing", "a/b/c", "~/rows", "data/rows.csv"])
-def test_missing_path_does_not_go_to_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("went to the hub"))
+@pytest.mark.usefixtures("no_hub")
+def test_missing_path_does_not_go_to_the_hub(name: str) -> None:
     with pytest.raises(UserError, match=r"no such file or folder.*Check the path"):
         list(read_records(name))
 
 
-def test_hub_gets_split_and_revision_and_a_local_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
+@pytest.mark.usefixtures("no_hub")
+def test_missing_path_names_its_neighbour(tmp_path: Path) -> None:
+    make(tmp_path, "alpaca.jsonl.gz", "data/train.jsonl")
+    for wrong, right in (("alpaca.jsonl", "alpaca.jsonl.gz"), ("dta/train.jsonl", "data"), ("./data/x/y", "Check")):
+        with pytest.raises(UserError, match=rf"no such file.*(Did you mean {right}\?|{right} the path)"):
+            list(read_records(wrong))
 
-    asked = []
 
-    def fake(name: str, split: str | None, revision: str | None):
-        asked.append((name, split, revision))
-        rows = datasets.Dataset.from_list(ROWS)
-        return rows if split else datasets.DatasetDict(train=rows)
+def test_a_place_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.chdir(tmp_path)
-    assert [r.origin for r in read_records("me/set", split="train", revision="v1")] == [
-        "me/set/train#0",
-        "me/set/train#1",
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(UserError, match=r"rows\.jsonl: cannot be looked at \(Permission denied\)\. Check its name"):
+        source_kind(tmp_path / "rows.jsonl")
+
+
+def test_folder_gives_its_files_by_name_and_nothing_else(tmp_path: Path) -> None:
+    folder = make(tmp_path / "set", "b.jsonl", "a.ndjson.zst", "c.jsonl.gz", "license-questions.jsonl", "sub/d.jsonl")
+    for name in ("README.md", "LICENSE", "LICENCE.txt", "dataset_infos.json", ".hidden.jsonl", "_SUCCESS", "make.py"):
+        (folder / name).write_bytes(b"not a row")
+    assert [record.origin for record in read_records(folder)] == [
+        f"{folder}/{name}:1" for name in ("a.ndjson.zst", "b.jsonl", "c.jsonl.gz", "license-questions.jsonl")
     ]
-    assert next(iter(read_records("me/set"))).origin == "me/set/train#0"
-    assert asked == [("me/set", "train", "v1"), ("me/set", None, None)]
-    datasets.Dataset.from_list(ROWS).save_to_disk("me/set")
-    assert next(iter(read_records("me/set"))).origin == "me/set#0"
-    assert len(asked) == 2
+    assert [record.origin for record in read_records(folder / "sub")] == [f"{folder}/sub/d.jsonl:1"]
 
 
-def test_hub_failure_says_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
+def test_folders_of_other_formats(tmp_path: Path) -> None:
+    rows = [{"a": "1"}, {"a": "2"}]
+    for name, data in (("x.csv.gz", table(rows)), ("x.parquet", parquet(rows)), ("x.tsv", table(rows, "\t"))):
+        folder = tmp_path / name.split(".")[1]
+        folder.mkdir()
+        write(folder / name, data)
+        write(folder / f"2{name}", data)
+        assert [record.data for record in read_records(folder)] == rows * 2
 
-    def fail(*args: object, **kwargs: object) -> None:
-        raise ConnectionError("offline")
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(UserError, match=r"me/set: no such file here.*ConnectionError: offline.*Check the name"):
-        list(read_records("me/set"))
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["a.csv", "b.jsonl", "c.jsonl.gz"], r"set: files of several formats \(a\.csv, b\.jsonl\)"),
+        (
+            ["a.jsonl", "a.jsonl.gz"],
+            r"set: the same file in several compressions \(a\.jsonl, a\.jsonl\.gz\)\. Keep one",
+        ),
+        (["a.jsonl", "b.zip"], r"set: b\.zip cannot be read\. Move it away, or convert it"),
+        (
+            ["train-00001.jsonl", "x_validation.jsonl"],
+            r"several splits: train-00001\.jsonl \(train\), x_validation\.jsonl \(validation\).* \S+set/\*train\*",
+        ),
+        (
+            ["train/a.jsonl"],
+            r"set: there is no data file in this folder.*subfolders are not searched.*: \S+set/train\.",
+        ),
+        (["README.md"], r"set: there is no data file in this folder.*Check the path"),
+    ],
+)
+def test_folders_that_do_not_say_what_to_read(tmp_path: Path, names: list[str], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        list(read_records(make(tmp_path / "set", *names)))
 
 
-def test_options_that_do_not_apply_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", jsonl(ROWS))
-    with pytest.raises(UserError, match=r"a file has no splits"):
-        list(read_records(path, split="train"))
-    with pytest.raises(UserError, match=r"this is local data. Remove revision"):
-        list(read_records(path, revision="main"))
+def test_words_that_only_contain_the_name_of_a_split_are_none(tmp_path: Path) -> None:
+    assert len(data_files(make(tmp_path, "latest.jsonl", "constrained.jsonl", "train_devotion.jsonl"))) == 3
+
+
+def test_an_empty_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    (make(tmp_path, "a.jsonl", "b.jsonl") / "b.jsonl").write_bytes(b"")
+    with pytest.raises(UserError, match=r"b\.jsonl: there is no row in it.*leave it out"):
+        list(read_records(tmp_path))
+
+
+def test_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(
+        make(tmp_path, "d/train-2.jsonl", "d/train-1.jsonl", "d/test.jsonl", "d/e/f/x.jsonl", "[1].jsonl")
+    )
+    (tmp_path / "d" / "README.md").write_bytes(b"")
+    assert [r.origin for r in read_records("d/train*")] == ["d/train-1.jsonl:1", "d/train-2.jsonl:1"]
+    assert [r.origin for r in read_records("d/**/?.jsonl")] == ["d/e/f/x.jsonl:1"]
+    assert len(list(read_records("d/*"))) == 3
+    assert [r.origin for r in read_records("[1].jsonl")] == ["[1].jsonl:1"]
+    with pytest.raises(UserError, match=r"d/\*\.csv: no data file matches this pattern.*Check the path"):
+        list(read_records("d/*.csv"))
+    make(tmp_path, "d/y.csv")
+    with pytest.raises(UserError, match=r"files of several formats \(test\.jsonl, y\.csv\)"):
+        list(read_records("d/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"split": "train"}, r"split='train' was given, but a file has no splits\. Remove split"),
+        ({"revision": "main"}, r"revision='main' was given, but this is local data\. Remove revision"),
+        ({"name": "en"}, r"name='en' was given, but this is local data\. Remove name"),
+        ({"streaming": True}, r"streaming=True was given, but this is local data\. Remove streaming"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(tmp_path: Path, options: dict, problem: str) -> None:
+    path = write(tmp_path / "rows.jsonl", jsonl([{"a": 1}]))
+    with pytest.raises(UserError, match=problem):
+        list(read_records(path, **options))
+
+
+def test_a_folder_has_no_splits(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"split='train' was given, but files of a folder are read together; name"):
+        list(read_records(make(tmp_path, "a.jsonl"), split="train"))
+
+
+def test_compression_is_by_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.JSONL.GZ"
+    path.write_bytes(compress("x.gz", ROW))
+    assert [record.data for record in read_records(path)] == [{"a": 1}]

@@ -1,0 +1,57 @@
+"""Files of rows for tests: as bytes of a format, compressed by the ending of their name."""
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lit_ift.data.record import Record
+from lit_ift.data.records import read_records
+from lit_ift.errors import RowError
+
+ROWS = [{"prompt": 'a\u2028b, "quoted"', "completion": "é\r\nnext"}, {"prompt": "c", "completion": ""}]
+"""With what formats disagree on: a Unicode line separator, quotes, commas and line breaks."""
+
+
+def compress(name: str, data: bytes) -> bytes:
+    """`data` as a file of that name has it."""
+    if name.lower().endswith(".gz"):
+        return gzip.compress(data)
+    if name.lower().endswith(".zst"):
+        return bytes(pa.compress(data, "zstd", asbytes=True))
+    return data
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(compress(path.name, data))
+    return path
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def table(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
+    """CSV with a header."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+def read_all(path: Path) -> tuple[list[Record], list[RowError]]:
+    """The rows that can be read and the errors of those that cannot."""
+    errors: list[RowError] = []
+    return list(read_records(path, on_row_error=errors.append)), errors
