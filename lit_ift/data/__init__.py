@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from lit_ift.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lit_ift.data.adapters import KNOWN_DATASETS, KnownDataset, known_dataset
     from lit_ift.data.chat import (
         encode_conversation,
         encode_conversations,
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from lit_ift.data.datamodule import ConversationDataModule
     from lit_ift.data.encode import DataReport, EncodedDataset
     from lit_ift.data.instruction import InstructionDataModule
-    from lit_ift.data.messages import LAYOUTS, Conversation, Layout, Message, to_messages
+    from lit_ift.data.layouts import LAYOUTS, Layout, RowParser, to_row
+    from lit_ift.data.messages import Conversation, Message
     from lit_ift.data.records import Record, read_records
     from lit_ift.data.rows import EncodedRow, Example, Row
     from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
@@ -37,11 +39,15 @@ _MODULE_OF: Final = {
     "DataReport": "encode",
     "EncodedDataset": "encode",
     "InstructionDataModule": "instruction",
-    "LAYOUTS": "messages",
+    "KNOWN_DATASETS": "adapters",
+    "KnownDataset": "adapters",
+    "known_dataset": "adapters",
+    "LAYOUTS": "layouts",
+    "Layout": "layouts",
+    "RowParser": "layouts",
+    "to_row": "layouts",
     "Conversation": "messages",
-    "Layout": "messages",
     "Message": "messages",
-    "to_messages": "messages",
     "Record": "records",
     "EncodedRow": "rows",
     "Row": "rows",
@@ -54,6 +60,7 @@ _MODULE_OF: Final = {
 }
 
 __all__ = [
+    "KNOWN_DATASETS",
     "LAYOUTS",
     "Batch",
     "Conversation",
@@ -63,11 +70,13 @@ __all__ = [
     "EncodedRow",
     "Example",
     "InstructionDataModule",
+    "KnownDataset",
     "Layout",
     "LengthGroupedBatchSampler",
     "Message",
     "Record",
     "Row",
+    "RowParser",
     "SequentialBatchSampler",
     "TaskItem",
     "TasksDataModule",
@@ -76,9 +85,10 @@ __all__ = [
     "encode_conversation",
     "encode_conversations",
     "encode_prompt",
+    "known_dataset",
     "read_records",
     "resolve_chat_template",
-    "to_messages",
+    "to_row",
 ]
 
 

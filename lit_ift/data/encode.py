@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lit_ift.data.chat import adds_bos, encode_conversations
-from lit_ift.data.messages import Conversation, to_messages
+from lit_ift.data.layouts import to_row
+from lit_ift.data.messages import Conversation
 from lit_ift.data.records import Record
 from lit_ift.data.rows import Example
 from lit_ift.errors import RowError, UserError
@@ -114,14 +115,22 @@ def parse_records(
 
     Raises:
         RowError: a row fits no layout and `on_bad_row` is ``error``.
+        UserError: a row is no instruction, or fits several layouts.
     """
     for record in records:
         try:
-            rows.rows.append((to_messages(record, layout=layout, needs_answer=needs_answer), record.origin))
+            row = to_row(record, layout=layout, needs_answer=needs_answer)
         except RowError as error:
             if on_bad_row == "error":
                 raise
             rows.errors.append(error)
+            continue
+        if row.kind != "instruction":
+            raise UserError(
+                f"{record.origin}: these are {row.kind} rows, and this data module reads instructions. Set layout: "
+                "chosen to train on the chosen answers of preference rows, or another layout that the rows fit."
+            )
+        rows.rows.append((row.sides["answer"], record.origin))
     return rows
 
 

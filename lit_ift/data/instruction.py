@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from lit_ift.data.datamodule import ConversationDataModule, Split
 from lit_ift.data.encode import ParsedRows
-from lit_ift.data.messages import Conversation, check_layout, prompt_key
+from lit_ift.data.layouts import check_layout
+from lit_ift.data.messages import Conversation, prompt_key
 from lit_ift.data.records import OnRowError, Record, SourceKind, raise_row_error, read_records, source_kind
 from lit_ift.errors import UserError
 
@@ -22,7 +23,7 @@ KINDS_WITH_SPLITS: Final[tuple[SourceKind, ...]] = ("hub", "dataset_dict")
 
 
 class InstructionDataModule(ConversationDataModule):
-    """Conversations to learn from, in any layout of `lit_ift.data.messages.LAYOUTS`.
+    """Conversations to learn from, in any layout of `lit_ift.data.layouts.LAYOUTS`.
 
     Args:
         train: training data: a file, a folder of ``datasets.save_to_disk``, a hub id, or a list of such.

@@ -1,17 +1,24 @@
-"""Rows of any known layout to typed, checked conversations."""
+"""Conversations, and the checks that every text, message and tool of a row passes."""
 
 import difflib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NotRequired, TypedDict, cast
 
 from lit_ift.data.records import Record
-from lit_ift.errors import RowError, UserError
+from lit_ift.errors import RowError
 
 ROLES: Final = ("system", "user", "assistant", "tool")
 
 PROMPT_ENDS: Final = ("user", "tool")
 """Roles that the assistant answers."""
+
+REPLY_ROLES: Final = ("assistant", "tool")
+"""Roles that one reply may consist of: the assistant's turns and what its tools returned in between."""
+
+MAX_NESTING: Final = 64
+"""Levels of objects and lists that a tool call or a tool's declaration may have."""
 
 
 class Message(TypedDict):
@@ -50,238 +57,70 @@ class Conversation:
         return self.num_prompt_messages == len(self.messages)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a data format is recognised and read.
-
-    Args:
-        required: columns that must be there and not null.
-        parse: from a row that has them to a conversation; checks every field it uses.
-        parse_prompt: from a row without an answer to the messages to answer; None if such rows are not taken.
-        prompt_required: those of `required` that a row without an answer has; all of them if the answer is a turn
-            among others.
-    """
-
-    required: tuple[str, ...]
-    parse: Callable[[Record], Conversation]
-    parse_prompt: Callable[[Record], list[Message]] | None = None
-    prompt_required: tuple[str, ...] = ()
-
-
-def to_messages(record: Record, *, layout: str | None = None, needs_answer: bool = True) -> Conversation:
-    """Turn a row into a conversation.
-
-    Args:
-        record: the row.
-        layout: a key of `LAYOUTS`; None recognises the layout by the columns.
-        needs_answer: refuse rows that do not end with an assistant turn; otherwise they become mere prompts.
+def parse_messages(record: Record, field: str) -> list[Message]:
+    """The column `field` as a list of at least one checked message.
 
     Raises:
-        RowError: no layout or more than one fits, or a field has the wrong type or value.
-        UserError: `layout` is not a known name.
+        RowError: it is no such list, or a message has a wrong role, text or tool call.
     """
-    chosen = detect_layout(record, needs_answer=needs_answer) if layout is None else layout
-    check_layout(chosen)
-    if not needs_answer:
-        prompt = _parse_prompt(record, LAYOUTS[chosen])
-        if prompt is not None:
-            return prompt
-    for field in LAYOUTS[chosen].required:
-        if record.data.get(field) is None:
-            raise RowError(
-                record.origin,
-                field,
-                f"missing, but layout '{chosen}' needs it (columns: {_columns(record)})",
-                _near_misses(record) or "Add the column or choose another layout",
-            )
-    return LAYOUTS[chosen].parse(record)
-
-
-def _parse_prompt(record: Record, layout: Layout) -> Conversation | None:
-    """The row as a mere prompt; None if it has an answer, or too few columns for a prompt."""
-    present = {name for name, value in record.data.items() if value is not None}
-    if layout.parse_prompt is None or not present.issuperset(layout.prompt_required):
-        return None
-    answer_apart = layout.prompt_required != layout.required
-    if answer_apart and present.issuperset(layout.required):
-        return None
-    messages = layout.parse_prompt(record)
-    role = messages[-1]["role"]
-    if role not in PROMPT_ENDS:
-        if not answer_apart:
-            return None
-        raise RowError(
-            record.origin,
-            layout.prompt_required[0],
-            f"has no answer and ends with the turn of the {role}, so there is nothing for the model to answer",
-            "End it with a user or tool turn, or add the assistant's answer",
-        )
-    _check_opening(record, messages, layout.prompt_required[0])
-    return Conversation(messages, tools=_tools(record), num_prompt_messages=len(messages))
-
-
-def check_layout(layout: str) -> None:
-    """Do nothing if `layout` is a key of `LAYOUTS`.
-
-    Raises:
-        UserError: it is not.
-    """
-    if layout not in LAYOUTS:
-        close = difflib.get_close_matches(layout, LAYOUTS, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"layout={layout!r} is not known.{hint} Known layouts: {_known_layouts()}.")
-
-
-def detect_layout(record: Record, *, needs_answer: bool = True) -> str:
-    """Name of the one layout whose required columns the row has.
-
-    Without `needs_answer`, a row that fits none is taken for a prompt and may lack the answer's columns.
-
-    Raises:
-        RowError: none fits, or more than one.
-    """
-    present = {name for name, value in record.data.items() if value is not None}
-    fitting = [name for name, layout in LAYOUTS.items() if present.issuperset(layout.required)]
-    if not fitting and not needs_answer:
-        fitting = [
-            name
-            for name, layout in LAYOUTS.items()
-            if layout.parse_prompt is not None and present.issuperset(layout.prompt_required)
-        ]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise RowError(
-            record.origin,
-            "",
-            f"columns {_columns(record)} fit several layouts: {', '.join(fitting)}",
-            "Set layout to the one to use",
-        )
-    remedy = _near_misses(record) or f"Rename the columns to one of: {_known_layouts()}"
-    raise RowError(record.origin, "", f"columns {_columns(record)} fit no known layout", remedy)
-
-
-def _columns(record: Record) -> str:
-    return ", ".join(f"'{name}'" for name in record.data) or "(none)"
-
-
-def _known_layouts() -> str:
-    return "; ".join(f"{name} ({', '.join(layout.required)})" for name, layout in LAYOUTS.items())
-
-
-def _near_misses(record: Record) -> str:
-    """Spelling suggestions for columns that nearly have a known name; empty if there are none."""
-    known = {field for layout in LAYOUTS.values() for field in layout.required}
-    hints = []
-    for column in record.data:
-        if column in known:
-            continue
-        close = difflib.get_close_matches(column.lower().strip(), known, n=1, cutoff=0.75)
-        hints += [f"'{column}' should be '{match}'" for match in close]
-    return f"Perhaps {', '.join(hints)}" if hints else ""
-
-
-def _from_messages(record: Record) -> Conversation:
-    messages = _messages(record, "messages")
-    return _checked(record, Conversation(messages, tools=_tools(record)), answer_field="messages")
-
-
-def _messages_prompt(record: Record) -> list[Message]:
-    return _messages(record, "messages")
-
-
-def _from_prompt_completion(record: Record) -> Conversation:
-    prompt, completion = record.data["prompt"], record.data["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        turns = [_turn(record, "prompt", "user", prompt), _turn(record, "completion", "assistant", completion)]
-        return _checked(record, Conversation(turns, tools=_tools(record), num_prompt_messages=1), "completion")
-    for field, value in (("prompt", prompt), ("completion", completion)):
-        if not isinstance(value, list):
-            raise RowError(
-                record.origin,
-                field,
-                f"is a {type(value).__name__}",
-                "prompt and completion must both be strings, or both be lists of messages",
-            )
-    before, after = _messages(record, "prompt"), _messages(record, "completion")
-    # An assistant turn inside the prompt is context by definition of this layout.
-    conversation = Conversation([*before, *after], tools=_tools(record), num_prompt_messages=len(before))
-    return _checked(record, conversation, answer_field="completion")
-
-
-def _prompt_alone(record: Record) -> list[Message]:
-    prompt = record.data["prompt"]
-    if isinstance(prompt, str):
-        return [_turn(record, "prompt", "user", prompt)]
-    return _messages(record, "prompt")
-
-
-def _alpaca_prompt(record: Record) -> list[Message]:
-    instruction = _text(record, "instruction", record.data["instruction"])
-    context = _text(record, "input", record.data.get("input") or "")
-    question = f"{instruction}\n\n{context}" if context.strip() else instruction
-    return [_turn(record, "instruction", "user", question)]
-
-
-def _from_alpaca(record: Record) -> Conversation:
-    turns = [*_alpaca_prompt(record), _turn(record, "output", "assistant", record.data["output"])]
-    return _checked(record, Conversation(turns), answer_field="output")
-
-
-LAYOUTS: Final[dict[str, Layout]] = {
-    "messages": Layout(("messages",), _from_messages, _messages_prompt, ("messages",)),
-    "prompt_completion": Layout(("prompt", "completion"), _from_prompt_completion, _prompt_alone, ("prompt",)),
-    "alpaca": Layout(("instruction", "output"), _from_alpaca, _alpaca_prompt, ("instruction",)),
-}
-"""Known layouts. A new data format is one function and one entry here; a second function lets predict take prompts."""
-
-
-def _messages(record: Record, field: str) -> list[Message]:
     turns = record.data[field]
     if not isinstance(turns, list):
-        raise RowError(
-            record.origin, field, f"is a {type(turns).__name__}", "It must be a list of {role, content} objects"
-        )
+        raise wrong_type(record, field, turns, "It must be a list of {role, content} objects")
     if not turns:
         raise RowError(record.origin, field, "is an empty list", "Give it at least one message")
-    return [_message(record, f"{field}[{index}]", turn) for index, turn in enumerate(turns)]
+    return [parse_message(record, f"{field}[{index}]", turn) for index, turn in enumerate(turns)]
 
 
-def _message(record: Record, path: str, turn: Any) -> Message:
+def parse_message(record: Record, path: str, turn: Any) -> Message:
+    """One checked message from a ``{role, content}`` object.
+
+    Raises:
+        RowError: as in `parse_messages`; the field is named by `path`.
+    """
     if not isinstance(turn, dict):
-        raise RowError(record.origin, path, f"is a {type(turn).__name__}", "A message must be a {role, content} object")
+        raise wrong_type(record, path, turn, "A message must be a {role, content} object")
     role = turn.get("role")
     if role not in ROLES:
-        problem = "is missing" if "role" not in turn else f"is {role!r}"
-        close = difflib.get_close_matches(str(role).lower(), ROLES, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise RowError(record.origin, f"{path}.role", problem, f"It must be one of {', '.join(ROLES)}{hint}")
+        problem = "is missing" if "role" not in turn else f"is {shown(role)}"
+        remedy = f"It must be one of {', '.join(ROLES)}{did_you_mean(role, ROLES)}"
+        raise RowError(record.origin, f"{path}.role", problem, remedy)
     # Arrow tables give every message every key of any message, None where it was absent.
     extras = {key: value for key, value in turn.items() if value is not None and key not in ("role", "content")}
+    for key, value in extras.items():
+        check_nested(record, f"{path}.{key}", value)
     calls = extras.get("tool_calls")
     if calls is not None:
-        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-            raise RowError(record.origin, f"{path}.tool_calls", "is not a list of objects", "Write it as [{...}, ...]")
         if calls and role != "assistant":
             raise RowError(record.origin, f"{path}.tool_calls", f"on a {role} turn", "Only the assistant calls tools")
+        extras["tool_calls"] = calls = parse_tool_calls(record, f"{path}.tool_calls", calls)
     content = turn.get("content")
     if content is None and calls:
         content = ""
     if "content" not in turn and not calls:
         raise RowError(record.origin, f"{path}.content", "is missing", "Give every message a text")
-    return _turn(record, f"{path}.content", role, content, extras)
+    return parse_turn(record, f"{path}.content", role, content, extras)
 
 
-def _turn(record: Record, path: str, role: str, content: Any, extras: dict[str, Any] | None = None) -> Message:
-    text = _text(record, path, content)
+def parse_turn(record: Record, path: str, role: str, content: Any, extras: dict[str, Any] | None = None) -> Message:
+    """One message with a checked text; only an assistant turn that calls tools may have none.
+
+    Raises:
+        RowError: the text is empty, or as in `parse_text`.
+    """
+    text = parse_text(record, path, content)
     if not text.strip() and not (role == "assistant" and extras and extras.get("tool_calls")):
         raise RowError(record.origin, path, f"the {role} text is empty", "Fill it in or remove the row")
     return cast(Message, {"role": role, "content": text, **(extras or {})})
 
 
-def _text(record: Record, path: str, value: Any) -> str:
+def parse_text(record: Record, path: str, value: Any) -> str:
+    """`value`, if it is a whole and undamaged text.
+
+    Raises:
+        RowError: it is no string, holds a null character or half a surrogate pair.
+    """
     if not isinstance(value, str):
-        raise RowError(record.origin, path, f"is a {type(value).__name__} ({value!r:.60})", "It must be a string")
+        raise wrong_type(record, path, value, "It must be a string")
     if "\0" in value:
         raise RowError(record.origin, path, "holds a null character", "Remove it; the text is damaged there")
     try:
@@ -296,29 +135,144 @@ def _text(record: Record, path: str, value: Any) -> str:
     return value
 
 
-def _tools(record: Record) -> list[dict[str, Any]] | None:
+def parse_tool_calls(record: Record, path: str, calls: Any) -> list[dict[str, Any]]:
+    """Checked tool calls. Arguments that are written as a JSON object become that object, as chat templates expect.
+
+    Raises:
+        RowError: `calls` is not a list of objects, or one of them names no function.
+    """
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise RowError(record.origin, path, "is not a list of objects", "Write it as [{...}, ...]")
+    return [_tool_call(record, f"{path}[{index}]", call) for index, call in enumerate(calls)]
+
+
+def _tool_call(record: Record, path: str, call: dict[str, Any]) -> dict[str, Any]:
+    nested = call.get("function")
+    function, path = (nested, f"{path}.function") if isinstance(nested, dict) else (call, path)
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        problem = "is missing" if name is None else f"is {shown(name)}"
+        raise RowError(record.origin, f"{path}.name", problem, "Name the function that is called")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        parsed = _json(record, f"{path}.arguments", arguments)
+        if isinstance(parsed, dict):
+            function = {**function, "arguments": parsed}
+    return {**call, "function": function} if isinstance(nested, dict) else function
+
+
+def parse_tools(record: Record) -> list[dict[str, Any]] | None:
+    """The declared functions in the column `tools`: a list of objects, or such a list written as JSON.
+
+    Raises:
+        RowError: it is neither, or nested too deeply.
+    """
     tools = record.data.get("tools")
+    if isinstance(tools, str):
+        # Sets on the hub keep them as JSON, since Arrow gives all objects of a column the same keys.
+        tools = _json(record, "tools", parse_text(record, "tools", tools)) if tools.strip() else None
     if tools is None or tools == []:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RowError(record.origin, "tools", "is not a list of objects", "Write it as [{...}, ...]")
+        raise RowError(
+            record.origin, "tools", "is not a list of objects", "Write it as [{...}, ...], or as that in a JSON string"
+        )
+    check_nested(record, "tools", tools)
     return tools
 
 
-def _checked(record: Record, conversation: Conversation, answer_field: str) -> Conversation:
-    """The conversation, if there is something to train on and something before it."""
+def parse_json(record: Record, path: str, text: str) -> Any:
+    """The value that `text` is the JSON of.
+
+    Raises:
+        RowError: it is not JSON, or nested too deeply.
+    """
+    value = _json(record, path, text)
+    if value is text:
+        raise RowError(record.origin, path, f"is not JSON ({shown(text)})", "Write it as one JSON value")
+    return value
+
+
+def _json(record: Record, path: str, text: str) -> Any:
+    """The value that `text` is the JSON of; `text` itself if it is not JSON."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise _too_deep(record, path) from error
+    except ValueError:
+        return text
+    check_nested(record, path, value)
+    return value
+
+
+def check_nested(record: Record, path: str, value: Any) -> None:
+    """Do nothing if the objects and lists in `value` are not nested too deeply and its texts are whole.
+
+    Raises:
+        RowError: they are nested more than `MAX_NESTING` levels deep, or as in `parse_text`.
+    """
+    # A stack of its own: recursion would end in a RecursionError on the very rows that this is here to catch.
+    stack = [(value, 1)]
+    while stack:
+        item, depth = stack.pop()
+        if isinstance(item, str):
+            parse_text(record, path, item)
+        elif isinstance(item, dict | list):
+            if depth > MAX_NESTING:
+                raise _too_deep(record, path)
+            stack += [(part, depth + 1) for part in (item if isinstance(item, list) else [*item, *item.values()])]
+
+
+def _too_deep(record: Record, path: str) -> RowError:
+    return RowError(
+        record.origin, path, f"is nested more than {MAX_NESTING} levels deep", "Flatten it or remove the row"
+    )
+
+
+def with_system(record: Record, messages: list[Message]) -> list[Message]:
+    """`messages` behind the system turn that the column `system` holds, if it holds one.
+
+    Raises:
+        RowError: it is no string, or the messages have another system turn.
+    """
+    system = record.data.get("system")
+    if system is None or not (text := parse_text(record, "system", system)).strip():
+        return messages
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    if messages[0]["content"] == text:
+        return messages
+    raise RowError(
+        record.origin, "system", "is not the system turn that the messages begin with", "Keep one of the two"
+    )
+
+
+def check_trainable(
+    record: Record, conversation: Conversation, *, prompt_field: str, answer_field: str
+) -> Conversation:
+    """`conversation`, if there is something to train on and something before it.
+
+    Raises:
+        RowError: there is not.
+    """
     if not conversation.target_turns:
         raise RowError(
             record.origin,
             answer_field,
             "has no assistant turn, so there is nothing to train on",
             "Add the assistant's answer or remove the row",
+            reason="no_target",
         )
-    _check_opening(record, conversation.messages, "messages" if answer_field == "messages" else "prompt")
+    check_opening(record, conversation.messages, prompt_field)
     return conversation
 
 
-def _check_opening(record: Record, messages: Sequence[Message], field: str) -> None:
+def check_opening(record: Record, messages: Sequence[Message], field: str) -> None:
+    """Do nothing if the assistant is not the first to speak.
+
+    Raises:
+        RowError: it is.
+    """
     if messages[0]["role"] == "assistant":
         raise RowError(
             record.origin,
@@ -326,6 +280,64 @@ def _check_opening(record: Record, messages: Sequence[Message], field: str) -> N
             "the conversation opens with the assistant, so its answer has no prompt",
             "Start with a user or system turn",
         )
+
+
+def parse_answer(record: Record, field: str) -> list[Message]:
+    """The answer in the column `field`: a string, or a list of messages.
+
+    Raises:
+        RowError: it is neither, or as in `parse_messages`.
+    """
+    value = record.data[field]
+    if isinstance(value, str):
+        return [parse_turn(record, field, "assistant", value)]
+    if isinstance(value, list):
+        return parse_messages(record, field)
+    raise wrong_type(record, field, value, "It must be a string or a list of {role, content} objects")
+
+
+def reply_start(messages: Sequence[Message]) -> int:
+    """Index of the first message of the last reply; the number of messages if they do not end with one."""
+    start = len(messages)
+    while start and messages[start - 1]["role"] in REPLY_ROLES:
+        start -= 1
+    # What a tool returned belongs to the reply that called it; without such a call it is part of the prompt.
+    while start < len(messages) and messages[start]["role"] != "assistant":
+        start += 1
+    return start
+
+
+def check_reply(record: Record, reply: Sequence[Message], field: str) -> None:
+    """Do nothing if the messages are one reply: turns of the assistant and its tools that end with the assistant's.
+
+    Raises:
+        RowError: they are not.
+    """
+    if not reply or reply[-1]["role"] != "assistant":
+        problem = "does not end with an assistant turn"
+        raise RowError(record.origin, field, problem, "End it with the assistant's answer", reason="no_target")
+    wrong = next((message["role"] for message in reply if message["role"] not in REPLY_ROLES), None)
+    if wrong or reply[0]["role"] != "assistant":
+        problem = f"has a {wrong or 'tool'} turn inside the answer"
+        remedy = "The answer may hold turns of the assistant and its tools only; what precedes it belongs in the prompt"
+        raise RowError(record.origin, field, problem, remedy)
+
+
+def did_you_mean(value: object, known: Sequence[str] | Mapping[str, object]) -> str:
+    """A hint at the known name closest to `value`, to end a sentence with; empty if none is close."""
+    close = difflib.get_close_matches(value[:60].lower().strip(), known, n=1) if isinstance(value, str) else []
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def wrong_type(record: Record, path: str, value: Any, remedy: str) -> RowError:
+    """The error of a value whose type is wrong."""
+    seen = f" ({shown(value)})" if isinstance(value, str | int | float) else ""
+    return RowError(record.origin, path, f"is a {type(value).__name__}{seen}", remedy)
+
+
+def shown(value: Any) -> str:
+    """The start of `value` for an error message; the type alone of what has parts, for it may be deep or long."""
+    return f"{value!r:.60}" if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
 
 
 def prompt_key(conversation: Conversation) -> str:

@@ -1,14 +1,19 @@
-"""Layouts: each is recognised and checked, and a wrong row is told what is wrong with which field."""
+"""Messages: their texts, roles and tool calls are checked, and a wrong row is told what is wrong with which field."""
+
+import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lit_ift.data.messages import LAYOUTS, Conversation, Layout, prompt_key, to_messages
+from lit_ift.data.layouts import to_row
+from lit_ift.data.messages import MAX_NESTING, ROLES, Conversation, prompt_key
 from lit_ift.data.records import Record
-from lit_ift.errors import RowError, UserError
+from lit_ift.errors import RowError
 
 
 def convert(layout: str | None = None, /, **data: object) -> Conversation:
-    return to_messages(Record(data, "rows.jsonl:7"), layout=layout)
+    return to_row(Record(data, "rows.jsonl:7"), layout=layout).sides["answer"]
 
 
 def pairs(conversation: Conversation) -> list[tuple[str, str]]:
@@ -20,7 +25,7 @@ ASSISTANT = {"role": "assistant", "content": "a"}
 
 
 def test_messages_layout_keeps_turns_extras_and_tools() -> None:
-    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
     tools = [{"name": "f"}]
     turns = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
     turns += [{"role": "tool", "content": "3", "tool_call_id": "x", "name": None}, ASSISTANT]
@@ -30,46 +35,6 @@ def test_messages_layout_keeps_turns_extras_and_tools() -> None:
     assert conversation.messages[2] == {"role": "tool", "content": "3", "tool_call_id": "x"}
     assert conversation.tools == tools
     assert conversation.target_turns == [1, 3]
-
-
-def test_prompt_completion_of_strings_and_of_messages() -> None:
-    assert pairs(convert(prompt="q", completion="a")) == [("user", "q"), ("assistant", "a")]
-    listed = convert(prompt=[USER, ASSISTANT, USER], completion=[ASSISTANT])
-    assert pairs(listed) == [("user", "q"), ("assistant", "a"), ("user", "q"), ("assistant", "a")]
-    assert listed.target_turns == [3]  # an assistant turn inside the prompt is context
-
-
-@pytest.mark.parametrize(
-    ("context", "question"), [({}, "do"), ({"input": ""}, "do"), ({"input": None}, "do"), ({"input": "x"}, "do\n\nx")]
-)
-def test_alpaca(context: dict, question: str) -> None:
-    assert pairs(convert(instruction="do", output="done", **context)) == [("user", question), ("assistant", "done")]
-
-
-def test_null_columns_do_not_count_and_layout_decides_between_two() -> None:
-    both = {"messages": [USER, ASSISTANT], "prompt": "p", "completion": "c"}
-    assert pairs(convert(**{**both, "prompt": None})) == [("user", "q"), ("assistant", "a")]
-    with pytest.raises(
-        RowError, match=r"'messages', 'prompt', 'completion' fit several layouts: messages, prompt_comp"
-    ):
-        convert(**both)
-    assert pairs(convert("prompt_completion", **both)) == [("user", "p"), ("assistant", "c")]
-
-
-def test_unknown_columns_are_listed_with_near_misses() -> None:
-    with pytest.raises(RowError, match=r"'mesages', 'id' fit no known layout. Perhaps 'mesages' should be 'messages'"):
-        convert(mesages=[USER, ASSISTANT], id=1)
-    with pytest.raises(RowError, match=r"'Prompt', 'completion' .*Perhaps 'Prompt' should be 'prompt'"):
-        convert(Prompt="a", completion="b")
-    with pytest.raises(RowError, match=r"'prompt', 'chosen', 'rejected' fit no known layout. Rename .* alpaca \("):
-        convert(prompt="a", chosen="b", rejected="c")
-
-
-def test_unknown_or_unfitting_layout() -> None:
-    with pytest.raises(UserError, match=r"layout='alpacca' is not known. Did you mean 'alpaca'"):
-        convert("alpacca", instruction="x", output="y")
-    with pytest.raises(RowError, match=r"rows.jsonl:7: field 'output': missing, but layout 'alpaca' needs it"):
-        convert("alpaca", instruction="x", outptu="y")
 
 
 @pytest.mark.parametrize(
@@ -85,8 +50,16 @@ def test_unknown_or_unfitting_layout() -> None:
         ([USER, {"role": "assistant", "content": " "}], r"messages\[1\].content", "the assistant text is empty"),
         ([USER, {**ASSISTANT, "content": None}], r"messages\[1\].content", "is a NoneType"),
         ([USER, {**ASSISTANT, "content": "", "tool_calls": []}], r"messages\[1\].content", "is empty"),
+        ([{"role": [[]], "content": "x"}], r"messages\[0\].role", "is a list"),
         ([{**USER, "tool_calls": [{}]}, ASSISTANT], r"messages\[0\].tool_calls", "on a user turn"),
         ([USER, {**ASSISTANT, "tool_calls": "f"}], r"messages\[1\].tool_calls", "not a list of objects"),
+        ([USER, {**ASSISTANT, "tool_calls": [{}]}], r"messages\[1\].tool_calls\[0\].name", "is missing"),
+        (
+            [USER, {**ASSISTANT, "tool_calls": [{"function": {"name": 3}}]}],
+            r"messages\[1\].tool_calls\[0\].function.name",
+            "is 3",
+        ),
+        ([USER, {**ASSISTANT, "extra": {"x": ["a\0"]}}], r"messages\[1\].extra", "null character"),
         ([USER, {**ASSISTANT, "content": "a\0b"}], r"messages\[1\].content", "null character"),
         ([USER, {**ASSISTANT, "content": "a\ud83d"}], r"messages\[1\].content", "surrogate pair at character 2"),
         ([USER], "messages", "no assistant turn"),
@@ -99,27 +72,6 @@ def test_bad_messages_are_named_by_field(turns: object, field: str, problem: str
     assert caught.value.remedy
 
 
-def test_bad_fields_of_the_other_layouts() -> None:
-    with pytest.raises(RowError, match=r"field 'prompt': is a str.*both be strings, or both be lists"):
-        convert(prompt="a", completion=[ASSISTANT])
-    with pytest.raises(RowError, match=r"field 'completion': has no assistant turn"):
-        convert(prompt=[USER, ASSISTANT], completion=[USER])
-    with pytest.raises(RowError, match=r"field 'output': the assistant text is empty"):
-        convert(instruction="a", output="")
-    with pytest.raises(RowError, match=r"field 'input': is a int"):
-        convert(instruction="a", output="b", input=4)
-    with pytest.raises(RowError, match=r"field 'tools': is not a list of objects"):
-        convert(messages=[USER, ASSISTANT], tools="[]")
-
-
-def test_a_layout_is_one_function_and_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    def parse(record: Record) -> Conversation:
-        return Conversation([{"role": "user", "content": record.data["q"]}, {"role": "assistant", "content": "a"}])
-
-    monkeypatch.setitem(LAYOUTS, "mine", Layout(("q",), parse))
-    assert pairs(convert(q="hi")) == [("user", "hi"), ("assistant", "a")]
-
-
 def test_prompt_key_ignores_case_white_space_and_system_turn() -> None:
     with_system = [{"role": "system", "content": "be good"}, {"role": "user", "content": " What\n is"}, ASSISTANT]
     assert (
@@ -127,57 +79,100 @@ def test_prompt_key_ignores_case_white_space_and_system_turn() -> None:
     )
 
 
-def prompt(layout: str | None = None, /, **data: object) -> Conversation:
-    return to_messages(Record(data, "rows.jsonl:7"), layout=layout, needs_answer=False)
+def nested(levels: int) -> list:
+    value: list = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_rows_without_an_answer_are_prompts_where_that_is_allowed(named: bool) -> None:
-    question, tool = [("user", "q")], {"role": "tool", "content": "3"}
-    turns = [USER, ASSISTANT, tool]
-    rows = [
-        ("prompt_completion", {"prompt": "q"}, question),
-        ("prompt_completion", {"prompt": "q", "completion": None}, question),
-        ("prompt_completion", {"prompt": [USER, ASSISTANT, USER]}, [*question, ("assistant", "a"), *question]),
-        ("messages", {"messages": [USER]}, question),
-        ("messages", {"messages": turns, "tools": [{"name": "f"}]}, [*question, ("assistant", "a"), ("tool", "3")]),
-        ("alpaca", {"instruction": "q", "input": ""}, question),
-        ("alpaca", {"instruction": "q", "input": "x", "output": None}, [("user", "q\n\nx")]),
-    ]
-    for layout, row, expected in rows:
-        conversation = prompt(layout if named else None, **row)
-        assert pairs(conversation) == expected
-        assert conversation.is_prompt
-        assert conversation.target_turns == []
-        assert conversation.tools == row.get("tools")
-    for row in ({"prompt": "q"}, {"messages": [USER]}, {"instruction": "q"}):
-        with pytest.raises(RowError):
-            convert(**row)
+@pytest.mark.parametrize("levels", [MAX_NESTING + 1, 100_000])
+def test_deep_nesting_is_a_row_error(levels: int) -> None:
+    deep = nested(levels)
+    with pytest.raises(RowError, match=r"field 'messages\[1\]\.extra': is nested more than 64 levels deep"):
+        convert(messages=[USER, {**ASSISTANT, "extra": deep}])
+    with pytest.raises(RowError, match=r"field 'tools': is nested more than 64 levels"):
+        convert(messages=[USER, ASSISTANT], tools=[{"parameters": deep}])
+    with pytest.raises(RowError, match=r"field 'tools': is nested more than 64 levels"):
+        convert(messages=[USER, ASSISTANT], tools="[" * levels + "]" * levels)
+    with pytest.raises(RowError, match=r"field 'messages\[0\]\.content': is a list"):
+        convert(messages=[{**USER, "content": deep}, ASSISTANT])
+    call = {"function": {"name": "f", "arguments": '{"x":' + "[" * levels + "]" * levels + "}"}}
+    with pytest.raises(RowError, match=r"arguments': is nested more than 64 levels"):
+        convert(messages=[USER, {**ASSISTANT, "tool_calls": [call]}])
 
 
-def test_rows_with_an_answer_are_read_alike_with_and_without_need_of_one() -> None:
-    for row in (
-        {"prompt": "q", "completion": "a"},
-        {"prompt": "q", "messages": [USER, ASSISTANT]},
-        {"messages": [USER, ASSISTANT, {"role": "system", "content": "s"}]},
-        {"instruction": "q", "output": "a"},
-    ):
-        assert prompt(**row) == convert(**row)
-        assert not prompt(**row).is_prompt
+def test_nesting_that_is_allowed_reaches_the_template() -> None:
+    assert convert(messages=[USER, {**ASSISTANT, "extra": nested(MAX_NESTING)}]).messages[1]["extra"]
 
 
 @pytest.mark.parametrize(
-    ("row", "problem"),
-    [
-        ({"prompt": [USER, ASSISTANT]}, "field 'prompt': has no answer and ends with the turn of the assistant"),
-        ({"messages": [ASSISTANT, USER]}, r"field 'messages\[0\].role': the conversation opens with the assistant"),
-        ({"messages": [{"role": "system", "content": "s"}]}, "field 'messages': has no assistant turn"),
-        ({"prompt": " "}, "field 'prompt': the user text is empty"),
-        ({"prompt": 3}, "field 'prompt': is a int"),
-        ({"prompt": "q", "instruction": "q"}, "fit several layouts: prompt_completion, alpaca"),
-        ({"question": "q"}, "fit no known layout"),
-    ],
+    ("arguments", "seen"),
+    [('{"a": [1]}', {"a": [1]}), ("{}", {}), ({"a": 1}, {"a": 1}), ("a=1", "a=1"), ("[1]", "[1]"), ("", "")],
 )
-def test_prompts_that_cannot_be_answered(row: dict, problem: str) -> None:
-    with pytest.raises(RowError, match=problem):
-        prompt(**row)
+def test_tool_call_arguments_become_objects_where_they_are_ones(arguments: object, seen: object) -> None:
+    for call, path in (
+        ({"function": {"name": "f", "arguments": arguments}, "id": "0"}, ("function", "arguments")),
+        ({"name": "f", "arguments": arguments}, ("arguments",)),
+    ):
+        before = json.dumps(call)
+        value = convert(messages=[USER, {"role": "assistant", "tool_calls": [call]}]).messages[1]["tool_calls"][0]
+        assert value.keys() == call.keys()
+        for key in path:
+            value = value[key]
+        assert value == seen
+        assert json.dumps(call) == before, "the record is changed"
+
+
+def test_tools_may_be_json() -> None:
+    tools = [{"name": "f", "parameters": {"x": None}}]
+    assert convert(messages=[USER, ASSISTANT], tools=json.dumps(tools)).tools == tools
+    for empty in (None, [], "", "[]"):
+        assert convert(messages=[USER, ASSISTANT], tools=empty).tools is None
+    for wrong in ("f", '{"name": "f"}', {"name": "f"}, ["f"], "[1]", 3):
+        with pytest.raises(RowError, match=r"field 'tools': is not a list of objects"):
+            convert(messages=[USER, ASSISTANT], tools=wrong)
+
+
+def test_a_system_column_is_the_system_turn() -> None:
+    system = {"role": "system", "content": "be good"}
+    expected = [("system", "be good"), ("user", "q"), ("assistant", "a")]
+    assert pairs(convert(messages=[USER, ASSISTANT], system="be good")) == expected
+    assert pairs(convert(messages=[system, USER, ASSISTANT], system="be good")) == expected
+    assert pairs(convert(prompt="q", completion="a", system="be good")) == expected
+    assert convert(prompt="q", completion="a", system="be good").target_turns == [2]
+    for empty in (None, "", " \n"):
+        assert pairs(convert(messages=[USER, ASSISTANT], system=empty)) == expected[1:]
+    with pytest.raises(RowError, match=r"field 'system': is not the system turn that the messages begin with"):
+        convert(messages=[system, USER, ASSISTANT], system="be bad")
+    with pytest.raises(RowError, match=r"field 'system': is a int"):
+        convert(messages=[USER, ASSISTANT], system=3)
+
+
+CONTENTS = st.one_of(st.text(alphabet=st.characters(exclude_categories=()), max_size=6), st.none(), st.integers())
+TURNS = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from([*ROLES, "User", "gpt", 1]), "content": CONTENTS}), max_size=5
+)
+
+
+@given(TURNS)
+def test_any_list_of_turns_is_kept_exactly_or_refused_by_field(turns: list[dict]) -> None:
+    fine = [
+        turn["role"] in ROLES
+        and isinstance(turn["content"], str)
+        and bool(turn["content"].strip())
+        and "\0" not in turn["content"]
+        and not any("\ud800" <= character <= "\udfff" for character in turn["content"])
+        for turn in turns
+    ]
+    answered = any(turn["role"] == "assistant" for turn in turns)
+    usable = bool(turns) and all(fine) and answered and turns[0]["role"] != "assistant"
+    if not usable:
+        with pytest.raises(RowError) as raised:
+            convert(messages=turns)
+        assert raised.value.field.startswith("messages")
+        assert raised.value.remedy
+        return
+    conversation = convert(messages=turns)
+    assert list(conversation.messages) == turns
+    assert conversation.target_turns == [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
