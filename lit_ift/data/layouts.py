@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from lit_ift.data import instruct_formats, pair_formats, score_formats
 from lit_ift.data.messages import (
@@ -197,6 +197,9 @@ _SYNONYMS: Final = {"response": "completion", "answer": "completion", "question"
 MAX_SHOWN: Final = 30
 """Columns of a row that an error lists."""
 
+MAX_CACHED: Final = 1000
+"""Sets of columns whose layout a parser remembers."""
+
 
 def to_row(
     record: Record,
@@ -329,6 +332,7 @@ class RowParser:
     def _fitting(self, record: Record, present: Columns) -> list[str]:
         """Names of the layouts that the row may be of: one, unless it cannot be told."""
         if present not in self._candidates:
+            _bound(self._candidates)
             self._candidates[present] = [
                 name for name, layout in LAYOUTS.items() if not layout.declared_only and layout.columns_in(present)
             ]
@@ -341,20 +345,18 @@ class RowParser:
                 if not any(columns[name] < columns[other] or name in LAYOUTS[other].before for other in names)
             ]
         if not names and not self.needs_answer:
-            locked = LAYOUTS[self._layout] if self._layout else None
-            if self._layout and locked and locked.parse_prompt and locked.prompt_required in present:
-                return [self._layout]
-            # Layouts whose bare prompt is the same column read it alike, so that the first of them will do.
-            columns_to_name: dict[str, str] = {}
-            for name, layout in LAYOUTS.items():
-                if layout.parse_prompt is not None and layout.prompt_required in present:
-                    columns_to_name.setdefault(layout.prompt_required, name)
-            names = list(columns_to_name.values())
+            # Layouts whose bare prompt is the same column read it alike: that of the source is taken, or the first.
+            by_column: dict[str, str] = {}
+            for name in (self._layout, *LAYOUTS) if self._layout else LAYOUTS:
+                if LAYOUTS[name].parse_prompt is not None and LAYOUTS[name].prompt_required in present:
+                    by_column.setdefault(LAYOUTS[name].prompt_required, name)
+            names = list(by_column.values())
         return names
 
     def _check_spelling(self, record: Record, name: str, present: Columns) -> None:
         """Refuse a column that would be ignored although it looks like one that would change what the row means."""
         if present not in self._suspects:
+            _bound(self._suspects)
             self._suspects[present] = _suspect(LAYOUTS[name], present)
         if suspect := self._suspects[present]:
             column, _, known = suspect.partition("\n")
@@ -377,6 +379,12 @@ class RowParser:
             f"layout '{self._layout}' (columns {_quoted(self._first)}). Split the source into one per "
             "layout, or set layout to read all rows by one."
         )
+
+
+def _bound(cache: dict[Columns, Any]) -> None:
+    """Empty a cache by columns that has grown large, for every row may have columns of its own."""
+    if len(cache) >= MAX_CACHED:
+        cache.clear()
 
 
 def _is_flawed(record: Record, locked: Layout, fitting: str, present: Columns) -> bool:
@@ -481,7 +489,7 @@ def _near_misses(present: Columns) -> str:
 
 def _quoted(record: Record) -> str:
     """The row's columns, in their order, those that are null aside."""
-    shown = [f"'{name}'" for name, value in record.data.items() if value is not None]
+    shown = [f"'{name[:60]}'" for name, value in record.data.items() if value is not None]
     return ", ".join(shown[:MAX_SHOWN] + ["..."] * (len(shown) > MAX_SHOWN)) or "(none)"
 
 

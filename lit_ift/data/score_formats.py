@@ -34,7 +34,7 @@ ANSWER_FIELDS: Final = ("messages", "completion", "response")
 """Columns that hold the answer of a scored or labelled row; it has one of them."""
 
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
-_HELPSTEER2_TURN: Final = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+_HELPSTEER2_TURN: Final = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")
 
 
 def parse_scored(record: Record, score_range: ScoreRange | None) -> Row:
@@ -43,7 +43,10 @@ def parse_scored(record: Record, score_range: ScoreRange | None) -> Row:
     score = parse_number(record, "score")
     if not low <= score <= high:
         declared = "the declared score_range" if score_range else "the range of scores"
-        remedy = "Correct it, or declare the range of all scores, such as score_range: [1, 10]"
+        remedy = (
+            "Correct it, or declare the range of all scores, such as score_range: [1, 10]. If the column is something "
+            "else, set layout to read the rows without it"
+        )
         raise RowError(record.origin, "score", f"is {score:g}, outside [{low:g}, {high:g}], {declared}", remedy)
     return Row("scored", record.origin, {"answer": _judged_reply(record)}, (score - low) / (high - low))
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_ift.data.layouts import LAYOUTS, Layout, RowParser, to_row
+from lit_ift.data.layouts import LAYOUTS, MAX_CACHED, Layout, RowParser, to_row
 from lit_ift.data.messages import Conversation
 from lit_ift.data.records import Record
 from lit_ift.data.rows import SIDES, Row
@@ -179,6 +179,16 @@ def test_rows_before_the_first_recognised_one_do_not_decide() -> None:
     parser.parse(record(ROWS["alpaca"]))
     with pytest.raises(RowError, match="field 'output': missing, but layout 'alpaca' needs it"):
         parser.parse(record({"instruction": "q"}))
+
+
+def test_rows_with_columns_of_their_own_cost_no_memory() -> None:
+    parser = RowParser()
+    for line in range(2 * MAX_CACHED):
+        parser.parse(record({**ROWS["messages"], f"{line:x}": 1}, line))
+    assert max(len(parser._candidates), len(parser._suspects)) <= MAX_CACHED
+    with pytest.raises(RowError) as raised:
+        RowParser().parse(record({"x" * 10**6 + str(line): 1 for line in range(100)}))
+    assert len(str(raised.value)) < 4000
 
 
 def test_unknown_columns_are_listed_with_near_misses() -> None:

@@ -124,7 +124,7 @@ def test_helpsteer2() -> None:
     row = parse(prompt="q", response="a", **MARKS)
     assert (row.kind, row.score) == ("scored", 0.75)
     assert pairs(row) == [("user", "q"), ("assistant", "a")]
-    prompt = "one\nline\n<extra_id_1>Assistant\ntwo\n<extra_id_1>User\n\nthree <extra_id_1>"
+    prompt = "one\nline\n\n<extra_id_1>Assistant\ntwo\n<extra_id_1>User\n\nthree <extra_id_1>"
     row = parse(prompt=prompt, response="four", **MARKS)
     expected = [("user", "one\nline"), ("assistant", "two"), ("user", "\nthree <extra_id_1>"), ("assistant", "four")]
     assert pairs(row) == expected
