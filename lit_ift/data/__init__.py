@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     )
     from lit_ift.data.collate import Batch, collate
     from lit_ift.data.datamodule import ConversationDataModule
-    from lit_ift.data.encode import DataReport, EncodedDataset
+    from lit_ift.data.encode import EncodedDataset
     from lit_ift.data.instruction import InstructionDataModule
     from lit_ift.data.layouts import LAYOUTS, Layout, RowParser, to_row
     from lit_ift.data.messages import Conversation, Message
     from lit_ift.data.records import Record, read_records
+    from lit_ift.data.report import DataReport, NoUsableRowError, ReportBuilder
     from lit_ift.data.rows import EncodedRow, Example, Row
     from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
     from lit_ift.data.tasks import TasksDataModule
@@ -36,7 +37,9 @@ _MODULE_OF: Final = {
     "Batch": "collate",
     "collate": "collate",
     "ConversationDataModule": "datamodule",
-    "DataReport": "encode",
+    "DataReport": "report",
+    "NoUsableRowError": "report",
+    "ReportBuilder": "report",
     "EncodedDataset": "encode",
     "InstructionDataModule": "instruction",
     "KNOWN_DATASETS": "adapters",
@@ -74,7 +77,9 @@ __all__ = [
     "Layout",
     "LengthGroupedBatchSampler",
     "Message",
+    "NoUsableRowError",
     "Record",
+    "ReportBuilder",
     "Row",
     "RowParser",
     "SequentialBatchSampler",

@@ -14,17 +14,9 @@ from torch.utils.data import DataLoader
 
 from lit_ift.data.chat import check_tokenizer, is_built_in_template, resolve_chat_template, with_bos
 from lit_ift.data.collate import Batch, collate
-from lit_ift.data.encode import (
-    DataReport,
-    EncodedDataset,
-    OnBadRow,
-    ParsedRows,
-    announce,
-    announce_missing_bos,
-    encode_rows,
-    parse_records,
-)
+from lit_ift.data.encode import EncodedDataset, OnBadRow, ParsedRows, encode_rows, parse_records
 from lit_ift.data.records import OnRowError, Record, raise_row_error
+from lit_ift.data.report import DataReport, announce, announce_missing_bos
 from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
 from lit_ift.errors import UserError
 from lit_ift.models.load import load_tokenizer
