@@ -1,0 +1,132 @@
+"""Thresholds, and the report as tables and as a page."""
+
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+from transformers import PreTrainedTokenizerFast
+
+from lit_ift.data.check import Thresholds, as_json, figures, table, violations
+from lit_ift.data.html import report_page
+from lit_ift.data.messages import Conversation
+from lit_ift.data.report import DataReport, ReportBuilder
+from lit_ift.data.rows import EncodedRow, Example, Row
+from lit_ift.errors import RowError
+
+EVIL = "<script>alert('x')</script>&\x1b[31m[bold]\u202e"
+
+
+@pytest.fixture(scope="module")
+def report(tokenizer: PreTrainedTokenizerFast) -> DataReport:
+    """Ten rows read: two skipped, four of the eight kept ones truncated, two with a prompt seen before."""
+    builder = ReportBuilder("train", tokenizer, max_length=3, truncation="right")
+    for i in range(8):
+        prompt = Conversation([{"role": "user", "content": str(i % 6)}, {"role": "assistant", "content": "a"}])
+        row_id = f"{EVIL}/a.jsonl:{i}"
+        example = Example([300, 301, 2], [-100, 301, 2], row_id, num_cut=i % 2)
+        builder.keep(
+            Row("instruction", row_id, {"answer": prompt}),
+            EncodedRow("instruction", row_id, {"answer": example}),
+            source=EVIL if i % 2 else "plain",
+        )
+    builder.skip(RowError("a.jsonl:8", EVIL, f"is {EVIL}", "Mend it"))
+    builder.skip(RowError("a.jsonl:9", "", "differ", "Mend it", reason="mask_disagreement"))
+    return builder.build()
+
+
+@pytest.mark.parametrize(
+    ("option", "share"),
+    [("max_skipped", 0.2), ("max_disagreements", 0.1), ("max_truncated", 0.5), ("max_duplicates", 0.25)],
+)
+def test_a_threshold_is_the_largest_share_that_passes(report: DataReport, option: str, share: float) -> None:
+    assert violations({"train": report}, Thresholds(**{option: share})) == []
+    (failed,) = violations({"train": report}, Thresholds(**{option: share - 0.01}))
+    assert failed.startswith("train: ")
+    assert f"{option}={share - 0.01:g}" in failed
+    assert f"({share:.4f})" in failed
+
+
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [
+        ("max_unstopped", "rows_unstopped"),
+        ("max_without_bos", "rows_without_bos"),
+        ("max_lookalikes", "rows_with_lookalikes"),
+    ],
+)
+def test_zero_lets_no_row_pass(report: DataReport, option: str, field: str) -> None:
+    assert violations({"val": report}, Thresholds(**{option: 0.0})) == []
+    assert len(violations({"val": replace(report, **{field: 1})}, Thresholds(**{option: 0.0}))) == 1
+
+
+def test_without_thresholds_only_a_split_without_rows_fails(report: DataReport, tokenizer) -> None:
+    builder = ReportBuilder("val", tokenizer, max_length=3, truncation="right")
+    builder.skip(RowError("b.jsonl:1", "", "differ", "Mend it"))
+    both = {"train": report, "val": builder.build()}
+    assert violations(both, Thresholds()) == ["val: none of 1 rows can be used."]
+    assert as_json(both, ["x"])["ok"] is False
+    assert DataReport.from_dict(as_json(both, [])["splits"]["train"]) == report
+
+
+def test_every_skipped_row_has_a_line(report: DataReport) -> None:
+    lines = list(figures(report))
+    skipped = next(line.count for line in lines if line.name == "skipped")
+    assert skipped == sum(line.count for line in lines if line.is_part) == 2
+
+
+def test_the_table_shows_text_as_text(report: DataReport) -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    console.print(table(report))
+    text = console.file.getvalue()
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "[bold]" in text
+    assert "masks disagree" in text
+    assert re.search(r"truncated +4 +50\.0 % +4 tokens cut +…/a\.jsonl:1, :3, :5 …", text)
+    assert re.search(r"<\|im_end\|> +8 +yes", text)
+    assert max(map(len, text.splitlines())) <= 200
+
+
+class Tags(HTMLParser):
+    """Collects the tags of a page and fails on unbalanced ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        assert not {name for name, _ in attrs} & {"src", "href", "onload", "onclick"}
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_self_contained_and_escaped(report: DataReport) -> None:
+    page = report_page({"train": report}, [f"train: {EVIL}"])
+    tags = Tags()
+    tags.feed(page)
+    assert not tags.open
+    assert not tags.seen & {"script", "link", "img", "iframe"}
+    assert {"svg", "rect", "table", "style"} <= tags.seen
+    assert "<script>alert('x')</script>" in tags.text
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    assert not re.search(r"https?:|url\(|@import", page)
+    assert "prefers-color-scheme: dark" in page
+    assert len(page) < 30_000
+    for words in ("50.0 %", "4 tokens cut", "masks disagree", "Failed"):
+        assert words in tags.text
