@@ -2,13 +2,19 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 TRAINER_COMMANDS = {
     "fit": "train a model",
     "validate": "measure a model on the validation data",
     "test": "measure a model on the test data",
     "predict": "let a model answer the prompts of the predict data",
+}
+
+DATA_COMMANDS = {
+    "check": "say what became of every row; fail if a threshold is exceeded",
+    "preview": "print rows in colour: what is trained on, prompt, padding",
+    "build": "tokenize all splits into the cache, so that training finds them there",
 }
 
 _HELP = """\
@@ -23,15 +29,42 @@ examples:
   lit-ift fit --config configs/quickstart.yaml
   lit-ift fit --config configs/ift/smollm2-135m.yaml --model.init_args.lam 0.3
   lit-ift fit --config configs/ift/smollm2-135m.yaml --print_config
+  lit-ift data check --config configs/ift/smollm2-135m.yaml
 
 `lit-ift COMMAND --help` lists a command's options.
+"""
+
+_DATA_HELP = """\
+usage: lit-ift data COMMAND FILE... --tokenizer ID [options]
+       lit-ift data COMMAND --config FILE [options]
+
+Look at the data before it is trained on. No model is loaded.
+
+commands:
+{commands}
+
+examples:
+  lit-ift data check my.jsonl --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct --max_skipped 0
+  lit-ift data check --config configs/ift/smollm2-135m.yaml --html report.html
+  lit-ift data preview --config configs/ift/smollm2-135m.yaml --batch
+
+`lit-ift data COMMAND --help` lists a command's options.
 """
 
 
 def help_text() -> str:
     """The top-level help."""
-    commands = "\n".join(f"  {name:<10} {text}" for name, text in TRAINER_COMMANDS.items())
-    return _HELP.format(commands=commands)
+    commands = {**TRAINER_COMMANDS, "data": f"look at the data first: {', '.join(DATA_COMMANDS)}"}
+    return _HELP.format(commands=_listed(commands))
+
+
+def data_help_text() -> str:
+    """The help of ``lit-ift data``."""
+    return _DATA_HELP.format(commands=_listed(DATA_COMMANDS))
+
+
+def _listed(commands: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name:<10} {text}" for name, text in commands.items())
 
 
 def command_first(argv: Sequence[str]) -> list[str]:
@@ -55,15 +88,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"lit-ift {version('lit-ift')}")
         return 0
+    if words[0] == "data":
+        return _run_data_command(words[1:])
     if words[0] not in TRAINER_COMMANDS:
-        from difflib import get_close_matches
-
-        close = get_close_matches(words[0], TRAINER_COMMANDS, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        known = ", ".join(TRAINER_COMMANDS)
-        print(f"lit-ift: error: unknown command '{words[0]}'.{hint} Commands: {known}", file=sys.stderr)
-        return 2
+        return _unknown_command("lit-ift", words[0], [*TRAINER_COMMANDS, "data"])
     return _run_trainer_command(words)
+
+
+def _unknown_command(program: str, word: str, known: Iterable[str]) -> int:
+    from difflib import get_close_matches
+
+    names = list(known)
+    close = get_close_matches(word, names, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    print(f"{program}: error: unknown command '{word}'.{hint} Commands: {', '.join(names)}", file=sys.stderr)
+    return 2
+
+
+def _run_data_command(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(data_help_text(), end="")
+        return 0
+    if words[0] not in DATA_COMMANDS:
+        return _unknown_command("lit-ift data", words[0], DATA_COMMANDS)
+
+    from argparse import ArgumentError
+
+    from lit_ift.data_cli import run
+    from lit_ift.errors import UserError
+
+    try:
+        return run(words)
+    except ArgumentError as error:
+        print(f"lit-ift data {words[0]}: error: {str(error).strip()}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        if os.environ.get("LIT_IFT_TRACEBACK"):
+            raise
+        print(f"lit-ift data {words[0]}: error: {error}", file=sys.stderr)
+        return 1
 
 
 def _run_trainer_command(words: list[str]) -> int:
