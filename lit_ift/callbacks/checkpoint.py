@@ -1,7 +1,7 @@
 """Training checkpoints with the defaults that a fine-tuning run wants."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,6 +12,7 @@ class RunCheckpoint(ModelCheckpoint):
     """Keeps the best checkpoint by ``val/loss``, and the last one.
 
     Without validation data there is nothing to compare: the newest checkpoint is kept instead, and that is said.
+    A checkpoint that can resume training also holds, under ``data_reports``, what became of the rows of each split.
 
     Args:
         dirpath: folder; ``<log_dir>/checkpoints`` by default.
@@ -56,6 +57,10 @@ class RunCheckpoint(ModelCheckpoint):
             self.monitor = None
             self.save_top_k = min(self.save_top_k, 1)
         super().on_train_start(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        reports = getattr(getattr(trainer, "datamodule", None), "reports", {})
+        checkpoint["data_reports"] = {split: report.summary() for split, report in reports.items()}
 
 
 def _validates(trainer: L.Trainer) -> bool:

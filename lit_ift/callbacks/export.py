@@ -1,5 +1,6 @@
 """The trained model as a Hugging Face folder, written and checked when ``fit`` ends."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,9 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_ift.callbacks.answers import TaskAccuracy
-from lit_ift.constants import IGNORE_INDEX
 
 if TYPE_CHECKING:
+    from lit_ift.data.report import DataReport
     from lit_ift.models.card import ExportMetadata
     from lit_ift.modules.base import CausalLMModule
 
@@ -110,7 +111,7 @@ class HuggingFaceExport(Callback):
         from lit_ift.models import obtain_model
 
         data = getattr(trainer, "datamodule", None)
-        reports = {split: report.as_dict() for split, report in getattr(data, "reports", {}).items()}
+        reports = getattr(data, "reports", {})
         objective = type(module).__name__.removesuffix("Module").lower()
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -121,8 +122,8 @@ class HuggingFaceExport(Callback):
             "objective": objective,
             "config": _configuration(trainer, module, run),
             "metrics": metrics,
-            "data_report": reports,
-            "stop_token_ids": _turn_ends(data, module.tokenizer),
+            "data_report": {split: report.summary() for split, report in reports.items()},
+            "stop_token_ids": _turn_ends(reports),
         }
         if isinstance(module.model_spec, str):
             metadata["base_model"] = module.model_spec
@@ -151,18 +152,8 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in kept.items() if v is not None and v != {}}
 
 
-def _turn_ends(data: Any, tokenizer: Any) -> list[int]:
-    """Special tokens that end a trained turn of the first training rows."""
-    dataset = getattr(data, "datasets", {}).get("train") if data is not None else None
-    if dataset is None:
+def _turn_ends(reports: Mapping[str, "DataReport"]) -> list[int]:
+    """Control tokens that trained turns end in."""
+    if "train" not in reports:
         return []
-    special = set(tokenizer.all_special_ids)
-    ends = set()
-    for example in dataset.examples[:100]:
-        following = [*example.labels[1:], IGNORE_INDEX]
-        ends |= {
-            label
-            for label, after in zip(example.labels, following, strict=True)
-            if label in special and after == IGNORE_INDEX
-        }
-    return sorted(ends)
+    return sorted(end.token_id for end in reports["train"].turn_ends if end.is_control)

@@ -1,0 +1,291 @@
+"""`lit-ift data` from end to end, on a tiny tokenizer; and what a run keeps of the report."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lit_ift.cli import main
+from lit_ift.data.report import DataReport
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_folder: Path, data_file: Path) -> Path:
+    model = {"class_path": "IFTModule", "init_args": {"model": str(model_folder)}}
+    options = {"train": str(data_file), "val_fraction": 0.3, "batch_size": 4, "max_length": 64}
+    trainer = {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False}
+    content = {
+        "model": model,
+        "data": {"class_path": "InstructionDataModule", "init_args": options},
+        "trainer": {**trainer, "default_root_dir": str(tmp_path / "out")},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Two good rows with the same question, a long one, and three bad ones."""
+    path = tmp_path / "mixed.jsonl"
+    rows: list[Any] = [
+        {"prompt": "Why?", "completion": "So."},
+        {"prompt": "why? ", "completion": "Because."},
+        {"prompt": "How?", "completion": "b" * 200},
+        {"prompt": "Who?", "completion": 3},
+        {"question": "<script>alert(1)</script>"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
+    return path
+
+
+def test_files_are_checked_and_bad_rows_never_stop_it(mixed: Path, model_folder: Path, tmp_path: Path, capsys) -> None:
+    saved = tmp_path / "report.json"
+    words = ["data", "check", mixed, "--tokenizer", model_folder, "--max_length", 64, "--json", saved]
+    assert run(*words) == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert re.search(r"rows read +6\n", re.sub(r" +\n", "\n", text))
+    assert re.search(r"prompt seen before +1 +33\.3 % +1 prompts", text)
+    content = json.loads(saved.read_text())
+    assert content["ok"] is True
+    report = DataReport.from_dict(content["splits"]["train"])
+    assert (report.rows_read, report.rows_kept, report.rows_skipped, report.rows_truncated) == (6, 3, 3, 1)
+    assert report.row_ids["truncated"] == (f"{mixed}:3",)
+    assert {f"{mixed}:{i}" for i in (4, 5, 6)} == {
+        row_id for name, ids in report.row_ids.items() if name.startswith("skipped/") for row_id in ids
+    }
+    assert text.count("rows read") == 1, "the report is told once"
+
+
+@pytest.mark.parametrize(
+    ("words", "failed"),
+    [
+        (["--max_skipped", "0.5"], None),
+        (["--max_skipped", "0.49"], "3 of 6 rows read were skipped (0.5000), but max_skipped=0.49"),
+        (["--max_truncated=0"], "1 of 3 kept rows were truncated"),
+        (["--max_duplicates", "0.3", "--max_disagreements", "0"], "1 of 3 kept rows have a prompt"),
+    ],
+)
+def test_thresholds_fail_the_command(
+    mixed: Path, model_folder: Path, tmp_path: Path, capsys, words: list[str], failed: str | None
+) -> None:
+    page = tmp_path / "report.html"
+    common = ["data", "check", "--tokenizer", model_folder, mixed, "--max_length", 64, "--html", page]
+    assert run(*common, *words) == (0 if failed is None else 1)
+    error = capsys.readouterr().err
+    assert (failed or "") in error
+    assert ("failed:" in error) is (failed is not None)
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert ("<b>Failed</b>" in text) is (failed is not None)
+
+
+def test_no_usable_row_fails_with_its_report(tmp_path: Path, model_folder: Path, capsys) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "a", "completion": 3}\n' * 4)
+    assert run("data", "check", path, "--tokenizer", model_folder) == 1
+    printed = capsys.readouterr()
+    assert "none of 4 rows can be used" in printed.err
+    assert re.search(r"skipped +4 +100\.0 %", printed.out)
+    assert run("data", "preview", path, "--tokenizer", model_folder) == 1
+    assert "none of 4 rows can be used" in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("lit_ift.modules.base.load_model", refuse)
+    monkeypatch.setattr("torch.nn.Module.__init__", refuse)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_configuration_is_checked_without_its_model(config: Path, tmp_path: Path, capsys) -> None:
+    before, state = list(sys.argv), torch.random.get_rng_state()
+    saved = tmp_path / "report.json"
+    assert run("data", "check", "--config", config, "--json", saved) == 0
+    assert list(json.loads(saved.read_text())["splits"]) == ["train", "val"]
+    capsys.readouterr()
+    words = ["--split", "val", "--data.init_args.max_length", 40, "--json", saved]
+    assert run("data", "check", "--config", config, *words) == 0
+    splits = json.loads(saved.read_text())["splits"]
+    assert list(splits) == ["val"]
+    assert splits["val"]["max_length"] == 40
+    assert sys.argv == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_every_split_is_checked_and_bad_rows_are_skipped(config: Path, mixed: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "report.json"
+    extra = [f"--data.init_args.{split}={mixed}" for split in ("test", "predict")]
+    assert run("data", "check", "--config", config, *extra, "--json", saved) == 0
+    splits = json.loads(saved.read_text())["splits"]
+    assert {split: report["rows_skipped"] for split, report in splits.items()} == {
+        "train": 0,
+        "val": 0,
+        "test": 3,
+        "predict": 3,
+    }
+
+
+@pytest.mark.usefixtures("no_model")
+def test_generated_tasks_are_checked_too(config: Path, tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    content = yaml.safe_load(config.read_text())
+    options = {"tasks": {"spell_backward": {}}, "train_size": 6, "val_size": 2, "max_length": 256}
+    content["data"] = {"class_path": "TasksDataModule", "init_args": options}
+    config.write_text(yaml.safe_dump(content))
+    saved = tmp_path / "report.json"
+    assert run("data", "check", "--config", config, "--json", saved) == 0
+    assert json.loads(saved.read_text())["splits"]["train"]["rows_kept"] == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["check"], 2, "name the files to look at, or a configuration with --config"),
+        (["check", "DATA"], 2, "--tokenizer"),
+        (["check", "DATA", "--config", "CONFIG"], 2, "not both"),
+        (["check", "DATA", "--tokeniser", "x"], 2, "Did you mean --tokenizer?"),
+        (["check", "--config", "CONFIG", "--max_skiped", "0"], 2, "Did you mean --max_skipped?"),
+        (["check", "--config", "CONFIG", "--data.init_args.max_lenght", "3"], 2, "Did you mean 'max_length'"),
+        (["check", "DATA", "--data.init_args.max_length", "3"], 2, "name one with --config"),
+        (["check", "--config", "CONFIG", "--split", "test"], 1, "It has train, val"),
+        (["check", "--config", "CONFIG", "--max_skipped", "much"], 2, "max_skipped"),
+        (["check", "--config", "CONFIG", "--max_skipped", "2"], 2, "max_skipped"),
+        (["check", "--config", "CONFIG", "--json", "nowhere/r.json"], 1, "nowhere/r.json"),
+        (["check", "nowhere.jsonl", "--tokenizer", "MODEL"], 1, "nowhere.jsonl"),
+        (["preview", "--config", "CONFIG", "--rows", "0"], 2, "--rows=0"),
+        (["preview", "--config", "CONFIG", "--batch", "--seed", "1"], 2, "--batch"),
+        (["preview", "--config", "CONFIG", "--row_id", "rows.jsonl:99"], 1, "'rows.jsonl:99'"),
+        (["build", "--config", "CONFIG", "--rows", "3"], 2, "unknown option --rows"),
+        (["chek"], 2, "Did you mean 'check'?"),
+    ],
+)
+def test_wrong_calls_say_what_to_mend(
+    config: Path, data_file: Path, model_folder: Path, capsys, words: list[str], code: int, message: str
+) -> None:
+    places = {"CONFIG": config, "DATA": data_file, "MODEL": model_folder}
+    assert run("data", *(places.get(word, word) for word in words)) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert "usage:" not in error
+
+
+def test_preview_shows_rows(data_file: Path, model_folder: Path, tmp_path: Path, capsys) -> None:
+    page = tmp_path / "preview.html"
+    files = ["data", "preview", data_file, "--tokenizer", model_folder]
+    assert run(*files, "--rows", 2, "--html", page) == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert re.findall(r"rows\.jsonl:(\d+) ", text) == ["1", "2"]
+    assert "<|im_start|>user↵\nSay 0 times b<|im_end|>↵\n<|im_start|>assistant↵\nb<|im_end|>↵" in text
+    assert '<span class="trained">b</span><span class="control-trained">&lt;|im_end|&gt;</span>' in page.read_text()
+    assert run(*files, "--row_id", "rows.jsonl:7", "--tokens") == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"rows\.jsonl:(\d+) ", text) == ["7"]
+    assert "<|im_end|> 2|" in text
+    drawn = []
+    for seed in (1, 1, 2):
+        assert run(*files, "--rows", 4, "--seed", seed) == 0
+        drawn.append(re.findall(r"rows\.jsonl:(\d+) ", capsys.readouterr().out))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_preview_shows_a_batch_with_its_padding(config: Path, capsys) -> None:
+    words = ["--split", "val", "--rows", 9, "--data.init_args.pad_to_multiple_of", 64]
+    assert run("data", "preview", "--config", config, "--batch", *words) == 0
+    text = capsys.readouterr().out
+    assert len(re.findall(r"rows\.jsonl:\d+ ", text)) == 4
+    counted = [(int(tokens), int(padding)) for tokens, padding in re.findall(r"(\d+) tokens, .* (\d+) padding", text)]
+    assert [tokens + padding for tokens, padding in counted] == [64] * 4
+    assert [int(number) for number in re.findall(r"<\|im_end\|>×(\d+)\n", text)] == [padding for _, padding in counted]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_build_reads_every_split(config: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    called = []
+    module = "lit_ift.data.datamodule.ConversationDataModule"
+    monkeypatch.setattr(f"{module}.prepare_data", lambda self: called.append(self), raising=False)
+    monkeypatch.setattr(f"{module}.cache_folder", lambda self, split: Path("cache") / split, raising=False)
+    assert run("data", "build", "--config", config) == 0
+    text = capsys.readouterr().out
+    assert len(called) == 1
+    assert re.search(r"train: .* rows read, .*; cached in cache/train\n", text)
+    assert re.search(r"val: .* rows read, .*; cached in cache/val\n", text)
+
+
+def test_build_stops_at_a_bad_row(mixed: Path, model_folder: Path, capsys) -> None:
+    assert run("data", "build", mixed, "--tokenizer", model_folder) == 1
+    assert "mixed.jsonl:4" in capsys.readouterr().err
+
+
+def test_help_of_data_needs_nothing_heavy() -> None:
+    code = (
+        "import sys; from lit_ift.cli import main; assert main(['data', '--help']) == 0; "
+        "assert main(['data', 'previw']) == 2; heavy = {'torch', 'lightning', 'transformers', 'jsonargparse', 'rich'} "
+        "& set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("check", "preview", "build"))
+    assert "Did you mean 'preview'?" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "preview", "build"])
+def test_every_command_lists_its_options(command: str, capsys) -> None:
+    assert run("data", command, "--help") == 0
+    text = capsys.readouterr().out
+    for option in ("--tokenizer", "--chat_template", "--layout", "--split", "--config"):
+        assert option in text
+    assert "--val_fraction" not in text
+
+
+def test_checkpoint_and_model_card_keep_the_figures(config: Path, tmp_path: Path, data_file: Path) -> None:
+    argv = list(sys.argv)
+    try:
+        assert run("fit", "--config", config) == 0
+    finally:
+        sys.argv = argv
+    folder = tmp_path / "out" / "runs" / "version_0"
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    reports = checkpoint["data_reports"]
+    assert reports["train"]["rows_kept"] + reports["val"]["rows_kept"] == 21
+    assert reports["train"]["turn_ends"] == {"<|im_end|>": reports["train"]["rows_kept"]}
+    card = (folder / "model" / "README.md").read_text()
+    assert f"rows_kept: {reports['train']['rows_kept']}" in card
+    section = card.partition("## Data")[2].partition("\n## ")[0]
+    assert data_file.name not in section
+    assert len(section) < 3000
+    generation = json.loads((folder / "model" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] in (2, [2])
+
+
+@pytest.mark.parametrize("name", ["instruct/oasst_train", "instruct/toolcalls_train"])
+def test_real_files(name: str, smollm2: str, tmp_path: Path) -> None:
+    path = SHARED / f"{name}.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    saved = tmp_path / "report.json"
+    assert run("data", "check", path, "--tokenizer", smollm2, "--json", saved, "--max_unstopped", 0) == 0
+    report = DataReport.from_dict(json.loads(saved.read_text())["splits"]["train"])
+    assert report.rows_kept + report.rows_skipped == report.rows_read in (783, 112)
+    assert report.turn_ends[0].token == "<|im_end|>"
