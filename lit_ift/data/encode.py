@@ -13,7 +13,7 @@ from lit_ift.data.messages import Conversation
 from lit_ift.data.records import Record
 from lit_ift.data.report import DataReport, NoUsableRowError, ReportBuilder
 from lit_ift.data.rows import EncodedRow, Example, Row
-from lit_ift.errors import RowError
+from lit_ift.errors import RowError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
