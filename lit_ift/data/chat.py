@@ -1,48 +1,427 @@
 """Conversations to token ids and labels.
 
 Each conversation is rendered once by the tokenizer's own chat template and tokenized once. Which characters the
-assistant wrote is found by rendering its prefixes; character offsets carry that over to tokens. So the mask goes by
-position and never by token id, which keeps the end-of-turn label where the padding token is the same token.
+assistant wrote is found in two independent ways that must agree (`spans`); character offsets carry that over to tokens.
+So the mask goes by position and never by token id, which keeps the end-of-turn label where the padding token is the
+same token. Control tokens that a message spells out are encoded as text (`control_tokens`).
 """
 
-import difflib
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from lit_ift.constants import IGNORE_INDEX
+from lit_ift.data.control_tokens import LEFT, RESERVED, RIGHT, ControlTokens, strings_in
 from lit_ift.data.messages import Conversation, Message
 from lit_ift.data.rows import Example
+from lit_ift.data.spans import MARKS, Location, locate
+from lit_ift.data.templates import (
+    ChatTemplate,
+    Span,
+    adds_bos,
+    check_tokenizer,
+    is_built_in_template,
+    resolve_chat_template,
+    tokenizer_name,
+    with_bos,
+)
 from lit_ift.errors import RowError, UserError
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-Span = tuple[int, int]
-"""Half-open range of characters."""
+__all__ = [
+    "ConversationEncoder",
+    "adds_bos",
+    "check_tokenizer",
+    "encode_conversation",
+    "encode_conversations",
+    "encode_prompt",
+    "is_built_in_template",
+    "resolve_chat_template",
+    "with_bos",
+]
 
-TEMPLATE_FOLDER: Final = Path(__file__).parent / "templates"
+CHUNK: Final = 512
+"""Rows that are tokenized at once, while the next ones are rendered."""
 
-NO_TEMPLATE_REMEDY: Final = "Set data.chat_template to a built-in name (chatml, zephyr), a file or a template text"
+
+@dataclass(frozen=True)
+class _Hidden:
+    """The rendering of a row with look-alikes, ready for the tokenizer.
+
+    Args:
+        text: placeholders stand for the template's control tokens.
+        saved: for each placeholder the position after it and the characters that it saves.
+        num_lookalikes: control tokens that messages spell.
+    """
+
+    text: str
+    saved: list[tuple[int, int]]
+    num_lookalikes: int
+
+    def position(self, position: int) -> int:
+        """Where a position of the rendering is in `text`; one inside a control token moves to its end."""
+        for end, count in self.saved:
+            if position < end + count:
+                break
+            position -= count
+        return position
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A rendered row before its tokens are known.
+
+    Args:
+        location: text and spans; None for a mere prompt's spans.
+        num_controls: control tokens that the template wrote.
+        hidden: for rows with look-alikes.
+    """
+
+    location: Location
+    num_controls: int
+    hidden: _Hidden | None
+
+
+class ConversationEncoder:
+    """Tokenizes conversations and labels the assistant's turns through their end-of-turn tokens.
+
+    It holds what is learned about the tokenizer and its chat template; build another one after changing either.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template.
+
+    Raises:
+        UserError: the tokenizer or its template is unfit.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        check_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
+        self._templates: dict[bool, ChatTemplate] = {}
+        self._controls: dict[bool, ControlTokens] = {}
+        self._template(has_tools=False)
+
+    def encode(self, conversations: Sequence[Conversation], origins: Sequence[str]) -> list[Example | RowError]:
+        """Encode conversations at full length; a mere prompt becomes what `encode_prompt` gives, without targets.
+
+        Args:
+            conversations: what to encode.
+            origins: where each came from; becomes `Example.row_id`.
+
+        Returns:
+            for each conversation its example, or why it has none: the template cannot render it or hides a text
+            (reason ``template``), its targets cannot be found in two ways that agree (``mask_disagreement``), or no
+            target is left (``no_target``).
+
+        Raises:
+            UserError: the tokenizer or its template is unfit.
+        """
+        results: list[Example | RowError] = []
+        self._set_up_backend()
+        rows = list(zip(conversations, origins, strict=True))
+        with ThreadPoolExecutor(1) as pool:
+            waiting: list[tuple[list[_Rendered | RowError], Future[list[Encoding]], int]] = []
+            for start in range(0, len(rows), CHUNK):
+                rendered = [self._render(conversation, origin) for conversation, origin in rows[start : start + CHUNK]]
+                texts = [row.location.text for row in rendered if isinstance(row, _Rendered) and row.hidden is None]
+                future = pool.submit(self._tokenize, texts)
+                waiting.append((rendered, future, start))
+                if len(waiting) > 1:
+                    results += self._finish(rows, *waiting.pop(0))
+            for item in waiting:
+                results += self._finish(rows, *item)
+        return results
+
+    def encode_prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
+        """Token ids of `messages` with the header of the assistant's next turn.
+
+        Raises:
+            UserError: the template cannot render the messages or hides a text.
+        """
+        prompt = Conversation(messages, tools=tools, num_prompt_messages=len(messages))
+        result = self.encode([prompt], ["prompt"])[0]
+        if isinstance(result, RowError):
+            raise result
+        return result.input_ids
+
+    def _template(self, *, has_tools: bool) -> ChatTemplate:
+        """The template for rows with or without tools, which differ for some tokenizers."""
+        if has_tools not in self._templates:
+            text = self.tokenizer.get_chat_template(tools=[{}] if has_tools else None)
+            other = self._templates.get(not has_tools)
+            same = other is not None and other.text == text
+            template = other if same and other is not None else ChatTemplate(self.tokenizer, text)
+            self._templates[has_tools] = template
+            self._controls[has_tools] = (
+                self._controls[not has_tools] if same else ControlTokens(self.tokenizer, template.frames.structure())
+            )
+        return self._templates[has_tools]
+
+    def _set_up_backend(self) -> None:
+        # As transformers does in every call: settings of a tokenizer.json must not cut or pad.
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+
+    def _tokenize(self, texts: list[str]) -> "list[Encoding]":
+        # The template already wrote every special token; adding them again would double the BOS.
+        encodings: list[Encoding] = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        return encodings
+
+    def _render(self, conversation: Conversation, origin: str) -> _Rendered | RowError:
+        try:
+            template = self._template(has_tools=bool(conversation.tools))
+            controls = self._controls[bool(conversation.tools)]
+            strings = [message["content"] for message in conversation.messages]
+            for message in conversation.messages:
+                if len(message) > 2:
+                    strings += strings_in(message)
+            if conversation.tools:
+                strings += strings_in(conversation.tools)
+            _check_unreserved(strings, MARKS, origin)
+            location = locate(conversation, template, origin)
+            if controls.is_in(strings):
+                _check_unreserved(strings, RESERVED, origin)
+                return self._hide(conversation, location, template, controls, origin)
+            num_controls = controls.count(location.text)
+            # Marks part what the template writes from texts: a token across them would be part of both.
+            if controls.count(location.marked) != num_controls:
+                raise _leak(origin, "the end of a text and what the template writes after it spell a control token")
+            return _Rendered(location, num_controls, None)
+        except RowError as error:
+            return error
+
+    def _hide(
+        self,
+        conversation: Conversation,
+        location: Location,
+        template: ChatTemplate,
+        controls: ControlTokens,
+        origin: str,
+    ) -> _Rendered:
+        fenced = template.render(
+            controls.fence([dict(message) for message in conversation.messages]),
+            controls.fence(list(conversation.tools)) if conversation.tools else None,
+            add_generation_prompt=conversation.is_prompt,
+            origin=origin,
+        )
+        if fenced.replace(LEFT, "").replace(RIGHT, "") != location.text:
+            raise _leak(origin, "the chat template acts on a control token that a message spells")
+        text, saved, num_fenced = controls.hide(fenced)
+        if LEFT in text or RIGHT in text:
+            raise _leak(origin, "the chat template shows a part of a control token that a message spells")
+        keys = [key for value in (conversation.messages, conversation.tools) for key in _keys_in(value)]
+        if controls.is_in(keys):
+            raise _leak(origin, "a key of an object in it spells a control token")
+        return _Rendered(location, len(saved), _Hidden(text, saved, num_fenced))
+
+    def _finish(
+        self,
+        rows: list[tuple[Conversation, str]],
+        rendered: list[_Rendered | RowError],
+        encodings: "Future[list[Encoding]]",
+        start: int,
+    ) -> list[Example | RowError]:
+        tokens = iter(encodings.result())
+        results: list[Example | RowError] = []
+        for (conversation, origin), row in zip(rows[start : start + len(rendered)], rendered, strict=True):
+            if isinstance(row, RowError):
+                results.append(row)
+                continue
+            try:
+                encoding = next(tokens) if row.hidden is None else None
+                results.append(self._example(conversation, row, encoding, origin))
+            except RowError as error:
+                results.append(error)
+        return results
+
+    def _example(self, conversation: Conversation, row: _Rendered, encoding: "Encoding | None", origin: str) -> Example:
+        controls = self._controls[bool(conversation.tools)]
+        first, second = row.location.by_marks, row.location.confirmed
+        if row.hidden is None:
+            assert encoding is not None
+            ids: list[int] = encoding.ids
+            tokens = _Tokens(encoding, None)
+        else:
+            ids, offsets = controls.encode_hidden(row.hidden.text)
+            tokens = _Tokens(None, offsets)
+            place = row.hidden.position
+            first = [(place(start), place(end)) for start, end in first]
+            second = [(place(start), place(end)) for start, end in second]
+        self._check_single_bos(ids)
+        num_controls = sum(map(controls.id_set.__contains__, ids))
+        if num_controls != row.num_controls:
+            raise _leak(
+                origin,
+                f"the template writes {row.num_controls} control tokens, but {num_controls} were encoded: the "
+                "tokenizer makes control tokens of plain text, or has no token for a character",
+            )
+        text = row.location.text if row.hidden is None else row.hidden.text
+        ranges = [tokens.range(span, text, origin) for span in first]
+        if first != second:
+            others = [tokens.range(span, text, origin) for span in second]
+            _check_agreement(conversation, ranges, others, first, second, text, origin)
+        labels = [IGNORE_INDEX] * len(ids)
+        for begin, end, _ in ranges:
+            labels[begin:end] = ids[begin:end]
+        example = Example(
+            input_ids=ids,
+            labels=labels,
+            row_id=origin,
+            num_split_starts=sum(is_split for _, _, is_split in ranges),
+            num_lookalikes=row.hidden.num_lookalikes if row.hidden else 0,
+        )
+        if not conversation.is_prompt and not any(end > max(begin, 1) for begin, end, _ in ranges):
+            raise RowError(
+                origin,
+                "messages",
+                "no token is left to train on",
+                "Give the row an answer or remove it",
+                reason="no_target",
+            )
+        return example
+
+    def _check_single_bos(self, ids: list[int]) -> None:
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise UserError(
+                f"Conversations start with two {self.tokenizer.bos_token!r} tokens. Both the chat template and the "
+                f"tokenizer {tokenizer_name(self.tokenizer)} write one: remove it from the chat template "
+                "(data.chat_template)."
+            )
+
+
+class _Tokens:
+    """Finds the tokens of characters, in an encoding or in a list of offsets."""
+
+    def __init__(self, encoding: "Encoding | None", offsets: list[Span] | None) -> None:
+        self._encoding = encoding
+        self._offsets = offsets
+        self._begins: list[int] | None = None
+
+    def range(self, span: Span, text: str, origin: str) -> tuple[int, int, bool]:
+        """First token of a span, one past its last token, and whether the token before reaches into the span.
+
+        Raises:
+            RowError: the tokens do not reach the end of the span.
+        """
+        if span[0] == span[1]:
+            return 0, 0, False
+        quick = self._quick_range(span) if self._encoding is not None else None
+        if quick is not None:
+            return quick
+        return self._range_by_offsets(span, text, origin)
+
+    def _quick_range(self, span: Span) -> tuple[int, int, bool] | None:
+        """The usual case, without a Python object for every offset: tokens begin and end with the span."""
+        encoding = self._encoding
+        assert encoding is not None
+        first, last = encoding.char_to_token(span[0]), encoding.char_to_token(span[1] - 1)
+        if first is None or last is None:
+            return None
+        if _chars(encoding, first)[0] != span[0] or _chars(encoding, last)[1] != span[1]:
+            return None
+        # A character may have several tokens, and blanks whose offsets are trimmed have no width.
+        count = len(encoding)
+        if last + 1 < count and _chars(encoding, last + 1)[0] < span[1]:
+            return None
+        if first > 0 and _chars(encoding, first - 1)[1] > span[0]:
+            return None
+        return first, last + 1, False
+
+    def _range_by_offsets(self, span: Span, text: str, origin: str) -> tuple[int, int, bool]:
+        if self._offsets is None:
+            assert self._encoding is not None
+            self._offsets = self._encoding.offsets
+        if self._begins is None:
+            # Zero-width tokens are blanks whose offsets the tokenizer trimmed: they begin where the token before ended.
+            ends = [0, *(end for _, end in self._offsets)]
+            self._begins = [ends[k] if start == end else start for k, (start, end) in enumerate(self._offsets)]
+        begin = bisect_left(self._begins, span[0])
+        end = bisect_left(self._begins, span[1], lo=begin)
+        if begin == end or self._offsets[end - 1][1] < span[1]:
+            raise RowError(
+                origin,
+                "messages",
+                f"the tokens of the answer do not reach its end ({text[max(span[0], span[1] - 20) : span[1]]!r})",
+                "The tokenizer drops characters; mend the row or use another tokenizer",
+                reason="template",
+            )
+        return begin, end, begin > 0 and self._offsets[begin - 1][1] > span[0]
+
+
+def _chars(encoding: "Encoding", token: int) -> Span:
+    """The characters of a token; none for one that has no text."""
+    found: Span | None = encoding.token_to_chars(token)
+    return found or (0, 0)
+
+
+def _check_unreserved(strings: list[str], pattern: re.Pattern[str], origin: str) -> None:
+    found = next((match for text in strings if not text.isascii() and (match := pattern.search(text))), None)
+    if found:
+        raise _leak(origin, f"it holds the private-use characters {found.group()!a}, which mark texts here")
+
+
+def _keys_in(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [*map(str, value), *(key for item in value.values() for key in _keys_in(item))]
+    if isinstance(value, (list, tuple)):
+        return [key for item in value for key in _keys_in(item)]
+    return []
+
+
+def _check_agreement(
+    conversation: Conversation,
+    first: list[tuple[int, int, bool]],
+    second: list[tuple[int, int, bool]],
+    first_spans: list[Span],
+    second_spans: list[Span],
+    text: str,
+    origin: str,
+) -> None:
+    for turn, one, other, span, other_span in zip(
+        conversation.target_turns, first, second, first_spans, second_spans, strict=True
+    ):
+        if one[:2] != other[:2]:
+            raise RowError(
+                origin,
+                f"messages[{turn}]",
+                f"two ways to find the answer's tokens differ: {_ends(text, span)} by marks, {_ends(text, other_span)} "
+                "by a second way",
+                "Leave out the row or choose another data.chat_template",
+                reason="mask_disagreement",
+            )
+
+
+def _ends(text: str, span: Span) -> str:
+    found = text[span[0] : span[1]]
+    return repr(found if len(found) < 200 else f"{found[:90]} … {found[-90:]}")
+
+
+def _leak(origin: str, problem: str) -> RowError:
+    return RowError(
+        origin,
+        "messages",
+        f"text and control tokens cannot be told apart: {problem}",
+        "Mend the row or leave it out",
+        reason="template",
+    )
 
 
 def encode_conversation(
     conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", *, max_length: int, origin: str
 ) -> Example:
-    """Tokenize a conversation; the targets are the assistant's turns up to and with their end-of-turn token.
-
-    A mere prompt becomes what `encode_prompt` gives, without targets.
-
-    Args:
-        conversation: what to encode.
-        tokenizer: a fast tokenizer with a chat template.
-        max_length: longest allowed row [tokens]; the end is cut off.
-        origin: where the row came from; becomes `Example.row_id`.
+    """One conversation, cut to `max_length` tokens.
 
     Raises:
-        RowError: the template cannot render the row, its targets cannot be located, no target is left, or a mere
-            prompt is too long.
+        RowError: the row cannot be encoded, no target is left, or a mere prompt is too long.
         UserError: the tokenizer or its template is unfit.
     """
     result = encode_conversations([conversation], tokenizer, max_length=max_length, origins=[origin])[0]
@@ -58,37 +437,16 @@ def encode_conversations(
     max_length: int,
     origins: Sequence[str],
 ) -> list[Example | RowError]:
-    """`encode_conversation` for many at once, which the tokenizer does in parallel.
-
-    Returns:
-        for each conversation its example, or the error that it would have raised.
+    """`encode_conversation` for many at once; errors stand in the place of their rows.
 
     Raises:
         UserError: the tokenizer or its template is unfit.
     """
-    check_tokenizer(tokenizer)
-    rendered = [
-        _try_render(conversation, tokenizer, origin)
-        for conversation, origin in zip(conversations, origins, strict=True)
+    encoded = ConversationEncoder(tokenizer).encode(conversations, origins)
+    return [
+        result if isinstance(result, RowError) else _cut(result, max_length, conversation.is_prompt)
+        for result, conversation in zip(encoded, conversations, strict=True)
     ]
-    texts = [item[0] for item in rendered if not isinstance(item, RowError)]
-    encoded = iter(_tokenize(texts, tokenizer))
-    results: list[Example | RowError] = []
-    for conversation, item, origin in zip(conversations, rendered, origins, strict=True):
-        if isinstance(item, RowError):
-            results.append(item)
-            continue
-        text, spans = item
-        ids, offsets = next(encoded)
-        _check_single_bos(ids, tokenizer)
-        try:
-            if conversation.is_prompt:
-                results.append(_prompt_example(ids, max_length, origin))
-            else:
-                results.append(_label(text, spans, ids, offsets, max_length, origin))
-        except RowError as error:
-            results.append(error)
-    return results
 
 
 def encode_prompt(
@@ -102,277 +460,36 @@ def encode_prompt(
     Raises:
         UserError: the tokenizer has no chat template, or the template cannot render the messages.
     """
-    check_tokenizer(tokenizer)
-    text = _render(messages, tokenizer, tools, add_generation_prompt=True, origin="prompt")
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    _check_single_bos(ids, tokenizer)
-    return ids
+    return ConversationEncoder(tokenizer).encode_prompt(messages, tools)
 
 
-def resolve_chat_template(template: str) -> str:
-    """The jinja text for a built-in name, a file, or a text that is jinja already.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    if "{%" in template or "{{" in template:
-        return template
-    built_in = {path.stem: path for path in sorted(TEMPLATE_FOLDER.glob("*.jinja"))}
-    path = built_in.get(template, Path(template).expanduser())
-    if path.is_file():
-        # A file's last newline belongs to the editor, not to the template.
-        return path.read_text(encoding="utf-8").removesuffix("\n")
-    close = difflib.get_close_matches(template, built_in, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
-    raise UserError(
-        f"chat_template={template!r} is neither a built-in name ({', '.join(built_in)}), nor a file, nor jinja "
-        f"text.{hint}"
-    )
-
-
-def is_built_in_template(template: str) -> bool:
-    """Whether `resolve_chat_template` takes `template` for the name of a template of this package."""
-    return (TEMPLATE_FOLDER / f"{template}.jinja") in TEMPLATE_FOLDER.glob("*.jinja")
-
-
-def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer by itself starts every text with its bos_token, as its model then expects."""
-    if tokenizer.bos_token_id is None:
-        return False
-    ids: list[int] = tokenizer("a", verbose=False)["input_ids"]
-    return ids[:1] == [tokenizer.bos_token_id]
-
-
-def with_bos(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """`template` that writes the bos_token first, if `tokenizer` would start a text with it.
-
-    For templates that write none: a rendered conversation is tokenized without added special tokens.
-    """
-    return "{{ bos_token }}" + template if adds_bos(tokenizer) else template
-
-
-def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Do nothing if `tokenizer` can encode conversations.
-
-    Raises:
-        UserError: it has no chat template or gives no character offsets.
-    """
-    if not tokenizer.chat_template:
-        raise UserError(f"The tokenizer {_name(tokenizer)} has no chat template. {NO_TEMPLATE_REMEDY}.")
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"The tokenizer {_name(tokenizer)} is a slow one, which cannot tell which characters a token covers. "
-            "Use a model that ships a tokenizer.json."
-        )
-
-
-def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    return tokenizer.name_or_path or type(tokenizer).__name__
-
-
-def _tokenize(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[list[int], list[Span]]]:
-    if not texts:
-        return []
-    # The template already wrote every special token; adding them again would double the BOS.
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
-
-
-def _check_single_bos(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> None:
-    bos = tokenizer.bos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
-        raise UserError(
-            f"Conversations start with two {tokenizer.bos_token!r} tokens. Both the chat template and the tokenizer "
-            f"{_name(tokenizer)} write one: remove it from the chat template (data.chat_template)."
-        )
-
-
-def _try_render(
-    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", origin: str
-) -> tuple[str, list[Span]] | RowError:
-    try:
-        text = _render(
-            conversation.messages,
-            tokenizer,
-            conversation.tools,
-            add_generation_prompt=conversation.is_prompt,
-            origin=origin,
-        )
-        spans = _assistant_spans(conversation, text, tokenizer, origin)
-        _check_rendering(conversation, text, spans, origin)
-    except RowError as error:
-        return error
-    return text, spans
-
-
-def _render(
-    messages: Sequence[Message],
-    tokenizer: "PreTrainedTokenizerBase",
-    tools: Sequence[dict[str, Any]] | None,
-    *,
-    add_generation_prompt: bool,
-    origin: str,
-) -> str:
-    from jinja2 import TemplateError, TemplateSyntaxError
-
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages),
-            tools=list(tools) if tools else None,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-    except TemplateSyntaxError as error:
-        raise UserError(
-            f"The chat template has a syntax error in line {error.lineno}: {error.message}. Mend it, or choose "
-            "another with data.chat_template."
-        ) from error
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise RowError(
-            origin,
-            "messages",
-            f"the chat template cannot render it: {type(error).__name__}: {str(error).rstrip('.')}",
-            "Mend the row (roles, their order, missing keys) or choose another data.chat_template",
-        ) from error
-    return text
-
-
-def _assistant_spans(
-    conversation: Conversation, text: str, tokenizer: "PreTrainedTokenizerBase", origin: str
-) -> list[Span]:
-    """Characters of each trained assistant turn in `text`: after the header, through the end-of-turn mark."""
-    spans = []
-    for turn in conversation.target_turns:
-        before, through = conversation.messages[:turn], conversation.messages[: turn + 1]
-        header = _render(before, tokenizer, conversation.tools, add_generation_prompt=True, origin=origin)
-        whole = _render(through, tokenizer, conversation.tools, add_generation_prompt=False, origin=origin)
-        if not (text.startswith(whole) and whole.startswith(header)):
-            return _generation_spans(conversation, text, tokenizer, origin, turn)
-        # Templates put a line break after the end-of-turn mark, which the model never needs to write.
-        spans.append((len(header), len(whole.rstrip())))
-    return spans
-
-
-def _generation_spans(
-    conversation: Conversation, text: str, tokenizer: "PreTrainedTokenizerBase", origin: str, turn: int
-) -> list[Span]:
-    """The same from the template's ``{% generation %}`` blocks, for templates whose prefixes change."""
-    if not re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)):
-        raise RowError(
-            origin,
-            f"messages[{turn}]",
-            "the chat template renders this turn differently inside the whole conversation (it drops or rewrites "
-            "earlier turns), so its tokens cannot be located",
-            "Keep only the last assistant turn in such rows, or set data.chat_template to one that renders every "
-            "turn alike or marks the answers with {% generation %}",
-        )
-    encoded = tokenizer.apply_chat_template(
-        list(conversation.messages),
-        tools=list(conversation.tools) if conversation.tools else None,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
-    )
-    spans: list[Span] = []
-    previous = 0
-    for masked, (start, end) in zip(encoded["assistant_masks"], encoded["offset_mapping"], strict=True):
-        if masked and previous:
-            spans[-1] = (spans[-1][0], end)
-        elif masked:
-            spans.append((start, end))
-        previous = masked
-    all_turns = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-    if len(spans) != len(all_turns):
-        raise RowError(
-            origin,
-            "messages",
-            f"the template's {{% generation %}} blocks mark {len(spans)} answers, but there are {len(all_turns)}",
-            "Mend the template so that each assistant turn is in a block of its own",
-        )
-    found = dict(zip(all_turns, spans, strict=True))
-    wanted = [found[i] for i in conversation.target_turns]
-    return [(start, start + len(text[start:end].rstrip())) for start, end in wanted]
-
-
-def _check_rendering(conversation: Conversation, text: str, spans: list[Span], origin: str) -> None:
-    """The text that is trained on must hold what the assistant said, and the tools must be in the prompt."""
-    for turn, (start, end) in zip(conversation.target_turns, spans, strict=True):
-        message = conversation.messages[turn]
-        if message["content"].strip() not in text[start:end]:
-            raise RowError(
-                origin,
-                f"messages[{turn}].content",
-                "the chat template changes or drops the assistant's text",
-                "Mend the row or choose another data.chat_template",
-            )
-        for call in message.get("tool_calls", ()):
-            _check_tool_shown(call, text[start:end], origin, f"messages[{turn}].tool_calls")
-    for tool in conversation.tools or ():
-        _check_tool_shown(tool, text, origin, "tools")
-
-
-def _check_tool_shown(tool: dict[str, Any], text: str, origin: str, field: str) -> None:
-    name = tool.get("function", tool).get("name")
-    if not isinstance(name, str) or not name:
-        raise RowError(origin, field, "an entry has no function name", "Give each one a name")
-    if name not in text:
-        raise RowError(
-            origin,
-            field,
-            f"the chat template does not show '{name}'",
-            "Choose a data.chat_template that supports tools, or leave out such rows",
-        )
-
-
-def _prompt_example(ids: list[int], max_length: int, origin: str) -> Example:
-    if len(ids) > max_length:
+def _cut(example: Example, max_length: int, is_prompt: bool) -> Example | RowError:
+    length, origin = len(example.input_ids), example.row_id
+    if length <= max_length:
+        return example
+    if is_prompt:
         # Without its end, which holds the header of the answer, it would be another question.
-        raise RowError(
+        return RowError(
             origin,
             "messages",
-            f"the prompt has {len(ids)} tokens, but max_length={max_length}, and the end of a prompt is never cut off",
-            f"Raise data.max_length to at least {len(ids)}, or shorten the prompt",
+            f"the prompt has {length} tokens, but max_length={max_length}, and the end of a prompt is never cut off",
+            f"Raise data.max_length to at least {length}, or shorten the prompt",
+            reason="too_long",
         )
-    return Example(input_ids=list(ids), labels=[IGNORE_INDEX] * len(ids), row_id=origin)
-
-
-def _label(text: str, spans: list[Span], ids: list[int], offsets: list[Span], max_length: int, origin: str) -> Example:
-    labels = [IGNORE_INDEX] * len(ids)
-    num_split_starts = 0
-    token = 0
-    # Zero-width tokens are blanks whose offsets the tokenizer trimmed: they begin where the token before ended.
-    ends = [0, *(end for _, end in offsets)]
-    begins = [ends[k] if start == end else start for k, (start, end) in enumerate(offsets)]
-    for start, end in spans:
-        while token < len(ids) and begins[token] < start:
-            token += 1
-        num_split_starts += token > 0 and offsets[token - 1][1] > start
-        first = token
-        while token < len(ids) and begins[token] < end:
-            labels[token] = ids[token]
-            token += 1
-        if token == first or offsets[token - 1][1] < end:
-            raise RowError(
-                origin,
-                "messages",
-                f"the tokens of the answer do not reach its end ({text[max(start, end - 20) : end]!r})",
-                "The tokenizer drops characters; mend the row or use another tokenizer",
-            )
-    kept = Example(
-        input_ids=list(ids[:max_length]),
-        labels=labels[:max_length],
-        row_id=origin,
-        num_cut=max(0, len(ids) - max_length),
-        num_split_starts=num_split_starts,
+    kept = replace(
+        example,
+        input_ids=example.input_ids[:max_length],
+        labels=example.labels[:max_length],
+        num_cut=length - max_length,
     )
-    if kept.num_targets == 0:
-        first_target = next((k for k in range(1, len(labels)) if labels[k] != IGNORE_INDEX), len(labels))
-        raise RowError(
-            origin,
-            "messages",
-            f"no target is left within max_length={max_length} tokens (the first one is token {first_target + 1} "
-            f"of {len(ids)})",
-            f"Raise data.max_length to more than {first_target}, or shorten the prompt",
-        )
-    return kept
+    if kept.num_targets:
+        return kept
+    first_target = next(k for k in range(1, length) if example.labels[k] != IGNORE_INDEX)
+    return RowError(
+        origin,
+        "messages",
+        f"no target is left within max_length={max_length} tokens (the first one is token {first_target + 1} "
+        f"of {length})",
+        f"Raise data.max_length to more than {first_target}, or shorten the prompt",
+        reason="too_long",
+    )

@@ -162,8 +162,7 @@ def test_template_that_rewrites_earlier_turns_needs_generation_blocks(make_token
     three = Conversation([*two.messages, *talk("u: x", "a: world").messages], num_prompt_messages=2)
     assert target_texts(encode(three, tokenizer), tokenizer) == ["the mat<|im_end|>", "world<|im_end|>"]
     tokenizer.chat_template = LAST_MARKED.replace("[[", "").replace("]]", "")
-    with pytest.raises(RowError, match=r"field 'messages\[1\]': the chat template renders this turn differently.*Keep"):
-        encode(two, tokenizer)
+    assert target_texts(encode(two, tokenizer), tokenizer) == ["the cat<|im_end|>", "the mat<|im_end|>(last)"]
 
 
 def test_template_may_trim_the_answer_but_not_change_it(make_tokenizer) -> None:
@@ -173,7 +172,9 @@ def test_template_may_trim_the_answer_but_not_change_it(make_tokenizer) -> None:
     assert target_texts(encode(talk("u: q", "a:  hi \n"), tokenizer), tokenizer) == ["hi<|im_end|>"]
     tokenizer.chat_template = chatml.replace("m['content']", "m['content'] | upper")
     with pytest.raises(RowError, match=r"field 'messages\[1\].content': the chat template changes or drops"):
-        encode(talk("u: q", "a: hi"), tokenizer)
+        encode(talk("u: Q", "a: hi"), tokenizer)
+    with pytest.raises(RowError, match=r"field 'messages\[0\].content': .*it makes 'Q' of 'q'"):
+        encode(talk("u: q", "a: HI"), tokenizer)
 
 
 def test_template_that_hides_tools_is_refused(make_tokenizer) -> None:
