@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         encode_prompt,
         resolve_chat_template,
     )
-    from lit_ift.data.collate import Batch, collate
+    from lit_ift.data.collate import Batch, PackedBatch, collate, collate_packed
     from lit_ift.data.datamodule import ConversationDataModule
     from lit_ift.data.encode import EncodedDataset
     from lit_ift.data.instruction import InstructionDataModule
@@ -36,6 +36,8 @@ _MODULE_OF: Final = {
     "resolve_chat_template": "chat",
     "Batch": "collate",
     "collate": "collate",
+    "collate_packed": "collate",
+    "PackedBatch": "collate",
     "ConversationDataModule": "datamodule",
     "DataReport": "report",
     "NoUsableRowError": "report",
@@ -78,6 +80,7 @@ __all__ = [
     "LengthGroupedBatchSampler",
     "Message",
     "NoUsableRowError",
+    "PackedBatch",
     "Record",
     "ReportBuilder",
     "Row",
@@ -87,6 +90,7 @@ __all__ = [
     "TasksDataModule",
     "VerifiableDataModule",
     "collate",
+    "collate_packed",
     "encode_conversation",
     "encode_conversations",
     "encode_prompt",

@@ -1,4 +1,4 @@
-"""Examples to a padded batch."""
+"""Examples to a batch: padded, one in a row, or packed, several in a row."""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -32,15 +32,8 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, pad_to_multiple_o
     Raises:
         ValueError: there are no examples, or `pad_to_multiple_of` is below 1.
     """
-    if not examples:
-        raise ValueError("collate needs at least one example, got none")
-    if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
-        raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of} must be at least 1")
-    multiple = pad_to_multiple_of or 1
-    longest = max(len(example.input_ids) for example in examples)
-    length = -(-longest // multiple) * multiple
-
-    shape = (len(examples), length)
+    _check(examples, pad_to_multiple_of)
+    shape = (len(examples), padded_length(max(len(e.input_ids) for e in examples), pad_to_multiple_of))
     input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
@@ -55,3 +48,113 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, pad_to_multiple_o
         labels=labels,
         row_ids=[example.row_id for example in examples],
     )
+
+
+class PackedBatch(TypedDict):
+    """B examples one after the other in P rows of T positions.
+
+    There is no attention mask: positions that restart tell a model where an example begins, and transformers looks at
+    them only where no mask is given.
+
+    Args:
+        input_ids: (P, T), int64.
+        position_ids: (P, T), int64; from 0 in each example, and in the padding at the end of a row.
+        labels: (P, T), int64, aligned with `input_ids`; IGNORE_INDEX off the targets and on the first token of every
+            example, which nothing before it predicts.
+        sequence_ids: (P, T), int64; the example that a token belongs to, 0 to B-1, and -1 on padding.
+        row_ids: B origins, in the order of the examples; empty for a dummy row.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    sequence_ids: Tensor
+    row_ids: list[str]
+
+
+def collate_packed(
+    examples: Sequence[Example],
+    *,
+    pad_token_id: int,
+    pad_to_multiple_of: int | None = None,
+    one_row: bool = False,
+) -> PackedBatch:
+    """Put the examples into few rows, no longer than the longest example is when padded, or all into one row.
+
+    Rows of that length cost attention no more than padding would, whichever way it is computed. A single row has no
+    padding, but only kernels for sequences of variable length skip what lies between its examples.
+
+    Args:
+        examples: of one batch; their order is kept in `sequence_ids` and `row_ids`.
+        pad_token_id: fills the ends of rows.
+        pad_to_multiple_of: make the rows' length a multiple of so many tokens.
+        one_row: put all into one row.
+
+    Raises:
+        ValueError: there are no examples, one of them is empty, or `pad_to_multiple_of` is below 1.
+    """
+    _check(examples, pad_to_multiple_of)
+    lengths = [len(example.input_ids) for example in examples]
+    if 0 in lengths:
+        raise ValueError(f"example {lengths.index(0)} has no tokens")
+    length = padded_length(sum(lengths) if one_row else max(lengths), pad_to_multiple_of)
+    rows = pack(lengths, length)
+    shape = (len(rows), length)
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    position_ids = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
+    sequence_ids = torch.full(shape, -1, dtype=torch.long)
+    for row, members in enumerate(rows):
+        end = 0
+        for i in members:
+            start, end = end, end + lengths[i]
+            input_ids[row, start:end] = torch.tensor(examples[i].input_ids, dtype=torch.long)
+            position_ids[row, start:end] = torch.arange(lengths[i])
+            labels[row, start + 1 : end] = torch.tensor(examples[i].labels[1:], dtype=torch.long)
+            sequence_ids[row, start:end] = i
+        position_ids[row, end:] = torch.arange(length - end)
+    return PackedBatch(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        labels=labels,
+        sequence_ids=sequence_ids,
+        row_ids=[example.row_id for example in examples],
+    )
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put items into rows of at most `capacity` by first-fit decreasing.
+
+    At most 11/9 of the smallest possible number of rows, plus one, is needed.
+
+    Returns:
+        The items of each row in ascending order; rows ordered by their first item.
+
+    Raises:
+        ValueError: an item is longer than `capacity`.
+    """
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        if lengths[item] > capacity:
+            raise ValueError(f"item {item} of length {lengths[item]} does not fit into {capacity}")
+        row = next((row for row, space in enumerate(free) if space >= lengths[item]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(capacity)
+        rows[row].append(item)
+        free[row] -= lengths[item]
+    return sorted(sorted(row) for row in rows)
+
+
+def padded_length(length: int, multiple_of: int | None) -> int:
+    """`length`, rounded up to a multiple."""
+    multiple = multiple_of or 1
+    return -(-length // multiple) * multiple
+
+
+def _check(examples: Sequence[Example], pad_to_multiple_of: int | None) -> None:
+    if not examples:
+        raise ValueError("collate needs at least one example, got none")
+    if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+        raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of} must be at least 1")

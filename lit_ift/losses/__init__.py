@@ -3,6 +3,7 @@
 from lit_ift.losses.cumsum import discounted_cumsum
 from lit_ift.losses.ift import ift_loss, propagation_weights, temporal_residual
 from lit_ift.losses.logprobs import TokenScores, head_logps, score_tokens, target_mask
+from lit_ift.losses.packing import unpack, unpack_scores
 from lit_ift.losses.sft import sft_loss
 
 __all__ = [
@@ -15,4 +16,6 @@ __all__ = [
     "sft_loss",
     "target_mask",
     "temporal_residual",
+    "unpack",
+    "unpack_scores",
 ]

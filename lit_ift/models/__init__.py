@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from lit_ift.models.load import load_model, load_tokenizer
     from lit_ift.models.obtain import obtain_model
+    from lit_ift.models.packing import check_packing
     from lit_ift.models.source import ModelSource
     from lit_ift.models.verify import verify_export
 
@@ -30,6 +31,7 @@ _MODULE_OF = {
     "ModelSource": "source",
     "base_model": "head",
     "check_hidden_state_path": "head",
+    "check_packing": "packing",
     "decoder": "head",
     "export_model": "export",
     "is_tied": "head",
@@ -47,6 +49,7 @@ __all__ = [
     "ModelSource",
     "base_model",
     "check_hidden_state_path",
+    "check_packing",
     "decoder",
     "export_model",
     "is_tied",

@@ -17,6 +17,8 @@ from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy,
 from lit_ift.losses.sft import per_sequence_mean, target_counts
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 from lit_ift.models.load import load_model, load_tokenizer
+from lit_ift.models.packing import check_packing
+from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
 from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule, row_ids_of
 from lit_ift.optim import (
     CosineSchedule,
@@ -43,7 +45,7 @@ def token_accuracy(predictions: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         predictions: predicted ids at the trained positions, row-major, (N,).
-        labels: (B, T).
+        labels: one row per example, (B, T).
 
     Returns:
         (B,) float32.
@@ -69,6 +71,9 @@ class CausalLMModule(ExampleMeanModule):
     A subclass says what an example's loss is, in ``example_losses`` (from the batch) or, for objectives on the
     token losses of one forward pass, in ``per_example_loss``. Everything else is done here: loading, exact
     normalisation of the loss under gradient accumulation and several ranks, logging, evaluation, generation.
+
+    A packed batch holds several examples in a row, told apart by ``sequence_ids``. ``score`` and ``unpacked`` give
+    one row per example whether the batch is packed or not, so that objectives need not know.
 
     An optimizer step follows the exact mean over all its examples on all ranks, and logs it: see
     ``ExampleMeanModule``.
@@ -134,6 +139,7 @@ class CausalLMModule(ExampleMeanModule):
         self._build_scheduler = lr_scheduler
         self._language_model_ready = False
         self._froze_embeddings = False
+        self._packing_proven = False
         self._vector_names: frozenset[str] = frozenset()
         self._logit_transform = LogitTransform()
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -150,9 +156,9 @@ class CausalLMModule(ExampleMeanModule):
         Returns:
             Losses of shape (B,) with gradient, and detached metrics of shape (B,).
         """
-        scores = self.score(self.hidden_states(self.embed(batch["input_ids"]), batch), batch["labels"])
+        scores = self.score(self.hidden_states(self.embed(batch["input_ids"]), batch), batch)
         losses, metrics = self.per_example_loss(scores.nll, scores.mask)
-        return losses, {"token_accuracy": token_accuracy(scores.predictions, batch["labels"]), **metrics}
+        return losses, {"token_accuracy": token_accuracy(scores.predictions, unpacked(batch)["labels"]), **metrics}
 
     def per_example_loss(self, nll: Tensor, mask: Tensor) -> ExampleLosses:
         """Loss of each example from its token losses.
@@ -168,7 +174,7 @@ class CausalLMModule(ExampleMeanModule):
 
     def example_weights(self, batch: Batch) -> Tensor:
         """Weight of each example in the mean, (B,) float32; 0 for one without trained tokens."""
-        counts = target_counts(target_mask(batch["labels"]))
+        counts = target_counts(target_mask(unpacked(batch)["labels"]))
         return (counts if self.reduction == "token" else counts > 0).float()
 
     def check_batch(self, batch: Batch) -> None:
@@ -184,6 +190,11 @@ class CausalLMModule(ExampleMeanModule):
                 "Rows are padded on the left, which shifts the positions of models with position embeddings. "
                 "Pad on the right, or put position_ids into the batch."
             )
+        if is_packed(batch):
+            check_packed_batch(batch)
+            if not self._packing_proven:
+                check_packing(self.model)
+                self._packing_proven = True
 
     # The language model ------------------------------------------------------------------------------------------
 
@@ -274,7 +285,7 @@ class CausalLMModule(ExampleMeanModule):
         return embeddings.detach() if self.detach_input_embeddings else embeddings
 
     def hidden_states(self, inputs_embeds: Tensor, batch: Batch) -> Tensor:
-        """Final hidden states, (B, T, D) -> (B, T, D); the output head is not run."""
+        """Final hidden states of the batch's rows, (B, T, D) -> (B, T, D); the output head is not run."""
         positions = {"position_ids": batch["position_ids"]} if "position_ids" in batch else {}
         output = decoder(self.model)(
             inputs_embeds=inputs_embeds,
@@ -289,10 +300,18 @@ class CausalLMModule(ExampleMeanModule):
         """Logits of hidden states, the model's scaling and soft-capping included, (n, D) -> (n, V)."""
         return self._logit_transform(self.model.get_output_embeddings()(hidden))
 
-    def score(self, hidden: Tensor, labels: Tensor, *, select: Select | None = greedy) -> TokenScores:
-        """Score the trained tokens from the hidden states; see ``lit_ift.losses.score_tokens``."""
+    def score(self, hidden: Tensor, batch: Batch, *, select: Select | None = greedy) -> TokenScores:
+        """Score the trained tokens from the hidden states, with one row per example.
+
+        Args:
+            hidden: of the batch's rows, (B, T, D); packed rows hold several examples each.
+            batch: its ``labels`` are scored.
+            select: see ``lit_ift.losses.score_tokens``.
+        """
         vocabulary_size = self.model.get_output_embeddings().weight.shape[0]
-        return score_tokens(hidden, labels, self.head, select=select, chunk_size=chunk_size_for(vocabulary_size))
+        chunk_size = chunk_size_for(vocabulary_size)
+        scores = score_tokens(hidden, batch["labels"], self.head, select=select, chunk_size=chunk_size)
+        return scores_by_example(scores, batch)
 
     # Optimization ------------------------------------------------------------------------------------------------
 
@@ -314,6 +333,7 @@ class CausalLMModule(ExampleMeanModule):
         Returns:
             For each row ``row_id``, ``prompt``, ``answer``, and ``expected``, the first trained turn if any.
         """
+        batch = unpacked(batch)
         rows = [_split_at_answer(ids, labels) for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)]
         for i, row_id in enumerate(batch.get("row_ids") or []):
             if row_id and not rows[i][1]:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from lit_ift.errors import UserError
 from lit_ift.losses.ift import Norm, Side, Source, check_propagation_options, ift_loss, temporal_residual
-from lit_ift.losses.logprobs import greedy
+from lit_ift.losses.logprobs import greedy, target_mask
 from lit_ift.losses.sft import per_sequence_mean
 from lit_ift.modules.base import CausalLMModule, token_accuracy
 from lit_ift.modules.lam import LambdaSchedule, LambdaShape
+from lit_ift.modules.packed import in_batch_order, unpacked
 from lit_ift.modules.predict import Prediction, prediction_rule
 from lit_ift.modules.stepping import Batch, ExampleLosses
 
@@ -105,27 +106,28 @@ class IFTModule(CausalLMModule):
         return torch.stack([best, best if self.predict_tokens is greedy else self.predict_tokens(logits)], dim=-1)
 
     def example_losses(self, batch: Batch) -> ExampleLosses:
-        lam, labels = self.current_lam(), batch["labels"]
+        lam = self.current_lam()
         embeddings = self.embed(batch["input_ids"])
         if lam == 0.0:
             # The prediction has no share in the input: the first pass would be the second.
-            scores = first = self.score(self.hidden_states(embeddings, batch), labels)
+            scores = first = self.score(self.hidden_states(embeddings, batch), batch)
             best = first.predictions
         else:
             with torch.no_grad():
                 hidden = self.hidden_states(embeddings, batch)
-                first = self.score(hidden, labels, select=self._choose)
+                first = self.score(hidden, batch, select=self._choose)
             # Autocast keeps the casts that it made of the weights. In a torch without pytorch#165068 those of the
             # first pass carry no gradient, and the second pass would silently train nothing.
             torch.clear_autocast_cache()
             best, mixed_in = first.predictions.unbind(-1)
-            fused = temporal_residual(embeddings, self.embed(mixed_in), first.mask, lam)
-            scores = self.score(self.hidden_states(fused, batch), labels, select=None)
+            predicted = self.embed(in_batch_order(mixed_in, batch))
+            fused = temporal_residual(embeddings, predicted, target_mask(batch["labels"]), lam)
+            scores = self.score(self.hidden_states(fused, batch), batch, select=None)
         losses, metrics = self.per_example_loss(scores.nll, scores.mask)
         return losses, {
             "sft_loss": per_sequence_mean(first.nll, first.mask).detach(),
             "lam": torch.full_like(losses, lam).detach(),
-            "token_accuracy": token_accuracy(best, labels),
+            "token_accuracy": token_accuracy(best, unpacked(batch)["labels"]),
             **metrics,
         }
 

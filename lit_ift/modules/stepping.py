@@ -45,6 +45,7 @@ class ExampleMeanModule(L.LightningModule):
         super().__init__()
         self._window = AccumulationWindow()
         self._evaluation = AccumulationWindow()
+        self._batch_checked = False
         self._configured_options: list[dict[str, Any]] = []
 
     # What a subclass says ----------------------------------------------------------------------------------------
@@ -64,20 +65,22 @@ class ExampleMeanModule(L.LightningModule):
     def num_tokens(self, batch: Batch) -> Tensor:
         """Input tokens of a batch, padding apart; a scalar, for the throughput."""
         masks = [value for name, value in batch.items() if name.endswith("attention_mask")]
+        masks += [value >= 0 for name, value in batch.items() if name.endswith("sequence_ids")]
         ids = [value for name, value in batch.items() if name.endswith("input_ids")]
         counts = [mask.sum() for mask in masks] if masks else [torch.tensor(i.numel(), device=self.device) for i in ids]
         return torch.stack(counts).sum() if counts else torch.zeros((), device=self.device)
 
     def check_batch(self, batch: Batch) -> None:
-        """Refuse a batch that would be scored wrongly; asked of the first batch of every epoch and evaluation.
+        """Refuse a batch that would be scored wrongly; asked of the first batch of a run, epoch and evaluation.
 
         Raises:
             UserError: says what the batch lacks.
         """
 
     def _weighted_losses(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        if batch_idx == 0:
+        if batch_idx == 0 or not self._batch_checked:
             self.check_batch(batch)
+            self._batch_checked = True
         losses, metrics = self.example_losses(batch)
         weights = self.example_weights(batch)
         for name, values in {"losses": losses, **metrics}.items():
