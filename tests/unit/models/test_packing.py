@@ -1,0 +1,94 @@
+"""The check that a model keeps packed examples apart."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONFIGS, tiny_model
+
+from lit_ift.errors import UserError
+from lit_ift.models.packing import check_packing, packs_into_one_row
+
+IMPLEMENTATIONS = [(name, kind) for name in CONFIGS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "implementation"), IMPLEMENTATIONS)
+def test_architectures_pass(name: str, implementation: str, dtype: torch.dtype) -> None:
+    check_packing(tiny_model(name, dtype=dtype, attn_implementation=implementation))
+
+
+def test_passes_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        check_packing(tiny_model(dtype=torch.float32))
+
+
+def break_with(model: Any, **changes: Any) -> Any:
+    """Let the decoder be called otherwise than the check does; a callable is given the argument as it was."""
+
+    def change(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, **{k: v(kwargs) if callable(v) else v for k, v in changes.items()}}
+
+    model.get_decoder().register_forward_pre_hook(change, with_kwargs=True)
+    return model
+
+
+def ones(kwargs: dict[str, Any]) -> torch.Tensor:
+    return torch.ones(kwargs["inputs_embeds"].shape[:2], dtype=torch.long)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_a_model_that_mixes_examples_is_refused(name: str, dtype: torch.dtype) -> None:
+    # Both switch off what transformers does for packed rows, without an error.
+    for changes in ({"attention_mask": ones}, {"use_cache": True}):
+        model = break_with(tiny_model(name, dtype=dtype), **changes)
+        with pytest.raises(UserError, match=r"with attn_implementation='sdpa' does not keep packed examples apart"):
+            check_packing(model)
+
+
+def test_so_is_a_freshly_drawn_one_in_which_attention_hardly_matters() -> None:
+    model = tiny_model(dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.div_(8.0)
+    check_packing(model)
+    with pytest.raises(UserError, match="does not keep packed examples apart"):
+        check_packing(break_with(model, attention_mask=ones))
+
+
+def test_so_is_one_that_counts_positions_its_own_way() -> None:
+    own = {"position_ids": lambda kwargs: kwargs["position_ids"] * 2 if "position_ids" in kwargs else None}
+    with pytest.raises(UserError, match="does not keep packed examples apart"):
+        check_packing(break_with(tiny_model("gpt2", dtype=torch.float32), **own))
+
+
+def test_a_model_that_gives_no_numbers_is_refused() -> None:
+    model = tiny_model(dtype=torch.float32)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="does not keep packed examples apart"):
+        check_packing(model)
+
+
+def test_nothing_else_changes() -> None:
+    model = tiny_model("gpt2", dtype=torch.float32)
+    model.train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    check_packing(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_flash_attention_takes_one_row() -> None:
+    model = tiny_model()
+    assert not packs_into_one_row(model)
+    for name in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"):
+        model.config._attn_implementation_internal = name
+        assert packs_into_one_row(model)
+    model.config._attn_implementation_internal = "flex_attention"
+    assert not packs_into_one_row(model)
