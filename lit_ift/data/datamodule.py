@@ -3,7 +3,7 @@
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast, get_args
@@ -13,17 +13,21 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_ift.data.chat import check_tokenizer, is_built_in_template, resolve_chat_template, with_bos
-from lit_ift.data.collate import Batch, collate
+from lit_ift.data.collate import Batch, PackedBatch, collate, collate_packed
 from lit_ift.data.encode import EncodedDataset, OnBadRow, ParsedRows, encode_rows, parse_records
 from lit_ift.data.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report import DataReport, announce, announce_missing_bos
 from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
 from lit_ift.errors import UserError
 from lit_ift.models.load import load_tokenizer
+from lit_ift.models.packing import packs_into_one_row
 
 logger = logging.getLogger("lit_ift")
 
 T = TypeVar("T")
+DEFAULT_BATCH_SIZE: Final = 8
+"""Rows a process and batch where nothing is said of the size of batches."""
+
 Split = Literal["train", "val", "test", "predict"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 
@@ -38,8 +42,12 @@ STAGE_SPLITS: Final[dict[str, tuple[Split, ...]]] = {
 ORDER_OPTIONS: Final = {
     "world_size": "number of processes",
     "batch_size": "data.batch_size",
+    "tokens_per_batch": "data.tokens_per_batch",
+    "packing": "data.packing",
+    "pad_to_multiple_of": "data.pad_to_multiple_of",
     "seed": "data.seed",
     "group_by_length": "data.group_by_length",
+    "weights": "weights of the sources",
     "rows": "number of training rows",
     "lengths": "checksum of the lengths of the training rows",
 }
@@ -76,10 +84,19 @@ class ConversationDataModule(L.LightningDataModule):
         chat_template: built-in name (chatml, zephyr), file or jinja text to set on the tokenizer. A built-in one
             writes the bos_token first if the tokenizer by itself starts a text with it.
         max_length: longest row [tokens]; longer ones lose their end.
-        batch_size: training rows a process and batch.
-        eval_batch_size: the same for the other splits; by default `batch_size`.
+        batch_size: training rows a process and batch; 8 unless `tokens_per_batch` is given.
+        tokens_per_batch: input tokens a process and batch at most, instead of `batch_size`; padding counts, unless
+            rows are packed. All epochs have equally many batches. Without `packing` rows of similar length share a
+            batch, with it each batch is a random sample of all lengths.
+        eval_batch_size: rows a process and batch of the other splits; by default as for training.
         pad_to_multiple_of: pad batches to a multiple of so many tokens; by default to the longest row.
-        group_by_length: put rows of similar length into one batch.
+        packing: put the examples of a batch one after the other into as few rows as are needed, each as long as the
+            longest example. Which examples a batch has, their losses and gradients stay the same; only padding is
+            saved, so it serves where `group_by_length` is off. Rows to be answered (predict) are never packed.
+        padding_free: pack all examples of a batch into one row; by default where the model's attention is made for
+            it (flash attention). Elsewhere one long row costs time and memory quadratic in its length.
+        group_by_length: put rows of similar length into one batch; by default True, but with `tokens_per_batch` it
+            is for `packing` to say.
         num_workers: processes that collate batches; 0 does it in the main one.
         on_bad_row: stop at the first row that cannot be used, or skip and report such rows.
         max_rows: use only so many rows of each source, the first ones.
@@ -92,10 +109,13 @@ class ConversationDataModule(L.LightningDataModule):
         tokenizer: str | Any | None = None,
         chat_template: str | None = None,
         max_length: int = 1024,
-        batch_size: int = 8,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
         eval_batch_size: int | None = None,
         pad_to_multiple_of: int | None = None,
-        group_by_length: bool = True,
+        packing: bool = False,
+        padding_free: bool | None = None,
+        group_by_length: bool | None = None,
         num_workers: int = 0,
         on_bad_row: OnBadRow = "error",
         max_rows: int | None = None,
@@ -104,12 +124,14 @@ class ConversationDataModule(L.LightningDataModule):
         super().__init__()
         _require("max_length", max_length, minimum=2)
         _require("batch_size", batch_size, minimum=1)
+        _require("tokens_per_batch", tokens_per_batch, minimum=1)
         _require("eval_batch_size", eval_batch_size, minimum=1)
         _require("pad_to_multiple_of", pad_to_multiple_of, minimum=1)
         _require("num_workers", num_workers, minimum=0)
         _require("max_rows", max_rows, minimum=1)
         if on_bad_row not in get_args(OnBadRow):
             raise UserError(f"data.on_bad_row={on_bad_row!r} must be one of {', '.join(get_args(OnBadRow))}.")
+        _check_batching(batch_size, tokens_per_batch, packing, padding_free, group_by_length)
         # Checkpoints are loaded with weights_only, which takes plain values and no tokenizer object.
         plain = tokenizer is None or isinstance(tokenizer, str)
         self.save_hyperparameters(ignore=[] if plain else ["tokenizer"], logger=False)
@@ -117,9 +139,12 @@ class ConversationDataModule(L.LightningDataModule):
         self.chat_template = None if chat_template is None else resolve_chat_template(chat_template)
         self.template_is_built_in = chat_template is not None and is_built_in_template(chat_template)
         self.max_length = max_length
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.batch_size = DEFAULT_BATCH_SIZE if batch_size is None and tokens_per_batch is None else batch_size
+        self.tokens_per_batch = tokens_per_batch
+        self.eval_batch_size = eval_batch_size
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.packing = packing
+        self.padding_free = padding_free
         self.group_by_length = group_by_length
         self.num_workers = num_workers
         self.on_bad_row: OnBadRow = on_bad_row
@@ -204,12 +229,15 @@ class ConversationDataModule(L.LightningDataModule):
         dataset = self._dataset("train")
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             # The same first batches must come back in every epoch.
-            sampler: LengthGroupedBatchSampler = self._sequential(dataset, self.batch_size, group_by_length=False)
+            sampler: LengthGroupedBatchSampler = SequentialBatchSampler(
+                dataset.lengths, **self._batch_options(self.packing), group_by_length=False
+            )
         else:
             sampler = LengthGroupedBatchSampler(
                 dataset.lengths,
-                batch_size=self.batch_size,
+                **self._batch_options(self.packing),
                 group_by_length=self.group_by_length,
+                groups=self.train_groups(),
                 seed=self.seed,
             )
         if self.trainer is not None:
@@ -217,8 +245,12 @@ class ConversationDataModule(L.LightningDataModule):
         # Lightning sets the epoch only after it made the iterator, and worker processes prefetch at once.
         self._begin_epoch()
         self._seek(sampler)
-        self._train_loader = self._loader(dataset, sampler)
+        self._train_loader = self._loader(dataset, sampler, self.packing)
         return self._train_loader
+
+    def train_groups(self) -> Sequence[tuple[int, float]] | None:
+        """Number of training rows and weight of each source, in the order of the rows; None where all count once."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the training rows the run is; empty if none is under way."""
@@ -229,7 +261,7 @@ class ConversationDataModule(L.LightningDataModule):
         done += total - origin
         if done >= self.trainer.num_training_batches:
             epoch, done = epoch + 1, 0
-        return {"epoch": epoch, "batches_done": done, "batches_total": total, **self._order(self._train_sampler())}
+        return {"epoch": epoch, "batches_done": done, "batches_total": total, **self._train_sampler().order_options}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the run was that wrote `state_dict`.
@@ -268,7 +300,9 @@ class ConversationDataModule(L.LightningDataModule):
         assert self._position is not None
         epoch, done, _ = self._position
         if done and self._resumed is not None:
-            then, now = self._resumed, self._order(sampler)
+            # A checkpoint from before an option existed was written without it.
+            now = sampler.order_options
+            then = {key: self._resumed.get(key) for key in now}
             changed = [
                 f"{name} {then[key]} (now {now[key]})" for key, name in ORDER_OPTIONS.items() if then[key] != now[key]
             ]
@@ -279,17 +313,6 @@ class ConversationDataModule(L.LightningDataModule):
                     "same ones, or from a checkpoint written at the end of an epoch."
                 )
         sampler.resume(epoch=epoch, start=done)
-
-    def _order(self, sampler: LengthGroupedBatchSampler) -> dict[str, Any]:
-        """What the order of the training rows hangs on, under the keys of `ORDER_OPTIONS`."""
-        return {
-            "world_size": sampler.num_replicas,
-            "batch_size": sampler.batch_size,
-            "seed": self.seed,
-            "group_by_length": sampler.group_by_length,
-            "rows": len(sampler.lengths),
-            "lengths": sampler.lengths_digest,
-        }
 
     def _train_sampler(self) -> LengthGroupedBatchSampler:
         assert self._train_loader is not None
@@ -304,15 +327,15 @@ class ConversationDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Batches by falling length; no loader if there is no validation data, so that fit goes without."""
-        return self._eval_loader("val", "validate", self.group_by_length)
+        return self._eval_loader("val", "validate", self.group_by_length is not False, self.packing)
 
     def test_dataloader(self) -> Any:
         """Batches by falling length."""
-        return self._eval_loader("test", "test", self.group_by_length)
+        return self._eval_loader("test", "test", self.group_by_length is not False, self.packing)
 
     def predict_dataloader(self) -> Any:
         """Batches in the order of the source."""
-        return self._eval_loader("predict", "predict", group_by_length=False)
+        return self._eval_loader("predict", "predict", group_by_length=False, packing=False)
 
     def _parse(self, split: Split) -> ParsedRows:
         rows = ParsedRows()
@@ -332,29 +355,51 @@ class ConversationDataModule(L.LightningDataModule):
             raise UserError(f"The {split} data is not set up. Call setup() before asking for its loader.")
         return self.datasets[split]
 
-    def _eval_loader(self, split: Split, command: str, group_by_length: bool) -> Any:
+    def _eval_loader(self, split: Split, command: str, group_by_length: bool, packing: bool) -> Any:
         asked = self.trainer is not None and self.trainer.state.fn == command
         if not self.has_split(split) and not asked:
             return []
         dataset = self._dataset(split)
-        return self._loader(dataset, self._sequential(dataset, self.eval_batch_size, group_by_length))
+        options = self._batch_options(packing)
+        if self.eval_batch_size is not None:
+            options |= {"batch_size": self.eval_batch_size, "tokens_per_batch": None}
+        sampler = SequentialBatchSampler(dataset.lengths, **options, group_by_length=group_by_length)
+        return self._loader(dataset, sampler, packing)
 
-    @staticmethod
-    def _sequential(dataset: EncodedDataset, batch_size: int, group_by_length: bool) -> SequentialBatchSampler:
-        return SequentialBatchSampler(dataset.lengths, batch_size=batch_size, group_by_length=group_by_length)
+    def _batch_options(self, packing: bool) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "tokens_per_batch": self.tokens_per_batch,
+            "packing": packing,
+            "pad_to_multiple_of": self.pad_to_multiple_of,
+        }
 
-    def _loader(self, dataset: EncodedDataset, sampler: LengthGroupedBatchSampler) -> DataLoader[Any]:
+    def _loader(self, dataset: EncodedDataset, sampler: LengthGroupedBatchSampler, packing: bool) -> DataLoader[Any]:
+        collate_fn: Any = partial(_collate_packed, one_row=self._one_row()) if packing else _collate
         return DataLoader(
             dataset,
             sampler=sampler,
             batch_size=None,  # The sampler already yields batches.
-            collate_fn=partial(_collate, pad_token_id=self._pad_token_id(), pad_to_multiple_of=self.pad_to_multiple_of),
+            collate_fn=partial(
+                collate_fn, pad_token_id=self._pad_token_id(), pad_to_multiple_of=self.pad_to_multiple_of
+            ),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # Making an iterator draws a seed; from the global generator it would change the model's dropout.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def _one_row(self) -> bool:
+        """Whether packed batches are one row: where it is asked for, or the model's attention wants it."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        wanted = packs_into_one_row(getattr(module, "model", None))
+        if wanted and self.padding_free is False:
+            raise UserError(
+                "data.padding_free=false: the model's flash attention tells packed examples apart only in a single "
+                "row. Leave padding_free out, or set model.attn_implementation to sdpa."
+            )
+        return wanted if self.padding_free is None else self.padding_free
 
     def _pad_token_id(self) -> int:
         # Padding is masked by position, so any id that the embedding knows will do.
@@ -421,6 +466,32 @@ def _encoding(tokenizer: Any) -> tuple[Any, ...]:
 
 def _collate(examples: list[Any], *, pad_token_id: int, pad_to_multiple_of: int | None) -> Batch:
     return collate(examples, pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
+
+
+def _collate_packed(
+    examples: list[Any], *, pad_token_id: int, pad_to_multiple_of: int | None, one_row: bool
+) -> PackedBatch:
+    return collate_packed(examples, pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of, one_row=one_row)
+
+
+def _check_batching(
+    batch_size: int | None,
+    tokens_per_batch: int | None,
+    packing: bool,
+    padding_free: bool | None,
+    group_by_length: bool | None,
+) -> None:
+    if batch_size is not None and tokens_per_batch is not None:
+        raise UserError(
+            f"data.batch_size={batch_size} and data.tokens_per_batch={tokens_per_batch} both say how large a batch "
+            "is. Leave one of them out."
+        )
+    if padding_free is not None and not packing:
+        raise UserError(f"data.padding_free={padding_free} has no effect without data.packing. Leave it out.")
+    if tokens_per_batch is not None and group_by_length not in (None, not packing):
+        given = "data.packing" if packing else "data.tokens_per_batch without data.packing"
+        does = "samples all lengths" if packing else "always groups rows by length"
+        raise UserError(f"data.group_by_length={group_by_length} has no effect: {given} {does}. Leave it out.")
 
 
 def _require(name: str, value: int | None, *, minimum: int) -> None:

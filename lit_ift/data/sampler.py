@@ -1,14 +1,19 @@
-"""Batches of rows of similar length, the same on every machine for the same seed, epoch and number of processes."""
+"""Batches of rows, the same on every machine for the same seed, epoch and number of processes."""
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, cast
 
 import torch
 from torch import distributed
 from torch.utils.data import DistributedSampler, SequentialSampler
+
+from lit_ift.data.budget import BatchPlan, in_order
+from lit_ift.data.collate import padded_length
+from lit_ift.data.weights import WeightedRows
+from lit_ift.errors import UserError
 
 MEGABATCH: Final = 50
 """Global batches whose rows are sorted by length together: enough to save padding, few enough to stay random."""
@@ -21,27 +26,45 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
     """Yields this rank's batches as lists of dataset indices.
 
     For ``DataLoader(dataset, sampler=sampler, batch_size=None)``. It is a `DistributedSampler` so that Lightning
-    neither replaces it nor forgets to call `set_epoch`. Over all ranks every row comes exactly once an epoch. Every
-    rank yields equally many batches: where the last global batch has no row for a rank, that rank's batch is one
-    dummy, ``~i`` (negative) for a row ``i``, which the dataset returns without targets.
+    neither replaces it nor forgets to call `set_epoch`. Over all ranks every row comes exactly once an epoch, or as
+    often as its group's weight says. Every rank yields equally many batches, the same number in every epoch: where a
+    step has no row for a rank, that rank's batch is one dummy, ``~i`` (negative) for a row ``i``, which the dataset
+    returns without targets.
+
+    Batches have `batch_size` rows, or as many as `tokens_per_batch` allows. The latter group rows by length, or with
+    `packing` are samples of all lengths; see `BatchPlan`.
 
     Args:
         lengths: tokens of each row.
         batch_size: rows a rank and batch.
+        tokens_per_batch: input tokens a rank and batch, instead; padding counts unless rows are packed.
+        packing: with `tokens_per_batch`: the batches are packed, so that padding does not count.
+        pad_to_multiple_of: with `tokens_per_batch`: what batches are padded to.
         shuffle: a new order each epoch; otherwise always the same one.
-        group_by_length: batches of similar length; without `shuffle` the longest rows come first.
+        group_by_length: batches of similar length; without `shuffle` the longest rows come first. None means True,
+            but for shuffled batches with `tokens_per_batch`, where `packing` decides.
+        groups: number of rows and weight of each group, in the order of the rows; see `WeightedRows`. None gives
+            every row weight 1.
         seed: of the shuffling.
         num_replicas: processes that share the rows; by default those of torch.distributed, or 1.
         rank: which of them this is.
+
+    Raises:
+        UserError: a row is longer than `tokens_per_batch`, or a weight is unfit.
+        ValueError: not exactly one of `batch_size` and `tokens_per_batch` is given, or an option has no effect.
     """
 
     def __init__(
         self,
         lengths: Sequence[int],
         *,
-        batch_size: int,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
+        packing: bool = False,
+        pad_to_multiple_of: int | None = None,
         shuffle: bool = True,
-        group_by_length: bool = True,
+        group_by_length: bool | None = None,
+        groups: Sequence[tuple[int, float]] | None = None,
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,
@@ -52,16 +75,55 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         if rank is None:
             rank = distributed.get_rank() if running else 0
         super().__init__(cast(Any, lengths), num_replicas, rank, shuffle=shuffle, seed=seed)
+        if (batch_size is None) == (tokens_per_batch is None):
+            raise ValueError("exactly one of batch_size and tokens_per_batch is needed")
+        if groups is not None and not shuffle:
+            raise ValueError("groups need shuffle: without it every row comes once")
+        decided = not packing if tokens_per_batch is not None and shuffle else None
+        if None not in (decided, group_by_length) and decided != group_by_length:
+            raise ValueError(f"group_by_length={group_by_length} has no effect with tokens_per_batch, {packing=}")
         self.lengths = lengths
         self.batch_size = batch_size
-        self.group_by_length = group_by_length
+        self.tokens_per_batch = tokens_per_batch
+        self.packing = packing if tokens_per_batch is not None else None
+        self.pad_to_multiple_of = pad_to_multiple_of if tokens_per_batch is not None and not packing else None
+        self.group_by_length = decided if decided is not None else group_by_length in (None, True)
+        self.groups = None if groups is None else [(rows, float(weight)) for rows, weight in groups]
         self.epoch_of: Callable[[int], int] | None = None
         self._start = 0
+        self._width = partial(padded_length, multiple_of=self.pad_to_multiple_of)
+        self._lengths = torch.as_tensor(lengths, dtype=torch.long)
+        self._rows = WeightedRows(self._lengths, self.groups or [(len(lengths), 1.0)], _generator(f"{seed}/groups"))
+        if tokens_per_batch is not None and len(lengths):
+            longest = int(self._lengths.argmax())
+            if self._width(int(lengths[longest])) > tokens_per_batch:
+                raise UserError(
+                    f"Row {longest} (counted from 0) has {int(lengths[longest])} tokens"
+                    + (f", padded to a multiple of {pad_to_multiple_of}" if self.pad_to_multiple_of else "")
+                    + f", which is more than data.tokens_per_batch={tokens_per_batch}. Raise tokens_per_batch, or "
+                    "lower data.max_length."
+                )
 
     @cached_property
     def lengths_digest(self) -> str:
         """A short hash of all lengths; computed once, for every checkpoint holds it."""
-        return hashlib.sha256(repr(list(self.lengths)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(self._lengths.tolist()).encode()).hexdigest()[:16]
+
+    @property
+    def order_options(self) -> dict[str, Any]:
+        """What the order hangs on, as plain values; None for what has no part in it."""
+        return {
+            "world_size": self.num_replicas,
+            "batch_size": self.batch_size,
+            "tokens_per_batch": self.tokens_per_batch,
+            "packing": self.packing,
+            "pad_to_multiple_of": self.pad_to_multiple_of,
+            "seed": self.seed,
+            "group_by_length": self.group_by_length,
+            "weights": None if self.groups is None else [list(group) for group in self.groups],
+            "rows": len(self.lengths),
+            "lengths": self.lengths_digest,
+        }
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration; `epoch_of`, if there is one, tells which it is instead."""
@@ -81,47 +143,107 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         """Batches that each rank yields in a whole epoch, also if the next one is begun inside."""
-        return math.ceil(len(self.lengths) / (self.batch_size * self.num_replicas))
+        if self.batch_size is not None:
+            return math.ceil(len(self._rows) / (self.batch_size * self.num_replicas))
+        if not len(self.lengths):
+            return 0
+        return self._plan.num_steps if self.shuffle else len(self._steps_in_order)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = global_batches(
-            self.lengths,
-            global_batch_size=self.batch_size * self.num_replicas,
-            shuffle_key=f"{self.seed}/{self.epoch}" if self.shuffle else None,
-            group_by_length=self.group_by_length,
-        )
         start, self._start = self._start, 0
-        for batch in order[start:]:
-            yield rank_share(batch, self.rank, self.num_replicas)
+        for step in self._steps()[start:]:
+            batch = step[self.rank] if self.rank < len(step) else []
+            yield batch or [~min((row for batch in step for row in batch), key=lambda row: int(self.lengths[row]))]
+
+    def _steps(self) -> list[list[list[int]]]:
+        """For each step of the epoch the batches of the ranks; empty or missing where there are no rows for one."""
+        if not len(self.lengths):
+            return []
+        key = f"{self.seed}/{self.epoch}"
+        rows = self._rows.of_epoch(self.epoch if self.shuffle else 0)
+        if self.batch_size is not None:
+            batches = global_batches(
+                rows.tolist(),
+                self.lengths,
+                global_batch_size=self.batch_size * self.num_replicas,
+                shuffle_key=key if self.shuffle else None,
+                group_by_length=self.group_by_length,
+            )
+            return [[batch[rank :: self.num_replicas] for rank in range(self.num_replicas)] for batch in batches]
+        return self._plan.draw(rows, self._lengths, _generator(key)) if self.shuffle else self._steps_in_order
+
+    @cached_property
+    def _plan(self) -> BatchPlan:
+        assert self.tokens_per_batch is not None
+        return BatchPlan(
+            self._rows.planned_lengths,
+            budget=self.tokens_per_batch,
+            num_replicas=self.num_replicas,
+            packing=bool(self.packing),
+            width=self._width,
+        )
+
+    @cached_property
+    def _steps_in_order(self) -> list[list[list[int]]]:
+        assert self.tokens_per_batch is not None
+        rows = list(range(len(self.lengths)))
+        if self.group_by_length:
+            rows.sort(key=lambda row: -int(self.lengths[row]))
+        batches = in_order(
+            rows, self.lengths, budget=self.tokens_per_batch, packing=bool(self.packing), width=self._width
+        )
+        return [batches[k : k + self.num_replicas] for k in range(0, len(batches), self.num_replicas)]
 
 
 class SequentialBatchSampler(LengthGroupedBatchSampler, SequentialSampler):  # type: ignore[misc]
     """The same without shuffling. Lightning leaves a `SequentialSampler` alone under ``overfit_batches``."""
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, group_by_length: bool = True) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
+        packing: bool = False,
+        pad_to_multiple_of: int | None = None,
+        group_by_length: bool = True,
+    ) -> None:
         LengthGroupedBatchSampler.__init__(
-            self, lengths, batch_size=batch_size, shuffle=False, group_by_length=group_by_length
+            self,
+            lengths,
+            batch_size=batch_size,
+            tokens_per_batch=tokens_per_batch,
+            packing=packing,
+            pad_to_multiple_of=pad_to_multiple_of,
+            shuffle=False,
+            group_by_length=group_by_length,
         )
 
 
 def global_batches(
-    lengths: Sequence[int], *, global_batch_size: int, shuffle_key: str | None, group_by_length: bool
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    global_batch_size: int,
+    shuffle_key: str | None,
+    group_by_length: bool,
 ) -> list[list[int]]:
-    """Cut all rows into batches that the ranks then share; only the last one may be short.
+    """Cut rows into batches that the ranks then share by turns; only the last one may be short.
+
+    A batch is sorted by length if `group_by_length`, so that all ranks work equally long.
 
     Args:
-        lengths: tokens of each row.
+        rows: of this epoch.
+        lengths: tokens of all rows, indexed by row.
         global_batch_size: rows a batch over all ranks.
         shuffle_key: seeds the order; None keeps the rows in theirs.
         group_by_length: sort by falling length, within shuffled megabatches if there is a `shuffle_key`.
     """
-    generator = torch.Generator()
-    order = list(range(len(lengths)))
+    order = list(rows)
     megabatch = len(order)
+    generator = _generator(shuffle_key or "")
     if shuffle_key is not None:
-        digest = hashlib.sha256(shuffle_key.encode()).digest()
-        generator.manual_seed(int.from_bytes(digest[:8]) >> 1)
-        order = torch.randperm(len(lengths), generator=generator).tolist()
+        order = [order[k] for k in torch.randperm(len(order), generator=generator).tolist()]
         fitting = len(order) // (MIN_MEGABATCHES * global_batch_size)
         megabatch = max(1, min(MEGABATCH, fitting)) * global_batch_size
     if group_by_length and order:
@@ -136,6 +258,6 @@ def global_batches(
     return [batches[k] for k in shuffled] + batches[num_full:]
 
 
-def rank_share(batch: list[int], rank: int, num_replicas: int) -> list[int]:
-    """Every `num_replicas`-th row of a batch sorted by length, so that all ranks work equally long."""
-    return batch[rank::num_replicas] or [~batch[-1]]
+def _generator(key: str) -> torch.Generator:
+    digest = hashlib.sha256(key.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)

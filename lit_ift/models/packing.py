@@ -24,7 +24,7 @@ def packs_into_one_row(model: Any) -> bool:
 
     That is so for the flash attention kernels; the others compute on every pair of positions of a row.
     """
-    implementation = getattr(base_model(model).config, "_attn_implementation", None)
+    implementation = getattr(getattr(base_model(model), "config", None), "_attn_implementation", None)
     return "flash" in str(implementation)
 
 

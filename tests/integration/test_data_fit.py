@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import lightning as L
@@ -405,3 +406,151 @@ def test_predict_answers_rows_without_answers(tmp_path: Path) -> None:
     batch = next(iter(source.predict_dataloader()))
     batch["row_ids"][1] = ""
     assert [answer["row_id"] for answer in module.predict_step(batch, 0)] == [f"{path}:1", f"{path}:3"]
+
+
+def batch_shapes(loader: object) -> list[tuple[int, ...]]:
+    return [tuple(batch["input_ids"].shape) for batch in loader]  # type: ignore[attr-defined]
+
+
+def test_packing_changes_neither_batches_nor_steps(tmp_path: Path) -> None:
+    """The same examples in every batch, the same losses and gradient norms, fewer positions."""
+
+    train = tmp_path / "rows.jsonl"
+    pairs = [{"prompt": "x" * (1 + 37 * i % 180), "completion": "y" * (1 + i % 7)} for i in range(18)]
+    train.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+    def fit(**options) -> tuple[list[list[str]], list[tuple[float, ...]], int]:
+        rows: list[list[str]] = []
+        steps: list[tuple[float, ...]] = []
+        positions = 0
+
+        class Listener(L.Callback):
+            def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+                nonlocal positions
+                rows.append(batch["row_ids"])
+                positions += batch["input_ids"].numel()
+                assert ("sequence_ids" in batch) == bool(options)
+                if trainer.global_step > len(steps):
+                    names = ("train/loss", "train/grad_norm")
+                    steps.append(tuple(float(trainer.callback_metrics[name]) for name in names))
+
+        source = InstructionDataModule(
+            str(train), val=str(train), tokenizer=tiny_tokenizer(), batch_size=4, group_by_length=False, **options
+        )
+        model = tiny_model("llama")
+        run = trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=[Listener()])
+        run.fit(SFTModule(model), datamodule=source)
+        steps.append((float(run.callback_metrics["val/loss"]),))
+        return rows, steps, positions
+
+    rows, steps, positions = fit()
+    packed_rows, packed_steps, packed_positions = fit(packing=True)
+    assert packed_rows == rows
+    assert len(steps) == 7
+    for ours, expected in zip(packed_steps, steps, strict=True):
+        assert ours == pytest.approx(expected, rel=1e-6)
+    assert packed_positions < 0.9 * positions
+
+
+def test_packed_loaders(tmp_path: Path) -> None:
+    source = write(tmp_path / "other.jsonl", 6)
+    module = data(tmp_path, packing=True, padding_free=True, val=source, predict=source, batch_size=9)
+    module.setup()
+    assert [rows for rows, _ in batch_shapes(module.train_dataloader())] == [1, 1]
+    assert [rows for rows, _ in batch_shapes(module.val_dataloader())] == [1]
+    assert [rows for rows, _ in batch_shapes(module.predict_dataloader())] == [6]  # each has its own answer
+
+
+def test_flash_attention_gets_one_row(tmp_path: Path) -> None:
+    class Holder(Recorder):
+        def configure_model(self) -> None:
+            self.model = tiny_model("llama")
+            self.model.config._attn_implementation_internal = "flash_attention_2"
+
+        def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
+            assert len(batch["input_ids"]) == 1
+            return super().training_step(batch, batch_idx)
+
+    trainer(tmp_path, max_epochs=1).fit(Holder(), datamodule=data(tmp_path, packing=True))
+    with pytest.raises(UserError, match=r"data.padding_free=false: the model's flash attention"):
+        trainer(tmp_path, max_epochs=1).fit(Holder(), datamodule=data(tmp_path, packing=True, padding_free=False))
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_batches_by_token_budget(tmp_path: Path, packing: bool) -> None:
+    options = {"batch_size": None, "tokens_per_batch": 150, "packing": packing, "num_workers": 1}
+    whole, first, second = Recorder(), Recorder(), Recorder()
+    source = data(tmp_path, val=write(tmp_path / "val.jsonl", 5), **options)
+    run = trainer(tmp_path, max_epochs=3)
+    run.fit(whole, datamodule=source)
+    lengths = dict(
+        zip((e.row_id for e in source.datasets["train"].examples), source.datasets["train"].lengths, strict=True)
+    )
+    for epoch in range(3):
+        batches = whole.seen[f"train {epoch}"]
+        assert len(batches) == run.num_training_batches
+        assert sorted(row for rows in batches for row in rows) == sorted(lengths)
+        assert all(
+            (sum(lengths[r] for r in rows) if packing else max(lengths[r] for r in rows) * len(rows)) <= 150
+            for rows in batches
+        )
+    assert len(whole.seen["train 0"]) > 3
+    assert whole.seen["train 0"] != whole.seen["train 1"]
+
+    path = tmp_path / "inside.ckpt"
+    stop = run.num_training_batches + 2
+    with pytest.raises(CrashError):
+        trainer(tmp_path, max_epochs=3, callbacks=[SaveAt(path, "on_train_batch_end", stop)]).fit(
+            first, datamodule=data(tmp_path, **options)
+        )
+    trainer(tmp_path, max_epochs=3).fit(second, datamodule=data(tmp_path, **options), ckpt_path=path, weights_only=True)
+    assert lines(first) + lines(second) == lines(whole)
+    for changes, named in (
+        ({"tokens_per_batch": 170}, r"data.tokens_per_batch 150 \(now 170\)"),
+        ({"packing": not packing}, rf"data.packing {packing} \(now {not packing}\)"),
+        ({"tokens_per_batch": None, "batch_size": 4}, r"data.batch_size None \(now 4\), data.tokens_per_batch 150"),
+    ):
+        with pytest.raises(UserError, match=named):
+            trainer(tmp_path, max_epochs=3).fit(
+                Recorder(), datamodule=data(tmp_path, **options | changes), ckpt_path=path, weights_only=True
+            )
+
+    same = Recorder()
+    trainer(tmp_path, max_epochs=2, overfit_batches=2).fit(same, datamodule=data(tmp_path, **options))
+    assert same.seen["train 0"] == same.seen["train 1"]
+    assert len(same.seen["train 0"]) == 2
+
+
+def test_weighted_sources(tmp_path: Path) -> None:
+    class Weighted(InstructionDataModule):
+        def train_groups(self) -> list[tuple[int, float]]:
+            return [(6, 2.0), (12, 0.5)]
+
+    source = Weighted(write(tmp_path / "train.jsonl", 18), tokenizer=build_tokenizer(), chat_template="chatml")
+    module = Recorder()
+    trainer(tmp_path, max_epochs=2).fit(module, datamodule=source)
+    epochs = [Counter(row for rows in module.seen[f"train {epoch}"] for row in rows) for epoch in range(2)]
+    names = [example.row_id for example in source.datasets["train"].examples]
+    assert [epochs[0][name] for name in names[:6]] == [2] * 6
+    assert [epochs[0][name] + epochs[1][name] for name in names[6:]] == [1] * 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens_per_batch": 100}, r"data.batch_size=4 and data.tokens_per_batch=100 both say"),
+        ({"batch_size": None, "tokens_per_batch": 0}, r"data.tokens_per_batch=0 must be at least 1"),
+        ({"padding_free": True}, r"data.padding_free=True has no effect without data.packing"),
+        (
+            {"batch_size": None, "tokens_per_batch": 99, "group_by_length": False},
+            r"data.group_by_length=False has no effect: data.tokens_per_batch without data.packing always groups",
+        ),
+        (
+            {"batch_size": None, "tokens_per_batch": 99, "packing": True, "group_by_length": True},
+            r"data.group_by_length=True has no effect: data.packing samples all lengths",
+        ),
+    ],
+)
+def test_options_of_batches_that_contradict(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        data(tmp_path, **options)

@@ -1,6 +1,7 @@
 """The order of rows: pure in (seed, epoch, processes), complete, equally long on every rank."""
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 from lit_ift.data.encode import EncodedDataset
 from lit_ift.data.rows import Example
 from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
+from lit_ift.errors import UserError
 
 
 def rank_batches(lengths: list[int], world: int, epoch: int = 0, **kwargs) -> list[list[list[int]]]:
@@ -153,3 +155,191 @@ def test_dummy_index_gives_the_row_without_targets() -> None:
     assert (real.row_id, real.num_targets) == ("f:2", 1)
     assert (dummy.row_id, dummy.input_ids, dummy.labels) == ("", [3, 4], [-100, -100])
     assert dataset[[1]][0].num_targets == 1
+
+
+def test_exactly_one_size_and_no_option_without_effect() -> None:
+    for sizes in ({}, {"batch_size": 4, "tokens_per_batch": 100}):
+        with pytest.raises(ValueError, match="exactly one of batch_size and tokens_per_batch"):
+            LengthGroupedBatchSampler([1, 2], **sizes)
+    for packing in (True, False):
+        with pytest.raises(ValueError, match=f"group_by_length={packing} has no effect"):
+            LengthGroupedBatchSampler([1], tokens_per_batch=8, packing=packing, group_by_length=packing)
+    with pytest.raises(ValueError, match="groups need shuffle"):
+        LengthGroupedBatchSampler([1], batch_size=8, shuffle=False, groups=[(1, 2.0)])
+
+
+LENGTHS = st.lists(st.integers(1, 120), min_size=1, max_size=80)
+
+
+def steps_of(lengths: list[int], world: int, epoch: int = 0, **kwargs) -> list[tuple[list[int], ...]]:
+    """For each step the batches of all ranks."""
+    return list(zip(*rank_batches(lengths, world, epoch=epoch, **kwargs), strict=True))
+
+
+def cost(batch: list[int], lengths: list[int], packing: bool, multiple: int | None) -> int:
+    own = [lengths[row] for row in batch if row >= 0]
+    if packing or not own:
+        return sum(own)
+    return -(-max(own) // (multiple or 1)) * (multiple or 1) * len(own)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lengths=LENGTHS,
+    world=st.integers(1, 4),
+    budget=st.integers(120, 900),
+    packing=st.booleans(),
+    shuffle=st.booleans(),
+    multiple=st.sampled_from([None, 8]),
+    weights=st.lists(st.sampled_from([0.5, 0.75, 1.0, 1.5, 2.0, 0.3]), min_size=3, max_size=3),
+)
+def test_token_budget(lengths, world, budget, packing, shuffle, multiple, weights) -> None:
+    kwargs = {
+        "tokens_per_batch": budget,
+        "packing": packing,
+        "shuffle": shuffle,
+        "pad_to_multiple_of": multiple,
+        "seed": 3,
+    }
+    third = len(lengths) // 3
+    sizes = [third, third, len(lengths) - 2 * third]
+    weights = [w if w * n >= 1 else 1.0 for w, n in zip(weights, sizes, strict=True)]
+    if shuffle:
+        kwargs["groups"] = list(zip(sizes, weights, strict=True))
+    sampler = LengthGroupedBatchSampler(lengths, num_replicas=world, rank=0, **kwargs)
+    seen: Counter[int] = Counter()
+    epochs = 4
+    for epoch in range(epochs):
+        steps = steps_of(lengths, world, epoch, **kwargs)
+        assert len(steps) == len(sampler)  # in every epoch
+        assert steps == steps_of(lengths, world, epoch, **kwargs)
+        costs = [[cost(batch, lengths, packing, multiple) for batch in step] for step in steps]
+        assert all(0 <= c <= budget for step in costs for c in step)
+        assert all(batch for step in steps for batch in step)
+        # Dummies stand alone, and never on all ranks.
+        assert all(len(batch) == 1 or min(batch) >= 0 for step in steps for batch in step)
+        assert all(any(batch[0] >= 0 for batch in step) for step in steps)
+        if shuffle:
+            # What ranks wait for each other over the whole epoch is no more than one batch.
+            assert sum(max(step) - min(step) for step in costs) <= max(max(step) for step in costs)
+        counts = Counter(row for step in steps for batch in step for row in batch if row >= 0)
+        if not shuffle:
+            assert counts == Counter(range(len(lengths)))
+        seen += counts
+        first = 0
+        for size, weight in zip(sizes, weights, strict=True):
+            own = [counts[row] for row in range(first, first + size)]
+            if shuffle:
+                assert sum(own) == int(weight) * size + round((weight - int(weight)) * size)
+                assert set(own) <= {int(weight), int(weight) + 1}
+            first += size
+    first = 0
+    for size, _ in zip(sizes, weights, strict=True):
+        own = [seen[row] for row in range(first, first + size)]
+        assert not own or max(own) - min(own) <= 1  # all about equally often
+        first += size
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=LENGTHS,
+    packing=st.booleans(),
+    shuffle=st.booleans(),
+    size=st.sampled_from([{"tokens_per_batch": 200}, {"batch_size": 3}]),
+    start=st.integers(0, 5),
+)
+def test_resuming_from_any_batch_gives_the_rest(lengths, packing, shuffle, size, start) -> None:
+    sampler = LengthGroupedBatchSampler(lengths, packing=packing, shuffle=shuffle, **size)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    sampler.resume(epoch=2, start=start)
+    assert len(sampler) == len(whole)
+    assert list(sampler) == whole[start:]
+    assert list(sampler) == whole
+
+
+def alpaca_like(count: int) -> list[int]:
+    """A long tail, as conversations have."""
+    draw = random.Random(0)
+    return [min(1024, 20 + int(draw.lognormvariate(4.5, 0.8))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("world", [1, 4])
+def test_budgets_are_used_up_and_epochs_differ(packing: bool, world: int) -> None:
+    lengths, budget = alpaca_like(4000), 8192
+    orders = [steps_of(lengths, world, epoch, tokens_per_batch=budget, packing=packing) for epoch in range(2)]
+    costs = [cost(batch, lengths, packing, None) for step in orders[0] for batch in step]
+    tokens = sum(lengths)
+    assert tokens / (len(costs) * budget) > 0.85
+    assert tokens / sum(costs) > (0.999 if packing else 0.9)
+    first, second = ([frozenset(batch) for step in order for batch in step] for order in orders)
+    assert not set(first) & set(second)
+    # Hardly any two rows that shared a batch share one again.
+    mate = {row: batch for batch in second for row in batch}
+    kept = sum(len(batch & mate[row]) - 1 for batch in first for row in batch)
+    pairs = sum((len(batch) - 1) * len(batch) for batch in first)
+    assert kept / pairs < (0.05 if packing else 0.35)
+
+
+def test_packed_batches_are_samples_of_all_lengths_and_balanced() -> None:
+    lengths = alpaca_like(4000)
+    steps = steps_of(lengths, 4, tokens_per_batch=8192, packing=True)
+    batches = [batch for step in steps for batch in step]
+    means = [sum(lengths[row] for row in batch) / len(batch) for batch in batches]
+    overall = sum(lengths) / len(lengths)
+    assert all(0.8 * overall < mean < 1.25 * overall for mean in means)
+    costs = [[cost(batch, lengths, True, None) for batch in step] for step in steps]
+    assert all(max(step) - min(step) < 0.05 * 8192 for step in costs)
+    everything = [c for step in costs for c in step]
+    assert max(everything) - min(everything) <= max(lengths)
+
+
+def test_without_shuffle_rows_keep_their_order_within_the_budget() -> None:
+    lengths = [3, 9, 5, 7, 1]
+    options = {"tokens_per_batch": 12}
+    assert list(SequentialBatchSampler(lengths, **options, group_by_length=False)) == [[0], [1], [2], [3], [4]]
+    assert list(SequentialBatchSampler(lengths, **options, packing=True, group_by_length=False)) == [
+        [0, 1],
+        [2, 3],
+        [4],
+    ]
+    assert list(SequentialBatchSampler(lengths, **options)) == [[1], [3], [2, 0], [4]]
+    two = steps_of(lengths, 2, tokens_per_batch=12, packing=True, shuffle=False, group_by_length=False)
+    assert two == [([0, 1], [2, 3]), ([4], [~4])]
+
+
+def test_a_row_beyond_the_budget_is_named() -> None:
+    with pytest.raises(UserError, match=r"Row 1 .* has 50 tokens, which is more than data.tokens_per_batch=49"):
+        LengthGroupedBatchSampler([10, 50], tokens_per_batch=49)
+    with pytest.raises(UserError, match=r"50 tokens, padded to a multiple of 8, which is more"):
+        LengthGroupedBatchSampler([10, 50], tokens_per_batch=50, pad_to_multiple_of=8)
+    LengthGroupedBatchSampler([10, 50], tokens_per_batch=50, packing=True, pad_to_multiple_of=8)
+
+
+@pytest.mark.parametrize("size", [{"batch_size": 4}, {"tokens_per_batch": 300}])
+def test_fractions_rotate_through_all_rows(size: dict) -> None:
+    lengths = some_lengths(90)
+    sampler = LengthGroupedBatchSampler(lengths, groups=[(30, 2), (60, 0.25)], **size)
+    epochs = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        assert len(list(sampler)) == len(sampler)
+        epochs.append(Counter(row for batch in sampler for row in batch))
+    assert all([epoch[row] for row in range(30)] == [2] * 30 for epoch in epochs)
+    assert all(sum(epoch[row] for row in range(30, 90)) == 15 for epoch in epochs)
+    assert all(sum(epoch[row] for epoch in epochs) == 1 for row in range(30, 90))
+    # Each epoch's pick has short and long rows.
+    means = [sum(lengths[row] for row in epoch if row >= 30) / 15 for epoch in epochs]
+    assert max(means) - min(means) < 0.15 * max(means)
+    assert sampler.order_options["weights"] == [[30, 2.0], [60, 0.25]]
+
+
+def test_wrong_weights() -> None:
+    for weight in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="is not a positive number"):
+            LengthGroupedBatchSampler([1, 2], batch_size=1, groups=[(2, weight)])
+    with pytest.raises(UserError, match="source 1 would give none of its 2 rows"):
+        LengthGroupedBatchSampler([1, 2, 3], batch_size=1, groups=[(1, 1.0), (2, 0.1)])
+    with pytest.raises(ValueError, match=r"groups of \[1\] rows do not fit 2 rows"):
+        LengthGroupedBatchSampler([1, 2], batch_size=1, groups=[(1, 1.0)])

@@ -35,9 +35,7 @@ def test_packing_loses_nothing_and_is_undone(lengths, multiple, one_row, seed) -
     examples = some_examples(lengths, seed)
     batch = collate_packed(examples, pad_token_id=99, pad_to_multiple_of=multiple, one_row=one_row)
     padded = collate(examples, pad_token_id=99, pad_to_multiple_of=multiple)
-    ids, owners, labels, positions = (
-        batch[name] for name in ("input_ids", "sequence_ids", "labels", "position_ids")
-    )
+    ids, owners, labels, positions = (batch[name] for name in ("input_ids", "sequence_ids", "labels", "position_ids"))
     assert ids.shape == owners.shape == labels.shape == positions.shape
     assert ids.shape[0] == 1 or not one_row
     # never more rows, nor longer ones, than padding takes

@@ -82,14 +82,18 @@ def padded(examples: list[Example]) -> dict[str, Any]:
 def gradient(module: CausalLMModule, value: Tensor) -> Tensor:
     trained = [p for p in module.model.parameters() if p.requires_grad]
     parts = torch.autograd.grad(value, trained, retain_graph=True, allow_unused=True)
-    return torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(trained, parts, strict=True)])
+    return torch.cat(
+        [torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(trained, parts, strict=True)]
+    )
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
-def assert_equal_to_alone(module: CausalLMModule, examples: list[Example], batch: dict[str, Any], *, each: bool) -> None:
+def assert_equal_to_alone(
+    module: CausalLMModule, examples: list[Example], batch: dict[str, Any], *, each: bool
+) -> None:
     losses, metrics = module.example_losses(batch)
     weights = module.example_weights(batch)
     assert losses.shape == weights.shape == (len(examples),)
