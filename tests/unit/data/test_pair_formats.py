@@ -1,6 +1,9 @@
 """Preference pairs: one prompt, two different answers, and a row that is anything else is refused."""
 
+import gzip
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
@@ -189,3 +192,29 @@ def test_explicit_and_implicit_prompts_and_transcripts_give_the_same_row(
         {"chosen": human(*texts, good), "rejected": human(*texts, bad)},
     ):
         assert split(parse(**row)) == expected
+
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the sample data in {SHARED}")
+def test_real_transcripts_give_the_rows_that_they_were_split_into() -> None:
+    refused = []
+    with gzip.open(SHARED / "pairs" / "hh_train.jsonl.gz", "rt", encoding="utf-8", newline="\n") as file:
+        for data in map(json.loads, file):
+            sides = {
+                side: human(*(turn["content"] for turn in [*data["prompt"], *data[side]]))
+                for side in ("chosen", "rejected")
+            }
+            try:
+                row = parse(**sides)
+            except RowError as error:
+                refused.append((data["id"], error.problem))
+                continue
+            expected = parse(prompt=data["prompt"], chosen=data["chosen"], rejected=data["rejected"])
+            assert stripped(row) == stripped(expected)
+    assert refused == []
+
+
+def stripped(row: Row) -> dict[str, list[tuple[str, str]]]:
+    return {side: [(m["role"], m["content"].strip()) for m in c.messages] for side, c in row.sides.items()}
