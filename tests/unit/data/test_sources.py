@@ -20,7 +20,7 @@ from lit_ift.errors import RowError, UserError
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 # This is what Lightning calls; jsonargparse 5 removes it.
-pytestmark = pytest.mark.filterwarnings("ignore:.*instantiate_classes:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
