@@ -20,6 +20,7 @@ from lit_ift.data.datamodule import SPLITS, STAGE_SPLITS, ConversationDataModule
 from lit_ift.data.instruction import InstructionDataModule
 from lit_ift.data.report import DataReport, NoUsableRowError
 from lit_ift.data.report import logger as report_logger
+from lit_ift.data.sources import Source
 from lit_ift.errors import UserError
 from lit_ift.lightning_cli import LitIFTCLI, explain_argument_error
 from lit_ift.models.load import load_tokenizer
@@ -208,7 +209,7 @@ def parse(command: str, words: Sequence[str], *, skip_bad_rows: bool) -> Call | 
     if not configured:
         chosen = {name: values[name] for name in of_module}
         chosen["on_bad_row"] = "skip" if skip_bad_rows else "error"
-        module = InstructionDataModule(train=files, train_split=values.get("split"), **chosen)
+        module = InstructionDataModule(train=list[str | Source](files), train_split=values.get("split"), **chosen)
         if module.tokenizer_source is None:
             raise ArgumentError(None, "name the --tokenizer that encodes the files: a folder or a hub id")
         return Call(values, module, None)

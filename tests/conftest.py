@@ -2,9 +2,18 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokenized data of all tests goes into one folder that is thrown away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIT_IFT_DATA_CACHE", str(tmp_path_factory.mktemp("data-cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

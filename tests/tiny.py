@@ -20,6 +20,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from lit_ift.data.encode import EncodedDataset
+from lit_ift.data.rows import Example
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -119,3 +122,8 @@ def tiny_batch(rows: int = 4, length: int = 12, *, seed: int = 1, first: int = 0
         "attention_mask": attention,
         "row_ids": [f"row {first + i}" for i in range(rows)],
     }
+
+
+def answers(dataset: EncodedDataset) -> list[Example]:
+    """The examples of instruction rows, in their order."""
+    return [row.sides["answer"] for row in dataset.rows]

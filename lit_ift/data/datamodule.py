@@ -4,20 +4,26 @@ import logging
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast, get_args
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from lit_ift.data.cache import RowCache, code_version, default_cache_dir, tokenizer_digest
 from lit_ift.data.chat import check_tokenizer, is_built_in_template, resolve_chat_template, with_bos
 from lit_ift.data.collate import Batch, PackedBatch, collate, collate_packed
-from lit_ift.data.encode import EncodedDataset, OnBadRow, ParsedRows, encode_rows, parse_records
+from lit_ift.data.encode import EncodedDataset, EncodingOptions, OnBadRow, Part, encode_parts
 from lit_ift.data.records import OnRowError, Record, raise_row_error
-from lit_ift.data.report import DataReport, announce, announce_missing_bos
+from lit_ift.data.report import DataReport, NoUsableRowError, ReportBuilder, announce, announce_missing_bos
+from lit_ift.data.rows import EncodedRow, Row, RowKind
 from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
+from lit_ift.data.store import StoredRows
+from lit_ift.data.truncation import Truncation
 from lit_ift.errors import UserError
 from lit_ift.models.load import load_tokenizer
 from lit_ift.models.packing import packs_into_one_row
@@ -83,7 +89,9 @@ class ConversationDataModule(L.LightningDataModule):
         tokenizer: folder or hub id of a tokenizer, or a tokenizer; by default the module's ``tokenizer``.
         chat_template: built-in name (chatml, zephyr), file or jinja text to set on the tokenizer. A built-in one
             writes the bos_token first if the tokenizer by itself starts a text with it.
-        max_length: longest row [tokens]; longer ones lose their end.
+        max_length: longest row [tokens].
+        truncation: what happens to longer rows: they lose their end (``right``), the start of their prompt first
+            (``left_of_prompt``), or are left out (``drop``). The report counts them.
         batch_size: training rows a process and batch; 8 unless `tokens_per_batch` is given.
         tokens_per_batch: input tokens a process and batch at most, instead of `batch_size`; padding counts, unless
             rows are packed. All epochs have equally many batches. Without `packing` rows of similar length share a
@@ -100,8 +108,14 @@ class ConversationDataModule(L.LightningDataModule):
         num_workers: processes that collate batches; 0 does it in the main one.
         on_bad_row: stop at the first row that cannot be used, or skip and report such rows.
         max_rows: use only so many rows of each source, the first ones.
+        cache: keep tokenized rows on disk, where their source can be told apart (files, folders, hub). They are then
+            tokenized once, by one process a machine, and read through a memory map, so they may be larger than memory.
+        cache_dir: folder for them; by default ``$LIT_IFT_DATA_CACHE``, else ``checkpoints/data``.
         seed: of the order of the training rows.
     """
+
+    kinds: frozenset[RowKind] = frozenset({"instruction"})
+    """Rows that this data module takes."""
 
     def __init__(
         self,
@@ -109,6 +123,7 @@ class ConversationDataModule(L.LightningDataModule):
         tokenizer: str | Any | None = None,
         chat_template: str | None = None,
         max_length: int = 1024,
+        truncation: Truncation = "right",
         batch_size: int | None = None,
         tokens_per_batch: int | None = None,
         eval_batch_size: int | None = None,
@@ -119,6 +134,8 @@ class ConversationDataModule(L.LightningDataModule):
         num_workers: int = 0,
         on_bad_row: OnBadRow = "error",
         max_rows: int | None = None,
+        cache: bool = True,
+        cache_dir: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -129,8 +146,12 @@ class ConversationDataModule(L.LightningDataModule):
         _require("pad_to_multiple_of", pad_to_multiple_of, minimum=1)
         _require("num_workers", num_workers, minimum=0)
         _require("max_rows", max_rows, minimum=1)
-        if on_bad_row not in get_args(OnBadRow):
-            raise UserError(f"data.on_bad_row={on_bad_row!r} must be one of {', '.join(get_args(OnBadRow))}.")
+        for option, value, choices in (
+            ("on_bad_row", on_bad_row, get_args(OnBadRow)),
+            ("truncation", truncation, get_args(Truncation)),
+        ):
+            if value not in choices:
+                raise UserError(f"data.{option}={value!r} must be one of {', '.join(choices)}.")
         _check_batching(batch_size, tokens_per_batch, packing, padding_free, group_by_length)
         # Checkpoints are loaded with weights_only, which takes plain values and no tokenizer object.
         plain = tokenizer is None or isinstance(tokenizer, str)
@@ -139,6 +160,7 @@ class ConversationDataModule(L.LightningDataModule):
         self.chat_template = None if chat_template is None else resolve_chat_template(chat_template)
         self.template_is_built_in = chat_template is not None and is_built_in_template(chat_template)
         self.max_length = max_length
+        self.truncation: Truncation = truncation
         self.batch_size = DEFAULT_BATCH_SIZE if batch_size is None and tokens_per_batch is None else batch_size
         self.tokens_per_batch = tokens_per_batch
         self.eval_batch_size = eval_batch_size
@@ -149,13 +171,15 @@ class ConversationDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.on_bad_row: OnBadRow = on_bad_row
         self.max_rows = max_rows
+        self.cache = RowCache(default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser())
+        self.uses_cache = cache
         self.seed = seed
         self.layout: str | None = None
         self.reports: dict[str, DataReport] = {}
         self.datasets: dict[Split, EncodedDataset] = {}
         self._tokenizer: Any = None
         self._loaded_tokenizer: Any = None
-        self._encoded_with: tuple[Any, ...] | None = None
+        self._encoded_with: str | None = None
         self._train_loader: DataLoader[Any] | None = None
         self._resumed: dict[str, Any] | None = None
         self._position: Position | None = None
@@ -172,6 +196,18 @@ class ConversationDataModule(L.LightningDataModule):
             split: one for which `has_split` is true.
             on_row_error: receives rows that cannot be read.
         """
+
+    def parts(self, split: Split) -> list[Part]:
+        """Where the rows of a split come from; by default all from `records`, in any known layout."""
+        return [Part(type(self).__name__, lambda on_row_error: self.records(split, on_row_error))]
+
+    def fingerprint(self, split: Split) -> dict[str, Any] | None:
+        """Plain values that change whenever the rows of a split could; None if they are not to be cached."""
+        return None
+
+    def takes(self, split: Split, row: Row) -> bool:
+        """Whether a row of `parts` belongs to the split; by default every one does."""
+        return True
 
     def split_option(self, split: Split) -> str:
         """The option that gives a split its rows, for messages."""
@@ -192,6 +228,14 @@ class ConversationDataModule(L.LightningDataModule):
             self._tokenizer = self._resolve_tokenizer()
         return self._tokenizer
 
+    def prepare_data(self) -> None:
+        """Tokenize into the cache what the coming stage needs; done by one process a machine, before `setup`."""
+        stage = None if self.trainer is None else self.trainer.state.fn
+        for split in self._splits_of(stage):
+            key = self._cache_key(split)
+            if key is not None and not self.cache.entry(split, key).exists():
+                self._fill_cache(split, key)
+
     def setup(self, stage: str | None = None) -> None:
         """Read and encode the splits that `stage` needs (all of them for None), once each.
 
@@ -200,29 +244,95 @@ class ConversationDataModule(L.LightningDataModule):
         if stage == "fit":
             # What another run was resumed from is no matter of this one.
             self._resumed = self._position = self._train_loader = None
-        needed = SPLITS if stage is None else STAGE_SPLITS[stage]
-        speaks = self.trainer is None or self.trainer.is_global_zero
+        speaks = self._speaks
         if self.datasets:
             self._drop_what_another_tokenizer_encoded(speaks)
-        missing = [split for split in needed if self.has_split(split) and split not in self.datasets]
-        for split, parsed in self.parse_splits(missing).items():
-            self.datasets[split], self.reports[split] = encode_rows(
-                parsed,
-                self.tokenizer,
-                split=split,
-                max_length=self.max_length,
-                on_bad_row=self.on_bad_row,
-                show_progress=speaks,
-            )
-            self._encoded_with = _encoding(self.tokenizer)
+        missing = [split for split in self._splits_of(stage) if split not in self.datasets]
+        for split in missing:
+            rows, report = self._obtain(split)
+            self.datasets[split] = EncodedDataset(rows)
+            self.reports[split] = report
+            self._encoded_with = tokenizer_digest(self.tokenizer)
             if speaks:
-                announce(self.reports[split])
+                announce(report)
         if speaks:
             announce_missing_bos(self.reports[split] for split in missing)
 
-    def parse_splits(self, splits: list[Split]) -> dict[Split, ParsedRows]:
-        """Read the rows of `splits` and turn them into conversations."""
-        return {split: self._parse(split) for split in splits}
+    def cache_folder(self, split: Split) -> Path | None:
+        """Where the tokenized rows of a split are kept, or will be; None if they are not."""
+        key = self._cache_key(split)
+        return None if key is None else self.cache.entry(split, key)
+
+    def _splits_of(self, stage: str | None) -> list[Split]:
+        needed = SPLITS if stage is None else STAGE_SPLITS[stage]
+        return [split for split in needed if self.has_split(split)]
+
+    @property
+    def _speaks(self) -> bool:
+        return self.trainer is None or self.trainer.is_global_zero
+
+    def _obtain(self, split: Split) -> tuple[StoredRows, DataReport]:
+        key = self._cache_key(split)
+        if key is None:
+            builder = self._report_builder(split)
+            return StoredRows.in_memory(self._encode(split, builder)), self._finish(split, builder)
+        found = self.cache.load(split, key)
+        if found is None:
+            self._fill_cache(split, key)
+            found = self.cache.load(split, key)
+        assert found is not None
+        rows, plain = found
+        report = DataReport.from_dict(plain)
+        # Weights take no part in the key, for they change no row.
+        weights = {part.name: part.weight for part in self.parts(split)}
+        sources = {name: replace(count, weight=weights[name]) for name, count in report.sources.items()}
+        return rows, replace(report, sources=sources)
+
+    def _fill_cache(self, split: Split, key: dict[str, Any]) -> None:
+        builder = self._report_builder(split)
+        rows = self._encode(split, builder)
+        self.cache.add(split, key, rows, lambda: self._finish(split, builder).as_dict())
+
+    def _cache_key(self, split: Split) -> dict[str, Any] | None:
+        rows = self.fingerprint(split) if self.uses_cache else None
+        if rows is None:
+            return None
+        return {
+            "rows": rows,
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+            "on_bad_row": self.on_bad_row,
+            "kinds": sorted(self.kinds),
+            "needs_answer": split != "predict",
+            "code": code_version(),
+        }
+
+    def _report_builder(self, split: Split) -> ReportBuilder:
+        weights = {part.name: part.weight for part in self.parts(split)}
+        return ReportBuilder(
+            split, self.tokenizer, max_length=self.max_length, truncation=self.truncation, weights=weights
+        )
+
+    def _encode(self, split: Split, builder: ReportBuilder) -> Iterator[EncodedRow]:
+        return encode_parts(
+            self.parts(split),
+            EncodingOptions(self.tokenizer, self.max_length, self.truncation, self.kinds, split != "predict"),
+            builder,
+            on_bad_row=self.on_bad_row,
+            takes=partial(self.takes, split),
+            progress=f"encode {split}" if self._speaks else None,
+        )
+
+    def _finish(self, split: Split, builder: ReportBuilder) -> DataReport:
+        report = builder.build()
+        if not report.rows_kept:
+            raise self.no_usable_row(split, report)
+        return report
+
+    def no_usable_row(self, split: Split, report: DataReport) -> UserError:
+        """The error for a split of which no row can be used."""
+        return NoUsableRowError(report)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches; the order is a pure function of seed, epoch and number of processes."""
@@ -249,8 +359,10 @@ class ConversationDataModule(L.LightningDataModule):
         return self._train_loader
 
     def train_groups(self) -> Sequence[tuple[int, float]] | None:
-        """Number of training rows and weight of each source, in the order of the rows; None where all count once."""
-        return None
+        """Number of training rows and weight of each part, in the order of the rows; None where all count once."""
+        sources = self.reports["train"].sources
+        groups = [(sources[part.name].rows, part.weight) for part in self.parts("train") if part.name in sources]
+        return None if all(weight == 1 for _, weight in groups) else groups
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the training rows the run is; empty if none is under way."""
@@ -337,17 +449,6 @@ class ConversationDataModule(L.LightningDataModule):
         """Batches in the order of the source."""
         return self._eval_loader("predict", "predict", group_by_length=False, packing=False)
 
-    def _parse(self, split: Split) -> ParsedRows:
-        rows = ParsedRows()
-        on_row_error = rows.errors.append if self.on_bad_row == "skip" else raise_row_error
-        return parse_records(
-            self.records(split, on_row_error),
-            rows,
-            layout=self.layout,
-            on_bad_row=self.on_bad_row,
-            needs_answer=split != "predict",
-        )
-
     def _dataset(self, split: Split) -> EncodedDataset:
         if not self.has_split(split):
             raise UserError(f"There is no {split} data. Set {self.split_option(split)}.")
@@ -410,7 +511,7 @@ class ConversationDataModule(L.LightningDataModule):
 
     def _drop_what_another_tokenizer_encoded(self, speaks: bool) -> None:
         self._tokenizer = self._resolve_tokenizer()
-        if _encoding(self._tokenizer) == self._encoded_with:
+        if tokenizer_digest(self._tokenizer) == self._encoded_with:
             return
         if speaks:
             logger.info(
@@ -457,11 +558,6 @@ def _share_tokenizer(tokenizer: Any, module: Any) -> Any:
     if not getattr(module, "knows_tokenizer", True):
         module.tokenizer = tokenizer
     return getattr(module, "tokenizer", None)
-
-
-def _encoding(tokenizer: Any) -> tuple[Any, ...]:
-    """What tells two tokenizers apart; a template may write any of the special tokens."""
-    return tokenizer.get_vocab(), tokenizer.chat_template, dict(tokenizer.special_tokens_map)
 
 
 def _collate(examples: list[Any], *, pad_token_id: int, pad_to_multiple_of: int | None) -> Batch:

@@ -1,18 +1,19 @@
-"""Records to encoded examples, with an account of what became of every row."""
+"""Rows from their sources to token ids: read, parse, encode and truncate by chunks, and account for each row."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from lit_ift.data.chat import encode_conversations
-from lit_ift.data.layouts import to_row
-from lit_ift.data.messages import Conversation
-from lit_ift.data.records import Record
-from lit_ift.data.report import DataReport, NoUsableRowError, ReportBuilder
-from lit_ift.data.rows import EncodedRow, Example, Row
+from lit_ift.data.chat import ConversationEncoder
+from lit_ift.data.layouts import RowParser
+from lit_ift.data.records import OnRowError, Record
+from lit_ift.data.report import ReportBuilder
+from lit_ift.data.rows import EncodedRow, Example, Row, RowKind
+from lit_ift.data.store import StoredRows
+from lit_ift.data.truncation import Truncation, truncate
 from lit_ift.errors import RowError, UserError
 
 if TYPE_CHECKING:
@@ -20,111 +21,174 @@ if TYPE_CHECKING:
 
 OnBadRow = Literal["error", "skip"]
 
-CHUNK: Final = 256
-"""Rows handed to the tokenizer at once."""
+CHUNK: Final = 1024
+"""Rows encoded at once, which is also how many of a source are in memory as text."""
 
 
-@dataclass
-class ParsedRows:
-    """Conversations with their origins, and the rows that could not be read as one."""
+@dataclass(frozen=True)
+class Part:
+    """Rows from one place.
 
-    rows: list[tuple[Conversation, str]] = field(default_factory=list)
-    errors: list[RowError] = field(default_factory=list)
+    Args:
+        name: of the place, for the report.
+        read: yields the records; tells its argument of rows that cannot be read.
+        layout: how the rows are laid out; None recognises it.
+        score_range: lowest and highest score of the rows; None for [0, 1].
+        weight: how often each row comes in an epoch, on average.
+    """
 
-    @property
-    def num_read(self) -> int:
-        return len(self.rows) + len(self.errors)
+    name: str
+    read: Callable[[OnRowError], Iterable[Record]]
+    layout: str | None = None
+    score_range: tuple[float, float] | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How rows become token ids.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template.
+        max_length: longest conversation [tokens].
+        truncation: what happens to longer ones.
+        kinds: rows that are taken.
+        needs_answer: refuse rows that do not end with an answer; otherwise they become mere prompts.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    max_length: int
+    truncation: Truncation
+    kinds: frozenset[RowKind]
+    needs_answer: bool = True
 
 
 class EncodedDataset(Dataset[list[Example]]):
-    """Examples by lists of indices, as `LengthGroupedBatchSampler` yields them.
+    """Instruction examples by lists of indices, as `LengthGroupedBatchSampler` yields them.
 
     A negative index ``~i`` gives row ``i`` without targets, and without a row id.
+
+    Args:
+        rows: the encoded rows.
     """
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
-        self.lengths = [len(example.input_ids) for example in examples]
+    def __init__(self, rows: StoredRows) -> None:
+        self.rows = rows
+        self.lengths: list[int] = rows.lengths.tolist()
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.rows)
 
     def __getitem__(self, indices: list[int]) -> list[Example]:
-        return [self.examples[i] if i >= 0 else self.examples[~i].as_dummy() for i in indices]
+        return [self._example(i) if i >= 0 else self._example(~i).as_dummy() for i in indices]
+
+    def _example(self, index: int) -> Example:
+        return self.rows[index].sides["answer"]
 
 
-def parse_records(
-    records: Iterable[Record],
-    rows: ParsedRows,
+def encode_parts(
+    parts: Sequence[Part],
+    options: EncodingOptions,
+    report: ReportBuilder,
     *,
-    layout: str | None,
     on_bad_row: OnBadRow,
-    needs_answer: bool = True,
-) -> ParsedRows:
-    """Turn records into conversations, adding them to `rows`; without `needs_answer`, mere prompts are taken too.
+    takes: Callable[[Row], bool] = lambda row: True,
+    progress: str | None = None,
+) -> Iterator[EncodedRow]:
+    """Yield the rows of all parts in their order, each of which `report` hears of.
+
+    Args:
+        parts: where the rows come from.
+        options: how they become token ids.
+        report: told of every row that is kept or skipped.
+        on_bad_row: raise the first bad row, or leave bad rows out.
+        takes: whether a row belongs here; others are passed over, and not reported.
+        progress: text of a progress bar; None for none.
 
     Raises:
-        RowError: a row fits no layout and `on_bad_row` is ``error``.
-        UserError: a row is no instruction, or fits several layouts.
+        RowError: a row is bad and `on_bad_row` is ``error``.
+        UserError: a part holds rows of another kind, cannot be read at all, or the tokenizer is unfit.
     """
-    for record in records:
+    encoder = ConversationEncoder(options.tokenizer)
+    with tqdm(desc=progress, unit=" rows", disable=progress is None) as bar:
+        for part in parts:
+            for chunk in _chunks(part, options, stops=on_bad_row == "error"):
+                taken = [row for row in chunk if isinstance(row, RowError) or takes(row)]
+                for row, result in zip(taken, _encode(taken, encoder, options), strict=True):
+                    if isinstance(result, RowError):
+                        if on_bad_row == "error":
+                            raise result
+                        report.skip(result)
+                    else:
+                        assert isinstance(row, Row)
+                        report.keep(row, result, source=part.name)
+                        yield result
+                bar.update(len(chunk))
+
+
+def _chunks(part: Part, options: EncodingOptions, *, stops: bool) -> Iterator[list[Row | RowError]]:
+    """The rows of a part as read and parsed, with errors in their place; after the first one if it `stops`."""
+    chunk: list[Row | RowError] = []
+    num_good = 0
+    parser = RowParser(layout=part.layout, score_range=part.score_range, needs_answer=options.needs_answer)
+    for record in part.read(chunk.append):
         try:
-            row = to_row(record, layout=layout, needs_answer=needs_answer)
+            row = parser.parse(record)
+            _check_kind(row, options.kinds, parser.layout)
+            chunk.append(row)
+            num_good += 1
         except RowError as error:
-            if on_bad_row == "error":
-                raise
-            rows.errors.append(error)
-            continue
-        if row.kind != "instruction":
-            raise UserError(
-                f"{record.origin}: these are {row.kind} rows, and this data module reads instructions. Set layout: "
-                "chosen to train on the chosen answers of preference rows, or another layout that the rows fit."
-            )
-        rows.rows.append((row.sides["answer"], record.origin))
-    return rows
+            chunk.append(error)
+        if len(chunk) >= CHUNK or (stops and num_good < len(chunk)):
+            yield chunk.copy()
+            # The reader keeps this very list's `append`.
+            chunk.clear()
+            num_good = 0
+    if chunk:
+        yield chunk
 
 
-def encode_rows(
-    parsed: ParsedRows,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    split: str,
-    max_length: int,
-    on_bad_row: OnBadRow,
-    show_progress: bool = False,
-) -> tuple[EncodedDataset, DataReport]:
-    """Tokenize parsed rows in their order.
-
-    Raises:
-        RowError: a row cannot be encoded and `on_bad_row` is ``error``.
-        NoUsableRowError: no row is left.
-        UserError: the tokenizer is unfit.
-    """
-    examples: list[Example] = []
-    report = ReportBuilder(split, tokenizer, max_length=max_length, truncation="right")
-    for error in parsed.errors:
-        report.skip(error)
-    with tqdm(total=len(parsed.rows), desc=f"encode {split}", unit="row", disable=not show_progress) as bar:
-        for (conversation, origin), result in zip(
-            parsed.rows, _encode(parsed.rows, tokenizer, max_length), strict=True
-        ):
-            bar.update()
-            if isinstance(result, Example):
-                examples.append(result)
-                row = Row("instruction", origin, {"answer": conversation})
-                report.keep(row, EncodedRow("instruction", origin, {"answer": result}))
-            elif on_bad_row == "error":
-                raise result
-            else:
-                report.skip(result)
-    if not examples:
-        raise NoUsableRowError(report.build())
-    return EncodedDataset(examples), report.build()
+def _check_kind(row: Row, kinds: frozenset[RowKind], layout: str | None) -> None:
+    if row.kind in kinds:
+        return
+    remedies = {
+        "preference": "set the layout to 'chosen' to train on the chosen answers",
+        "unpaired": "set the layout to 'messages' or 'prompt_completion' to train on all answers alike",
+        "scored": "set the layout to 'messages' or 'prompt_completion' to train on all answers alike",
+        "instruction": "give rows with two answers or with a score",
+    }
+    raise UserError(
+        f"{row.origin}: the rows are {row.kind} data (layout '{layout}'), but {' and '.join(sorted(kinds))} rows are "
+        f"needed here. Use a data module for {row.kind} rows, or {remedies[row.kind]}."
+    )
 
 
 def _encode(
-    rows: Sequence[tuple[Conversation, str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> Iterator[Example | RowError]:
-    for start in range(0, len(rows), CHUNK):
-        conversations, origins = zip(*rows[start : start + CHUNK], strict=True)
-        yield from encode_conversations(conversations, tokenizer, max_length=max_length, origins=origins)
+    rows: Sequence[Row | RowError], encoder: ConversationEncoder, options: EncodingOptions
+) -> Iterator[EncodedRow | RowError]:
+    good = [row for row in rows if isinstance(row, Row)]
+    conversations = [(conversation, row.origin) for row in good for conversation in row.sides.values()]
+    results = iter(encoder.encode([c for c, _ in conversations], [origin for _, origin in conversations]))
+    for row in rows:
+        if isinstance(row, RowError):
+            yield row
+            continue
+        sides = {name: next(results) for name in row.sides}
+        yield _assemble(row, sides, options)
+
+
+def _assemble(row: Row, sides: dict[str, Example | RowError], options: EncodingOptions) -> EncodedRow | RowError:
+    examples = {name: side for name, side in sides.items() if isinstance(side, Example)}
+    for side in sides.values():
+        if isinstance(side, RowError):
+            return side
+    encoded = EncodedRow(row.kind, row.origin, examples, row.score)
+    try:
+        return truncate(
+            encoded,
+            max_length=options.max_length,
+            policy=options.truncation,
+            bos_token_id=options.tokenizer.bos_token_id,
+        )
+    except RowError as error:
+        return error

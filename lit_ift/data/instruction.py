@@ -2,13 +2,19 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
+from lit_ift.data.adapters import KnownDataset, known_dataset
 from lit_ift.data.datamodule import ConversationDataModule, Split
-from lit_ift.data.encode import ParsedRows
+from lit_ift.data.encode import Part
 from lit_ift.data.layouts import check_layout
-from lit_ift.data.messages import Conversation, prompt_key
-from lit_ift.data.records import OnRowError, Record, SourceKind, raise_row_error, read_records, source_kind
+from lit_ift.data.messages import prompt_key
+from lit_ift.data.records import OnRowError, Record, raise_row_error
+from lit_ift.data.report import DataReport
+from lit_ift.data.rows import Row
+from lit_ift.data.sources import KINDS_WITH_SPLITS, Source, as_plain, as_sources
 from lit_ift.errors import UserError
 
 DEFAULT_SPLITS: Final[dict[Split, str]] = {
@@ -19,21 +25,30 @@ DEFAULT_SPLITS: Final[dict[Split, str]] = {
 }
 """Split taken from a source that has several."""
 
-KINDS_WITH_SPLITS: Final[tuple[SourceKind, ...]] = ("hub", "dataset_dict")
+
+def _label(source: Source) -> str:
+    """Tells the sources of one split apart."""
+    parts = [
+        source.path,
+        *(f"{name}={value}" for name, value in (("name", source.name), ("split", source.split)) if value),
+    ]
+    return ", ".join(parts)
 
 
 class InstructionDataModule(ConversationDataModule):
-    """Conversations to learn from, in any layout of `lit_ift.data.layouts.LAYOUTS`.
+    """Conversations to learn from, in any layout of `lit_ift.data.layouts.LAYOUTS` that gives instruction rows.
 
     Args:
-        train: training data: a file, a folder of ``datasets.save_to_disk``, a hub id, or a list of such.
+        train: training data: a file, a folder, a glob pattern, a hub id, a `Source` with options of its own, or a list
+            of such.
         val: validation data, alike.
         test: test data, alike.
         predict: data for predict, alike.
-        layout: how rows are laid out; by default recognised row by row from the columns.
+        layout: how rows are laid out; by default recognised from the columns of each source, or known of a hub id.
         val_fraction: share of the training rows set aside for validation, instead of `val`. It goes by a hash of the
-            first user turn, so that equal questions stay on one side and the split outlasts added rows.
-        revision: commit, tag or branch of the hub sources.
+            first user turn, so that equal questions stay on one side and the split outlasts added rows. Rows that
+            cannot be read count in the reports of both parts.
+        revision: commit, tag or branch of the hub sources that name none.
         train_split: split of the `train` sources that have several; by default ``train``.
         val_split: the same for `val`; by default ``validation``.
         test_split: the same for `test`; by default ``test``.
@@ -46,10 +61,10 @@ class InstructionDataModule(ConversationDataModule):
 
     def __init__(
         self,
-        train: str | list[str] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
-        predict: str | list[str] | None = None,
+        train: str | Source | list[str | Source] | None = None,
+        val: str | Source | list[str | Source] | None = None,
+        test: str | Source | list[str | Source] | None = None,
+        predict: str | Source | list[str | Source] | None = None,
         *,
         layout: str | None = None,
         val_fraction: float = 0.0,
@@ -61,11 +76,13 @@ class InstructionDataModule(ConversationDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.sources: dict[Split, list[str]] = {
-            "train": _as_list(train),
-            "val": _as_list(val),
-            "test": _as_list(test),
-            "predict": _as_list(predict),
+        for split in DEFAULT_SPLITS:
+            self.hparams[split] = as_plain(self.hparams[split])
+        self.sources: dict[Split, list[Source]] = {
+            "train": as_sources(train),
+            "val": as_sources(val),
+            "test": as_sources(test),
+            "predict": as_sources(predict),
         }
         self.split_names: dict[Split, str | None] = {
             "train": train_split,
@@ -84,73 +101,108 @@ class InstructionDataModule(ConversationDataModule):
         for split, name in self.split_names.items():
             if name is not None and not self.sources[split]:
                 raise UserError(f"data.{split}_split={name!r} is set, but data.{split} is not.")
-        if layout is not None:
-            check_layout(layout)
+        for chosen in (layout, *(source.layout for sources in self.sources.values() for source in sources)):
+            if chosen is not None:
+                check_layout(chosen)
         self.layout = layout
         self.val_fraction = val_fraction
         self.revision = revision
 
     def has_split(self, split: Split) -> bool:
         """Whether sources were given for the split, or a share of the training rows."""
-        return bool(self.sources[split]) or (split == "val" and self.val_fraction > 0)
+        return bool(self._sources_of(split))
 
     def records(self, split: Split, on_row_error: OnRowError = raise_row_error) -> Iterator[Record]:
         """The rows of all the split's sources, one source after the other, `max_rows` of each."""
-        kinds = {source: source_kind(source) for source in self.sources[split]}
-        self._check_options_used(split, kinds)
-        for source, kind in kinds.items():
-            rows = read_records(
-                source,
-                split=(self.split_names[split] or DEFAULT_SPLITS[split]) if kind in KINDS_WITH_SPLITS else None,
-                revision=self.revision if kind == "hub" else None,
-                on_row_error=on_row_error,
+        for part in self.parts(split):
+            yield from part.read(on_row_error)
+
+    def parts(self, split: Split) -> list[Part]:
+        """One for each source of the split."""
+        self._check_options_used("train" if self._is_share(split) else split)
+        return [
+            Part(
+                name=_label(source),
+                read=partial(self._read, source, split),
+                layout=self._layout_of(source),
+                score_range=source.score_range,
+                weight=source.weight,
             )
-            yield from self.first_rows(rows)
+            for source in self._sources_of(split)
+        ]
 
-    def parse_splits(self, splits: list[Split]) -> dict[Split, ParsedRows]:
-        """Read the rows; with `val_fraction` the training rows are read once and divided."""
-        if not self.val_fraction:
-            return super().parse_splits(splits)
-        parsed = super().parse_splits([split for split in splits if split not in ("train", "val")])
-        if "train" in splits or "val" in splits:
-            train, val = divide_rows(self._parse("train"), self.val_fraction)
-            if not val.rows or not train.rows:
-                raise UserError(
-                    f"data.val_fraction={self.val_fraction} leaves {len(train.rows)} rows for training and puts "
-                    f"{len(val.rows)} into validation. Change it, or name a data.val."
-                )
-            parsed |= {split: rows for split, rows in (("train", train), ("val", val)) if split in splits}
-        return parsed
+    def fingerprint(self, split: Split) -> dict[str, Any]:
+        """The contents of the split's sources, and all that decides which rows are taken and how they are read."""
+        sources = self._sources_of(split)
+        return {
+            "sources": [source.fingerprint(self._split_of(source, split)) for source in sources],
+            "layouts": [self._layout_of(source) for source in sources],
+            "max_rows": self.max_rows,
+            "val_fraction": self.val_fraction if split in ("train", "val") else 0.0,
+            "is_share": self._is_share(split),
+        }
 
-    def _check_options_used(self, split: Split, kinds: dict[str, SourceKind]) -> None:
+    def takes(self, split: Split, row: Row) -> bool:
+        """With `val_fraction`, whether the hash of the row's question puts it into this part of the training rows."""
+        if not self.val_fraction or split not in ("train", "val"):
+            return True
+        return in_validation(row, self.val_fraction) == (split == "val")
+
+    def no_usable_row(self, split: Split, report: DataReport) -> UserError:
+        """Says it if it was `val_fraction` that left nothing."""
+        if self.val_fraction and split in ("train", "val") and not report.rows_skipped:
+            return UserError(
+                f"data.val_fraction={self.val_fraction} leaves no row for {split}. Change it, or name a data.val."
+            )
+        return super().no_usable_row(split, report)
+
+    def _sources_of(self, split: Split) -> list[Source]:
+        """The split's sources, with the options that the data module has for all of them."""
+        sources = self.sources["train" if self._is_share(split) else split]
+        if self.revision is None:
+            return sources
+        return [
+            replace(source, revision=self.revision) if source.kind == "hub" and source.revision is None else source
+            for source in sources
+        ]
+
+    def _is_share(self, split: Split) -> bool:
+        """Whether the split is a share of the training rows."""
+        return split == "val" and self.val_fraction > 0
+
+    def _split_of(self, source: Source, split: Split) -> str:
+        """Which of the source's splits to take if it has several and the source itself does not say."""
+        wanted: Split = "train" if self._is_share(split) else split
+        known = known_dataset(source.path)
+        of_known = (
+            known.splits.get("test" if wanted == "predict" else wanted)
+            if known is not None and source.kind == "hub"
+            else None
+        )
+        return self.split_names[wanted] or of_known or DEFAULT_SPLITS[wanted]
+
+    def _layout_of(self, source: Source) -> str | None:
+        known = _known(source)
+        return source.layout or self.layout or (None if known is None else known.layout)
+
+    def _read(self, source: Source, split: Split, on_row_error: OnRowError) -> Iterator[Record]:
+        return self.first_rows(source.records(self._split_of(source, split), on_row_error))
+
+    def _check_options_used(self, split: Split) -> None:
         name = self.split_names[split]
-        if name is not None and not any(kind in KINDS_WITH_SPLITS for kind in kinds.values()):
+        if name is not None and not any(source.kind in KINDS_WITH_SPLITS for source in self.sources[split]):
             raise UserError(f"data.{split}_split={name!r} is set, but no source of data.{split} has splits. Remove it.")
         every_source = [source for sources in self.sources.values() for source in sources]
-        if self.revision is not None and not any(source_kind(source) == "hub" for source in every_source):
+        if self.revision is not None and not any(source.kind == "hub" for source in every_source):
             raise UserError(f"data.revision={self.revision!r} is set, but no source is on the hub. Remove it.")
 
 
-def divide_rows(rows: ParsedRows, val_fraction: float) -> tuple[ParsedRows, ParsedRows]:
-    """Training and validation part of `rows`; rows that could not be parsed are reported with the training part."""
-    train, val = ParsedRows(errors=rows.errors), ParsedRows()
-    for conversation, origin in rows.rows:
-        part = val if in_validation(conversation, val_fraction) else train
-        part.rows.append((conversation, origin))
-    return train, val
+def _known(source: Source) -> KnownDataset | None:
+    return known_dataset(source.path) if source.kind == "hub" else None
 
 
-def in_validation(conversation: Conversation, val_fraction: float) -> bool:
-    """Whether the hash of the conversation's question falls into the lowest `val_fraction` of all hashes."""
-    digest = hashlib.sha256(prompt_key(conversation).encode()).digest()
+def in_validation(row: Row, val_fraction: float) -> bool:
+    """Whether the hash of the row's question falls into the lowest `val_fraction` of all hashes."""
+    question = prompt_key(next(iter(row.sides.values())))
+    digest = hashlib.sha256(question.encode()).digest()
     return int.from_bytes(digest[:8]) < val_fraction * 2**64
-
-
-def _as_list(sources: str | list[str] | None) -> list[str]:
-    if sources is None:
-        return []
-    listed = [sources] if isinstance(sources, str) else list(sources)
-    twice = sorted({source for source in listed if listed.count(source) > 1})
-    if twice:
-        raise UserError(f"The source {twice[0]} is listed twice. Name each source once.")
-    return listed

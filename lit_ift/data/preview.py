@@ -20,6 +20,8 @@ from lit_ift.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lit_ift.data.encode import EncodedDataset
+
 State = Literal["prompt", "trained", "padding"]
 Mark = Literal["", "control", "lookalike"]
 
@@ -187,11 +189,11 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def pick(dataset: Any, *, rows: int, row_id: str | None = None, seed: int | None = None) -> list[Shown]:
+def pick(dataset: "EncodedDataset", *, rows: int, row_id: str | None = None, seed: int | None = None) -> list[Shown]:
     """Rows of an `EncodedDataset`: the one of an id, some drawn at random, or the first ones.
 
     Args:
-        dataset: rows by lists of indices.
+        dataset: the rows.
         rows: how many.
         row_id: the id, or how it ends after a folder.
         seed: draws rows at random.
@@ -201,16 +203,16 @@ def pick(dataset: Any, *, rows: int, row_id: str | None = None, seed: int | None
     """
     if row_id is not None:
         for index in range(len(dataset)):
-            found = shown(dataset[[index]][0])
+            found = shown(dataset.rows[index])
             if found[0].example.row_id == row_id or found[0].example.row_id.endswith(f"/{row_id}"):
                 return found
         raise UserError(
             f"None of the {len(dataset):,} encoded rows has the id {row_id!r}. Ids look like "
-            f"{dataset[[0]][0].row_id!r}; `lit-ift data check` says whether the row was skipped, and why."
+            f"{dataset.rows[0].row_id!r}; `lit-ift data check` says whether the row was skipped, and why."
         )
     indices = range(min(rows, len(dataset)))
     chosen = indices if seed is None else random.Random(seed).sample(range(len(dataset)), len(indices))
-    return [side for index in chosen for side in shown(dataset[[index]][0])]
+    return [side for index in chosen for side in shown(dataset.rows[index])]
 
 
 def shown(row: Example | EncodedRow) -> list[Shown]:

@@ -6,8 +6,8 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -161,16 +161,20 @@ class Source:
         return path, sorted(own)
 
 
-def as_sources(value: str | Source | Sequence[str | Source] | None) -> list[Source]:
-    """What a configuration names as data, as a list.
+Sources = str | Source | Sequence[str | Source]
+"""What a configuration may name as data."""
+
+
+def as_sources(value: Sources | None) -> list[Source]:
+    """What a configuration names as data, as a list; mappings, as hyperparameters hold them, are sources too.
 
     Raises:
         UserError: a source is listed twice; the same path may come again with another split or name.
     """
     if value is None:
         return []
-    listed = [value] if isinstance(value, str | Source) else value
-    sources = [Source(item) if isinstance(item, str) else item for item in listed]
+    listed = [value] if isinstance(value, str | Source | Mapping) else value
+    sources = [_as_source(item) for item in listed]
     seen: dict[tuple[str, str | None, str | None], str] = {}
     for source in sources:
         for part in _parts(source):
@@ -183,6 +187,19 @@ def as_sources(value: str | Source | Sequence[str | Source] | None) -> list[Sour
                 )
             seen[key] = source.path
     return sources
+
+
+def _as_source(item: Any) -> Source:
+    if isinstance(item, Mapping):
+        return Source(**item)
+    return Source(item) if isinstance(item, str) else item
+
+
+def as_plain(value: Sources | None) -> Any:
+    """The same in plain values, which a checkpoint can hold."""
+    if isinstance(value, Source):
+        return asdict(value)
+    return [as_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _parts(source: Source) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
-from tiny import CHATML, tiny_model, tiny_tokenizer
+from tiny import CHATML, answers, tiny_model, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lit_ift.data import InstructionDataModule, TasksDataModule
@@ -215,12 +215,11 @@ def test_real_conversations(name: str) -> None:
     module.setup("validate")
     report = module.reports["val"]
     assert report.rows_kept == report.rows_read == report.rows_with_stop == 60
-    for example, (conversation, _) in zip(
-        module.datasets["val"].examples, module.parse_splits(["val"])["val"].rows, strict=True
-    ):
+    records = module.records("val")
+    for example, record in zip(answers(module.datasets["val"]), records, strict=True):
         targets = [label for label in example.labels if label != -100]
-        answers = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
-        assert tokenizer.decode(targets) == "".join(f"{answer}<|im_end|>" for answer in answers)
+        texts = [message["content"] for message in record.data["messages"] if message["role"] == "assistant"]
+        assert tokenizer.decode(targets) == "".join(f"{text}<|im_end|>" for text in texts)
 
 
 class CrashError(Exception):
@@ -362,15 +361,15 @@ def test_a_second_model_gets_its_own_tokens(tmp_path: Path, caplog: pytest.LogCa
     second.add_tokens(["question"])
     source = data(tmp_path, tokenizer=None)
     trainer(tmp_path, max_steps=1).fit(Recorder(first), datamodule=source)
-    examples = source.datasets["train"].examples
+    dataset = source.datasets["train"]
     with caplog.at_level(logging.INFO, logger="lit_ift"):
         trainer(tmp_path, max_steps=1).fit(Recorder(build_tokenizer()), datamodule=source)
-        assert source.datasets["train"].examples is examples
+        assert source.datasets["train"] is dataset
         assert "encoded again" not in caplog.text
         trainer(tmp_path, max_steps=1).fit(Recorder(second), datamodule=source)
     assert "encoded again" in caplog.text
     assert source.tokenizer is second
-    assert second.convert_tokens_to_ids("question") in source.datasets["train"].examples[0].input_ids
+    assert second.convert_tokens_to_ids("question") in answers(source.datasets["train"])[0].input_ids
     assert source.reports["train"].rows_kept == 18
 
     source = data(tmp_path, tokenizer=None, chat_template=None)
@@ -378,34 +377,38 @@ def test_a_second_model_gets_its_own_tokens(tmp_path: Path, caplog: pytest.LogCa
         tokenizer = build_tokenizer()
         tokenizer.chat_template = CHATML.replace("<|im_end|>\n", end)
         trainer(tmp_path, max_steps=1).fit(Recorder(tokenizer), datamodule=source)
-        assert tokenizer.decode(source.datasets["train"].examples[0].input_ids).endswith(end)
+        assert tokenizer.decode(answers(source.datasets["train"])[0].input_ids).endswith(end)
 
 
 def test_predict_answers_rows_without_answers(tmp_path: Path) -> None:
-    rows = [
-        {"prompt": "hello"},
-        {"messages": [{"role": "user", "content": "what is this"}]},
-        {"instruction": "say", "input": "x"},
-        {"prompt": "hello", "completion": "world"},
-    ]
-    path = tmp_path / "predict.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {
+        "a.jsonl": [{"prompt": "hello"}, {"prompt": "hello", "completion": "world"}],
+        "b.jsonl": [{"messages": [{"role": "user", "content": "what is this"}]}],
+        "c.jsonl": [{"instruction": "say", "input": "x"}],
+    }
+    for name, rows in files.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ids = [str(tmp_path / row_id) for row_id in ("a.jsonl:1", "a.jsonl:2", "b.jsonl:1", "c.jsonl:1")]
     module = SFTModule(tiny_model("llama"), generation={"max_new_tokens": 4})
     source = InstructionDataModule(
-        predict=str(path), tokenizer=tiny_tokenizer(), chat_template="chatml", batch_size=3, max_length=80
+        predict=[str(tmp_path / name) for name in files],
+        tokenizer=tiny_tokenizer(),
+        chat_template="chatml",
+        batch_size=3,
+        max_length=80,
     )
-    answers = [answer for batch in trainer(tmp_path).predict(module, datamodule=source) for answer in batch]
-    assert [answer["row_id"] for answer in answers] == [f"{path}:{i}" for i in range(1, 5)]
+    given = [answer for batch in trainer(tmp_path).predict(module, datamodule=source) for answer in batch]
+    assert [answer["row_id"] for answer in given] == ids
     header = "<|im_end|>\n<|im_start|>assistant\n"
-    assert [answer["prompt"] for answer in answers] == [
-        f"<|im_start|>user\n{text}{header}" for text in ("hello", "what is this", "say\n\nx", "hello")
+    assert [answer["prompt"] for answer in given] == [
+        f"<|im_start|>user\n{text}{header}" for text in ("hello", "hello", "what is this", "say\n\nx")
     ]
-    assert [answer["expected"] for answer in answers] == ["", "", "", "world"]
-    assert answers[0]["answer"] == answers[3]["answer"]  # one prompt, one answer, whichever way it came
+    assert [answer["expected"] for answer in given] == ["", "world", "", ""]
+    assert given[0]["answer"] == given[1]["answer"]  # one prompt, one answer, whichever way it came
     # A dummy row has neither targets nor a row id.
     batch = next(iter(source.predict_dataloader()))
     batch["row_ids"][1] = ""
-    assert [answer["row_id"] for answer in module.predict_step(batch, 0)] == [f"{path}:1", f"{path}:3"]
+    assert [answer["row_id"] for answer in module.predict_step(batch, 0)] == [ids[0], ids[2]]
 
 
 def batch_shapes(loader: object) -> list[tuple[int, ...]]:
@@ -484,7 +487,7 @@ def test_batches_by_token_budget(tmp_path: Path, packing: bool) -> None:
     run = trainer(tmp_path, max_epochs=3)
     run.fit(whole, datamodule=source)
     lengths = dict(
-        zip((e.row_id for e in source.datasets["train"].examples), source.datasets["train"].lengths, strict=True)
+        zip((row.row_id for row in source.datasets["train"].rows), source.datasets["train"].lengths, strict=True)
     )
     for epoch in range(3):
         batches = whole.seen[f"train {epoch}"]
@@ -530,7 +533,7 @@ def test_weighted_sources(tmp_path: Path) -> None:
     module = Recorder()
     trainer(tmp_path, max_epochs=2).fit(module, datamodule=source)
     epochs = [Counter(row for rows in module.seen[f"train {epoch}"] for row in rows) for epoch in range(2)]
-    names = [example.row_id for example in source.datasets["train"].examples]
+    names = [row.row_id for row in source.datasets["train"].rows]
     assert [epochs[0][name] for name in names[:6]] == [2] * 6
     assert [epochs[0][name] + epochs[1][name] for name in names[6:]] == [1] * 12
 

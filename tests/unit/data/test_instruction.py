@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import answers
 from tokenizers import processors
 
 from lit_ift.data.instruction import InstructionDataModule
+from lit_ift.data.sources import Source
 from lit_ift.errors import RowError, UserError
 
 
@@ -33,12 +35,20 @@ def write(path: Path, count: int, start: int = 0) -> str:
         ({"val": "b.jsonl", "val_fraction": 1.0}, "must be at least 0 and below 1"),
         ({"test": "b.jsonl", "val_fraction": 0.5}, "takes rows from data.train"),
         ({"train": "a.jsonl", "val_split": "x"}, "val_split='x' is set, but data.val is not"),
+        ({"train": "a.jsonl", "truncation": "left"}, "truncation='left' must be one of right, left_of_prompt, drop"),
+        ({"train": {"path": "a.jsonl", "layout": "mesages"}}, "Did you mean 'messages'"),
+        ({"train": "a.json"}, r"a.json: no such file .*a.jsonl"),
         ({"train": ["a.jsonl", "a.jsonl"]}, "a.jsonl is listed twice"),
         ({"train": "a.jsonl", "layout": "mesages"}, "Did you mean 'messages'"),
         ({"train": "a.jsonl", "chat_template": "chatlm"}, "Did you mean 'chatml'"),
     ],
 )
-def test_contradictory_arguments_fail_at_construction(arguments: dict, problem: str) -> None:
+def test_contradictory_arguments_fail_at_construction(
+    arguments: dict, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.jsonl"):
+        Path(name).touch()
     with pytest.raises(UserError, match=problem):
         InstructionDataModule(**arguments)
 
@@ -72,7 +82,8 @@ def test_report_counts_rows_and_tokens(tmp_path: Path, tokenizer, capsys: pytest
     module = InstructionDataModule(write(tmp_path / "a.jsonl", 6), tokenizer=tokenizer, max_rows=4, max_length=65)
     module.setup("fit")
     report = module.reports["train"]
-    examples = module.datasets["train"].examples
+    dataset = module.datasets["train"]
+    examples = answers(dataset)
     assert (report.rows_read, report.rows_kept, report.rows_skipped) == (4, 4, 0)
     assert report.tokens == sum(len(example.input_ids) for example in examples)
     assert report.target_tokens == sum(example.num_targets for example in examples)
@@ -80,7 +91,7 @@ def test_report_counts_rows_and_tokens(tmp_path: Path, tokenizer, capsys: pytest
     assert json.loads(json.dumps(report.as_dict()))["rows_read"] == 4
     assert "train: 4 rows read, 4 kept, 0 skipped, 0 truncated;" in capsys.readouterr().out
     module.setup("fit")  # a second call does not encode again
-    assert module.datasets["train"].examples is examples
+    assert module.datasets["train"] is dataset
 
 
 def test_bad_rows_stop_or_are_counted_and_named(tmp_path: Path, tokenizer, caplog: pytest.LogCaptureFixture) -> None:
@@ -95,7 +106,7 @@ def test_bad_rows_stop_or_are_counted_and_named(tmp_path: Path, tokenizer, caplo
         module.setup("fit")
     report = module.reports["train"]
     assert (report.rows_read, report.rows_kept, report.rows_skipped) == (5, 2, 3)
-    for number, reason in ((2, "not valid JSON"), (3, "fit no known layout"), (4, "no target is left")):
+    for number, reason in ((2, "not valid JSON"), (3, "completion"), (4, "no target is left")):
         assert any(f"a.jsonl:{number}: " in text and reason in text for text in report.skipped)
         assert any(f"a.jsonl:{number}: " in text and reason in text for text in caplog.messages)
 
@@ -133,8 +144,11 @@ def test_val_fraction_is_stable_and_keeps_equal_questions_together(tmp_path: Pat
 
     def questions(**options) -> tuple[set[str], set[str]]:
         module = InstructionDataModule(str(path), tokenizer=tokenizer, val_fraction=0.2, **options)
-        parts = module.parse_splits(["train", "val"])
-        texts = {s: [c.messages[0]["content"].lower().split()[1] for c, _ in p.rows] for s, p in parts.items()}
+        module.setup("fit")
+        texts = {
+            split: [tokenizer.decode(example.input_ids).lower().split()[2] for example in answers(dataset)]
+            for split, dataset in module.datasets.items()
+        }
         assert len(texts["train"]) + len(texts["val"]) == (module.max_rows or len(rows))
         return set(texts["train"]), set(texts["val"])
 
@@ -149,7 +163,7 @@ def test_val_fraction_is_stable_and_keeps_equal_questions_together(tmp_path: Pat
 
 def test_val_fraction_that_leaves_a_side_empty(tmp_path: Path, tokenizer) -> None:
     module = InstructionDataModule(write(tmp_path / "a.jsonl", 3), tokenizer=tokenizer, val_fraction=0.001)
-    with pytest.raises(UserError, match=r"val_fraction=0.001 leaves 3 rows for training and puts 0 into validation"):
+    with pytest.raises(UserError, match=r"val_fraction=0.001 leaves no row for val. Change it"):
         module.setup("fit")
 
 
@@ -192,7 +206,7 @@ def test_tokenizer_and_template_arguments(tmp_path: Path, make_tokenizer) -> Non
     make_tokenizer().save_pretrained(tmp_path / "tokenizer")
     module = InstructionDataModule(train, tokenizer=str(tmp_path / "tokenizer"), chat_template="zephyr")
     module.setup("fit")
-    assert "<|user|>\n" in module.tokenizer.decode(module.datasets["train"].examples[0].input_ids)
+    assert "<|user|>\n" in module.tokenizer.decode(answers(module.datasets["train"])[0].input_ids)
     bare = make_tokenizer(pad_token=None, eos_token=None)
     module = InstructionDataModule(train, tokenizer=bare)
     module.setup("fit")
@@ -201,13 +215,15 @@ def test_tokenizer_and_template_arguments(tmp_path: Path, make_tokenizer) -> Non
 
 
 def test_hyperparameters_are_plain(tmp_path: Path, make_tokenizer) -> None:
-    named = InstructionDataModule("a.jsonl", tokenizer="me/model", max_length=7)
+    source = write(tmp_path / "a.jsonl", 3)
+    named = InstructionDataModule(source, val=[Source(source, weight=2)], tokenizer="me/model", max_length=7)
     assert (named.hparams["train"], named.hparams["max_length"], named.hparams["tokenizer"]) == (
-        "a.jsonl",
+        source,
         7,
         "me/model",
     )
-    assert "tokenizer" not in InstructionDataModule("a.jsonl", tokenizer=make_tokenizer()).hparams
+    assert InstructionDataModule(**named.hparams).sources == named.sources
+    assert "tokenizer" not in InstructionDataModule(source, tokenizer=make_tokenizer()).hparams
     torch.save(dict(named.hparams), tmp_path / "hparams.pt")
     assert torch.load(tmp_path / "hparams.pt", weights_only=True)["max_length"] == 7
 
@@ -234,7 +250,7 @@ def test_bos_is_written_by_built_in_templates_and_missed_in_others(tmp_path: Pat
         module = InstructionDataModule(source, val=source, tokenizer=tokenizer, chat_template=template)
         for _ in range(2):
             module.setup("fit")
-        starts = {example.input_ids[0] for example in module.datasets["train"].examples}
+        starts = {example.input_ids[0] for example in answers(module.datasets["train"])}
         assert module.reports["train"].rows_without_bos == (5 if adds_bos and starts != {bos} else 0)
         return starts, sum("starts a text with its bos_token" in text for text in caplog.messages)
 
@@ -248,12 +264,14 @@ def test_bos_is_written_by_built_in_templates_and_missed_in_others(tmp_path: Pat
 
 
 def test_predict_takes_prompts_and_other_splits_do_not(tmp_path: Path, tokenizer) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"prompt": "hello"}\n{"prompt": "q", "completion": "a"}\n{"instruction": "q", "input": "x"}\n')
-    module = InstructionDataModule(str(path), predict=str(path), tokenizer=tokenizer)
+    pairs, tasks = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    pairs.write_text('{"prompt": "hello"}\n{"prompt": "q", "completion": "a"}\n')
+    tasks.write_text('{"instruction": "q", "input": "x"}\n')
+    module = InstructionDataModule(str(pairs), predict=[str(pairs), str(tasks)], tokenizer=tokenizer)
     module.setup("predict")
-    assert [example.num_targets > 0 for example in module.datasets["predict"].examples] == [False, True, False]
-    assert [example.row_id for example in module.datasets["predict"].examples] == [f"{path}:{i}" for i in (1, 2, 3)]
+    examples = answers(module.datasets["predict"])
+    assert [example.num_targets > 0 for example in examples] == [False, True, False]
+    assert [example.row_id for example in examples] == [f"{pairs}:1", f"{pairs}:2", f"{tasks}:1"]
     with pytest.raises(RowError, match=r"a\.jsonl:1: .*fit no known layout"):
         module.setup("fit")
 

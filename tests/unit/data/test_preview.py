@@ -17,6 +17,7 @@ from lit_ift.data.encode import EncodedDataset
 from lit_ift.data.html import preview_page
 from lit_ift.data.preview import Segmenter, Shown, folded, legend, pick, render, shown, shown_batch, visible
 from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.data.store import StoredRows
 from lit_ift.errors import UserError
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -118,7 +119,9 @@ def test_every_blank_is_visible_on_request() -> None:
 
 
 def test_rows_are_picked_by_place_id_or_chance() -> None:
-    dataset = EncodedDataset([Example([1, 2], [1, 2], f"folder/f:{i}") for i in range(30)])
+    examples = [Example([1, 2], [1, 2], f"folder/f:{i}") for i in range(30)]
+    rows = [EncodedRow("instruction", example.row_id, {"answer": example}) for example in examples]
+    dataset = EncodedDataset(StoredRows.in_memory(rows))
 
     def ids(**how: object) -> list[str]:
         return [conversation.example.row_id for conversation in pick(dataset, **how)]  # type: ignore[arg-type]

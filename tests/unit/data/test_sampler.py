@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lit_ift.data.encode import EncodedDataset
-from lit_ift.data.rows import Example
+from lit_ift.data.rows import EncodedRow, Example
 from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
+from lit_ift.data.store import StoredRows
 from lit_ift.errors import UserError
 
 
@@ -150,7 +151,9 @@ def test_lightning_will_leave_the_samplers_alone() -> None:
 
 
 def test_dummy_index_gives_the_row_without_targets() -> None:
-    dataset = EncodedDataset([Example([1, 2], [-100, 2], "f:1"), Example([3, 4], [-100, 4], "f:2")])
+    examples = [Example([1, 2], [-100, 2], "f:1"), Example([3, 4], [-100, 4], "f:2")]
+    rows = [EncodedRow("instruction", example.row_id, {"answer": example}) for example in examples]
+    dataset = EncodedDataset(StoredRows.in_memory(rows))
     real, dummy = dataset[[1, ~1]]
     assert (real.row_id, real.num_targets) == ("f:2", 1)
     assert (dummy.row_id, dummy.input_ids, dummy.labels) == ("", [3, 4], [-100, -100])
