@@ -80,7 +80,7 @@ def preview_page(conversations: Iterable[Shown], segmenter: Segmenter, *, tokens
     for conversation in conversations:
         body = "".join(
             _segment(segment, tokens)
-            for segment in folded(segmenter.segments(conversation.example, conversation.attention_mask))
+            for segment in folded(segmenter.segments(conversation.example, conversation.attention_mask), tokens=tokens)
         )
         parts.append(
             f"<h3>{_text(conversation.title)} <small>{escape(conversation.figures)}</small></h3>"

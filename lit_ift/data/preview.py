@@ -30,8 +30,8 @@ STYLES: Final[dict[str, str]] = {
     "trained": "black on green",
     "padding": "bright_black strike",
     "control": "bold magenta",
-    "control trained": "bold black on magenta",
-    "lookalike": "bold white on red",
+    "control trained": "bold black on bright_magenta",
+    "lookalike": "bold bright_white on red",
 }
 
 LEGEND: Final[dict[str, str]] = {
@@ -159,8 +159,13 @@ class Segmenter:
         return marked
 
 
-def folded(segments: Sequence[Segment]) -> list[Segment]:
-    """`segments` with every run of equal padding told in one, with its length."""
+def folded(segments: Sequence[Segment], *, tokens: bool) -> list[Segment]:
+    """`segments` as they are shown: every run of equal padding is told in one, with its length.
+
+    Args:
+        segments: of a conversation.
+        tokens: keep tokens apart; otherwise neighbours of one style are joined, so that blanks show as one run.
+    """
     told = []
     for (state, ids), run in groupby(segments, key=lambda segment: (segment.state, segment.ids)):
         equal = list(run)
@@ -168,7 +173,12 @@ def folded(segments: Sequence[Segment]) -> list[Segment]:
             told.append(replace(equal[0], ids=ids, text=f"{equal[0].text}×{len(equal)}"))
         else:
             told += equal
-    return told
+    if tokens:
+        return told
+    runs = (list(run) for _, run in groupby(told, key=lambda segment: (segment.state, segment.mark)))
+    return [
+        replace(run[0], ids=tuple(i for s in run for i in s.ids), text="".join(s.text for s in run)) for run in runs
+    ]
 
 
 def visible(text: str, *, blanks: bool = False) -> str:
@@ -259,7 +269,7 @@ def render(conversation: Shown, segmenter: Segmenter, *, tokens: bool = False) -
     """
     head = Text(f"\n{visible(conversation.title)}", style="bold").append(f"  {conversation.figures}", style="not bold")
     body = Text()
-    for segment in folded(segmenter.segments(conversation.example, conversation.attention_mask)):
+    for segment in folded(segmenter.segments(conversation.example, conversation.attention_mask), tokens=tokens):
         style = STYLES[segment.style]
         text = visible(segment.text, blanks=tokens)
         if not tokens:

@@ -83,8 +83,11 @@ def test_padding_is_told_by_the_mask_and_folded(tokenizer: PreTrainedTokenizerFa
     segments = segmenter.segments(short.example, short.attention_mask)
     assert [s.state for s in segments].count("padding") == missing
     assert [s.style for s in segments if s.ids == (end,)][:1] == ["control trained"]
-    assert folded(segments)[-1].text == f"{END}×{missing}"
-    assert [s for s in folded(segments) if s.state != "padding"] == [s for s in segments if s.state != "padding"]
+    apart, joined = folded(segments, tokens=True), folded(segments, tokens=False)
+    assert apart[-1].text == joined[-1].text == f"{END}×{missing}"
+    assert apart[:-1] == [s for s in segments if s.state != "padding"]
+    assert "".join(s.text for s in joined) == "".join(s.text for s in apart)
+    assert [s.style for s in joined] == ["control", "prompt", "trained", "control trained", "padding"]
 
 
 def test_a_batch_with_sides_shows_each() -> None:
@@ -166,6 +169,8 @@ def test_the_page_is_self_contained_and_escaped(evil: Shown, segmenter: Segmente
         assert "<script" not in page
         assert "<b>" not in body
         assert body.count("</pre>") == 1
+        assert not re.findall(r"<(?!/?(?:h1|h3|small|p|pre|span|sub|body|html)\b).{20}", body)
+        assert "&lt;|im_end|&gt;" in body
         assert "\x1b" not in page
         assert "\u202e" not in page
         assert not re.search(r"https?:|url\(|@import|src=|href=", page)

@@ -122,9 +122,16 @@ def test_a_usual_end_of_plain_text_is_a_stop(builder: Builder) -> None:
     for i in range(199):
         keep(builder, "pwo", f"f:{i}")
     keep(builder, "pwow", "f:199")
+    keep(builder, "pwopwe", "f:200")
     report = builder.build()
     assert report.turns_unstopped == report.rows_unstopped == 1
     assert report.row_ids["unstopped"] == ("f:199",)
+    assert report.rows_with_stop == 1
+
+
+def test_no_trained_end_of_sequence_token_is_worth_a_warning(builder: Builder) -> None:
+    keep(builder, "pwo")
+    report = builder.build()
     assert report.rows_with_stop == 0
     assert any("end-of-sequence" in warning for warning in warnings(report))
 
