@@ -274,6 +274,7 @@ def test_checkpoint_and_model_card_keep_the_figures(config: Path, tmp_path: Path
     assert f"rows_kept: {reports['train']['rows_kept']}" in card
     section = card.partition("## Data")[2].partition("\n## ")[0]
     assert data_file.name not in section
+    assert "row_ids" not in section
     assert len(section) < 3000
     generation = json.loads((folder / "model" / "generation_config.json").read_text())
     assert generation["eos_token_id"] in (2, [2])

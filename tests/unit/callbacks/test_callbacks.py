@@ -13,7 +13,8 @@ from tiny import tiny_batch, tiny_model, tiny_tokenizer
 from torch.utils.data import DataLoader
 
 from lit_ift.callbacks import HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
-from lit_ift.data import TaskItem, TasksDataModule
+from lit_ift.callbacks.export import _turn_ends
+from lit_ift.data import Conversation, EncodedRow, Example, ReportBuilder, Row, TaskItem, TasksDataModule
 from lit_ift.data.verifiable import VerifiableDataModule
 from lit_ift.errors import UserError
 from lit_ift.modules import IFTModule, SFTModule
@@ -190,3 +191,15 @@ def test_exports_of_one_run_folder_stand_side_by_side(tmp_path: Path) -> None:
         trainer(tmp_path, HuggingFaceExport(), logger=False, default_root_dir=tmp_path).fit(module, loader())
     assert (tmp_path / "model" / "config.json").is_file()
     assert (tmp_path / "model-1" / "config.json").is_file()
+
+
+def test_control_tokens_that_end_trained_turns_are_stop_tokens() -> None:
+    builder = ReportBuilder("train", tiny_tokenizer(), max_length=9, truncation="right")
+    conversation = Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    for ids in ([5, 6, 2], [5, 6, 1], [5, 6, 7]):
+        example = Example(ids, [-100, *ids[1:]], "f:1")
+        builder.keep(
+            Row("instruction", "f:1", {"answer": conversation}), EncodedRow("instruction", "f:1", {"answer": example})
+        )
+    assert _turn_ends({"train": builder.build()}) == [1, 2]
+    assert _turn_ends({"val": builder.build()}) == []
