@@ -1,6 +1,7 @@
 """Chat templates: find them, render with them, and learn once what they write around messages."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -267,12 +268,11 @@ class _Probe:
     def __init__(self, template: ChatTemplate) -> None:
         self.template = template
         self.added = added_tokens_pattern(template.tokenizer.added_tokens_encoder)
-        call = {"function": {"name": "look_up", "arguments": {"key": _word("call")}}, "type": "function", "id": "c123"}
         self.messages: dict[str, dict[str, Any]] = {
             "system": {"role": "system", "content": _word("system")},
             "user": {"role": "user", "content": _word("user")},
             "assistant": {"role": "assistant", "content": _word("assistant")},
-            "call": {"role": "assistant", "content": "", "tool_calls": [{**call, "id": "c12345678"}]},
+            "call": _call({"key": _word("call")}),
             "tool": {"role": "tool", "content": _word("tool"), "name": "look_up", "tool_call_id": "c12345678"},
         }
         self.before: dict[str, list[str]] = {
@@ -281,6 +281,10 @@ class _Probe:
             "assistant": ["user", "assistant"],
             "tool": ["user", "call", "tool"],
         }
+
+        if not self._render(["user", "call"]):
+            # Some templates want the arguments as a JSON string.
+            self.messages["call"] = _call(json.dumps({"key": _word("call")}))
 
     def learn(self) -> Frames:
         frames = Frames()
@@ -385,6 +389,11 @@ def added_tokens_pattern(contents: Iterable[str]) -> re.Pattern[str] | None:
     """Matches any of `contents`, the longest where several fit; None if there are none."""
     longest_first = sorted(filter(None, contents), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _call(arguments: Any) -> dict[str, Any]:
+    call = {"id": "c12345678", "type": "function", "function": {"name": "look_up", "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 def _word(name: str) -> str:
