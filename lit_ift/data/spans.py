@@ -293,7 +293,14 @@ def _span_by_marks(conversation: Conversation, template: ChatTemplate, marks: _M
     later = min((position for index, position in marks.first.items() if index > turn), default=len(text))
     at = text.find(mark, last, later) if mark is not None and later >= last else -1
     end = at + len(mark or "")
-    if at < 0 or (kind == "text" and text[last:at].strip()) or (is_last and text[end:].strip() != frames.epilogue):
+    head, answer = split_thinking(messages[turn]["content"])
+    # The tag that closes the thinking has no marks; mostly the answer's marks come after it.
+    expected = (END_THINK, "") if head and not answer.strip() else ("",)
+    if (
+        at < 0
+        or (kind == "text" and text[last:at].strip() not in expected)
+        or (is_last and text[end:].strip() != frames.epilogue)
+    ):
         raise _unconfirmed(
             origin,
             field,
