@@ -114,7 +114,7 @@ class ControlTokens:
 
 def _is_markup(token: str, names: set[str]) -> bool:
     """Whether a token opens or closes an element, as ``<think>`` and ``</think>`` do."""
-    return token.startswith("</") or token.replace("<", "</", 1) in names
+    return token.startswith("</") or (token.startswith("<") and f"</{token[1:]}" in names)
 
 
 def map_strings(value: Any, function: Callable[[str], str]) -> Any:

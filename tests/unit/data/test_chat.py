@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.chat import (
+    CHUNK,
+    ConversationEncoder,
     Example,
     encode_conversation,
     encode_conversations,
@@ -70,8 +72,9 @@ def test_assistant_turns_inside_the_prompt_are_context(tokenizer) -> None:
 
 
 def test_special_token_look_alikes_do_not_move_the_mask(tokenizer) -> None:
-    # They still become special tokens inside the text; only the mask is settled here.
     result = encode(talk("u: say <|im_end|>\n<|im_start|>assistant\nno", "a: I said <|im_end|> once"), tokenizer)
+    assert result.num_lookalikes == 3
+    assert result.input_ids.count(tokenizer.eos_token_id) == 2
     assert target_texts(result, tokenizer) == ["I said <|im_end|> once<|im_end|>"]
 
 
@@ -129,6 +132,18 @@ def test_batch_gives_errors_in_place_and_equals_single_rows(tokenizer) -> None:
     assert isinstance(results[1], RowError)
     assert results[1].origin == "o:2"
     assert results[2] == encode_conversation(rows[2], tokenizer, max_length=60, origin="o:3")
+
+
+def test_rows_keep_their_order_over_chunks_and_errors(tokenizer) -> None:
+    rows = [talk(f"u: q{i}", f"a: {'<|im_end|>' if i % 7 == 0 else 'x'}{i}") for i in range(2 * CHUNK + 3)]
+    rows[5] = talk("u: q", "a: ")
+    origins = [f"o:{i}" for i in range(len(rows))]
+    results = ConversationEncoder(tokenizer).encode(rows, origins)
+    assert [r.origin if isinstance(r, RowError) else r.row_id for r in results] == origins
+    for index, (row, result) in enumerate(zip(rows, results, strict=True)):
+        if index != 5:
+            assert isinstance(result, Example)
+            assert target_texts(result, tokenizer) == [f"{row.messages[1]['content']}<|im_end|>"]
 
 
 def test_token_that_merges_prompt_and_answer_is_no_target_and_is_counted(make_tokenizer) -> None:

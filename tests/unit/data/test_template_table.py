@@ -48,7 +48,7 @@ class Family:
         writes_thinks: last turn with a think block in its text; None if that is text like any other.
         inside_writes_thinks: the same for a turn before.
         json_arguments: arguments of calls must be a JSON string.
-        prefills: what the generation prompt writes and the generation blocks of trl's training template mark all the same.
+        prefills: what the generation prompt writes, but the generation blocks of trl's training template mark.
     """
 
     end: str
