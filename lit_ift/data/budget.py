@@ -7,6 +7,7 @@ of every epoch stays within its budget.
 Sizes are tokens; a slot is a place for one row.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -31,8 +32,8 @@ class BatchPlan:
     """A fixed number of batches for rows whose sorted lengths never exceed those that are planned for.
 
     Without packing, slots sorted by length are dealt out to shards, and a batch is a run of the slots of a shard,
-    which counts with its padding. With packing, slots are dealt out to the batches in snake order, so that each is a
-    stratified sample of all lengths, and planned sums differ by no more than the longest row.
+    which counts with its padding. With packing, each slot, the longest first, goes to the batch with the fewest tokens
+    so far: every batch is a sample of all lengths, and planned sums differ by no more than the longest row.
 
     Args:
         planned: an upper bound of the sorted lengths of an epoch's rows, in any order, (R,).
@@ -48,34 +49,27 @@ class BatchPlan:
         self._packing = packing
         self._width = width
 
-        def steps(ratio: float, shards: int = 1) -> int:
-            bounds = self._bounds(planned, ratio)
-            if packing:
-                return _fewest_steps(bounds, budget, num_replicas)
-            return math.ceil(len(_cut(bounds.tolist(), budget, width, shards)) / num_replicas)
-
-        fewest = steps(1.0)
-        self._ratio = next(ratio for ratio in RATIOS if steps(ratio) <= fewest * (1 + TOLERANCE))
-        shards = 1 if packing else max(MIN_SHARDS, fewest * num_replicas // SHARD)
-        while shards > 1 and steps(self._ratio, shards) > fewest * (1 + 2 * TOLERANCE):
-            shards //= 2
-        bounds = self._bounds(planned, self._ratio)
-        self.num_steps = steps(self._ratio, shards)
-        num_batches = self.num_steps * num_replicas
+        exact = planned.sort(descending=True).values
         if packing:
-            dealt = _snake(len(bounds), num_batches)
-            order = dealt.argsort(stable=True)
-            sizes = torch.bincount(dealt, minlength=num_batches).tolist()
-            self._slots: list[Sequence[int]] = [slots.tolist() for slots in torch.split(order, sizes)]
+            most = int(exact.sum()) * (1 + TOLERANCE)
+            self._ratio = next(ratio for ratio in RATIOS if int(_bounds(exact, ratio).sum()) <= most)
+            self._slots: list[Sequence[int]] = [
+                *_balanced(_bounds(exact, self._ratio).tolist(), budget=budget, num_replicas=num_replicas)
+            ]
         else:
-            self._slots = [*_even_cuts(bounds.tolist(), budget, num_batches, width, shards)]
-        self._num_replicas = num_replicas
 
-    def _bounds(self, planned: Tensor, ratio: float) -> Tensor:
-        """The planned lengths, each rounded up to the longest of its bucket, falling."""
-        buckets = length_buckets(planned, ratio)
-        longest = torch.zeros(int(buckets.max()) + 1, dtype=torch.long).scatter_reduce(0, buckets, planned, "amax")
-        return longest[buckets].sort(descending=True).values
+            def steps(ratio: float, shards: int) -> int:
+                return math.ceil(len(_cut(_bounds(exact, ratio).tolist(), budget, width, shards)) / num_replicas)
+
+            fewest = steps(1.0, 1)
+            self._ratio = next(ratio for ratio in RATIOS if steps(ratio, 1) <= fewest * (1 + TOLERANCE))
+            shards = max(MIN_SHARDS, fewest * num_replicas // SHARD)
+            while shards > 1 and steps(self._ratio, shards) > fewest * (1 + 2 * TOLERANCE):
+                shards //= 2
+            num_batches = steps(self._ratio, shards) * num_replicas
+            self._slots = [*_even_cuts(_bounds(exact, self._ratio).tolist(), budget, num_batches, width, shards)]
+        self.num_steps = len(self._slots) // num_replicas
+        self._num_replicas = num_replicas
 
     def draw(self, rows: Tensor, lengths: Tensor, generator: torch.Generator) -> list[list[list[int]]]:
         """An epoch's batches: for each step one of each process, which may be empty where rows are few.
@@ -170,26 +164,38 @@ def _even_cuts(
     return runs + [range(0)] * (num_batches - len(runs))
 
 
-def _snake(num_slots: int, num_batches: int) -> Tensor:
-    """The batch that each slot is dealt to: forwards, then backwards, and so on, (num_slots,)."""
-    slots = torch.arange(num_slots)
-    place = slots % num_batches
-    forwards = slots // num_batches % 2 == 0
-    return place.where(forwards, num_batches - 1 - place)
-
-
-def _fewest_steps(falling: Tensor, budget: int, num_replicas: int) -> int:
-    """The smallest number of steps for which slots dealt in snake order fit the budget, found by bisection."""
-
-    def fits(steps: int) -> bool:
-        num_batches = steps * num_replicas
-        sums = torch.zeros(num_batches, dtype=torch.long)
-        sums.index_add_(0, _snake(len(falling), num_batches), falling)
-        return int(sums.max()) <= budget
-
-    low = math.ceil(int(falling.sum()) / (budget * num_replicas))
-    high = max(low, math.ceil(len(falling) / num_replicas))  # One row a batch.
-    while low < high:
+def _balanced(falling: Sequence[int], *, budget: int, num_replicas: int) -> list[list[int]]:
+    """The slots of each batch, for nearly the smallest number of steps for which every batch keeps the budget."""
+    low = high = math.ceil(sum(falling) / (budget * num_replicas))
+    stride = close = max(1, low // 1000)
+    # Ends at the latest with one row a batch; the least conceivable number is hardly ever missed by much.
+    while (found := _deal(falling, high * num_replicas, budget)) is None:
+        low, high, stride = high + 1, high + stride, 2 * stride
+    while high - low >= close:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return low
+        dealt = _deal(falling, middle * num_replicas, budget)
+        if dealt is None:
+            low = middle + 1
+        else:
+            high, found = middle, dealt
+    return found
+
+
+def _deal(falling: Sequence[int], num_batches: int, budget: int) -> list[list[int]] | None:
+    """Give each slot to the batch with the fewest tokens so far; None where that takes one beyond the budget."""
+    batches: list[list[int]] = [[] for _ in range(num_batches)]
+    heap = [(0, k) for k in range(num_batches)]
+    for slot, length in enumerate(falling):
+        total, k = heap[0]
+        if total + length > budget:
+            return None
+        batches[k].append(slot)
+        heapq.heapreplace(heap, (total + length, k))
+    return batches
+
+
+def _bounds(falling: Tensor, ratio: float) -> Tensor:
+    """Falling lengths, each rounded up to the longest of its bucket."""
+    buckets = length_buckets(falling, ratio)
+    longest = torch.zeros(int(buckets.max()) + 1, dtype=torch.long).scatter_reduce(0, buckets, falling, "amax")
+    return longest[buckets]
