@@ -160,7 +160,7 @@ def _sharegpt_turn(record: Record, path: str, turn: Any) -> Message:
 
 
 def _instruction_with(record: Record, context_field: str) -> list[Message]:
-    instruction = parse_text(record, "instruction", record.data["instruction"])
+    instruction = parse_turn(record, "instruction", "user", record.data["instruction"])["content"]
     context = record.data.get(context_field)
     context = "" if context is None else parse_text(record, context_field, context)
     question = f"{instruction}\n\n{context}" if context.strip() else instruction

@@ -407,8 +407,8 @@ def test_predict_answers_rows_without_answers(tmp_path: Path) -> None:
     assert given[0]["answer"] == given[1]["answer"]  # one prompt, one answer, whichever way it came
     # A dummy row has neither targets nor a row id.
     batch = next(iter(source.predict_dataloader()))
-    batch["row_ids"][1] = ""
-    assert [answer["row_id"] for answer in module.predict_step(batch, 0)] == [ids[0], ids[2]]
+    batch["row_ids"][2] = ""
+    assert [answer["row_id"] for answer in module.predict_step(batch, 0)] == ids[:2]
 
 
 def batch_shapes(loader: object) -> list[tuple[int, ...]]:
