@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OnBadRow = Literal["error", "skip"]
 
-CHUNK: Final = 1024
+CHUNK: Final = 4096
 """Rows encoded at once, which is also how many of a source are in memory as text."""
 
 
