@@ -159,7 +159,7 @@ def test_single_precision(name: str, module_class: type) -> None:
 def test_counts_rows_and_names() -> None:
     examples = BATCHES["dummy"]
     module = SFTModule(model_of("llama"), reduction="token")
-    batch, plain = packed(examples), padded(examples)
+    batch, plain = packed(examples, pad_to_multiple_of=5), padded(examples)
     assert batch["input_ids"].shape[0] < len(examples)
     assert module.num_tokens(batch) == module.num_tokens(plain) == 9 + 5 + 4
     assert module.example_weights(batch).tolist() == [4, 0, 3]
@@ -248,6 +248,6 @@ def test_the_model_is_proven_once_before_it_trains(monkeypatch: pytest.MonkeyPat
     assert not calls
     # A resumed epoch does not begin with batch 0.
     fresh = SFTModule(model_of("llama"))
-    for batch_idx in (3, 4, 0):
+    for batch_idx in (3, 4):
         fresh.validation_step(packed(BATCHES["one"]), batch_idx)
     assert calls == [fresh.model]
