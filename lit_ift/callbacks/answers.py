@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_ift.data.chat import encode_prompt
+from lit_ift.data.chat import ConversationEncoder
 from lit_ift.data.verifiable import TaskItem, VerifiableDataModule
 from lit_ift.generate import generate_answers
 
@@ -109,7 +109,8 @@ class TaskAccuracy(Callback):
         data: VerifiableDataModule = trainer.datamodule  # type: ignore[attr-defined]
         tokenizer = data.tokenizer
         items: list[TaskItem] = list(data.eval_items(self.items_per_task))
-        prompts = [encode_prompt(item.messages, tokenizer) for item in items]
+        encoder = ConversationEncoder(tokenizer)
+        prompts = [encoder.encode_prompt(item.messages) for item in items]
         stream = generate_answers(
             module.model,
             tokenizer,

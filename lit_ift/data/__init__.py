@@ -10,9 +10,7 @@ from lit_ift.lazy import lazy_names
 if TYPE_CHECKING:
     from lit_ift.data.adapters import KNOWN_DATASETS, KnownDataset, known_dataset
     from lit_ift.data.chat import (
-        encode_conversation,
-        encode_conversations,
-        encode_prompt,
+        ConversationEncoder,
         resolve_chat_template,
     )
     from lit_ift.data.collate import Batch, PackedBatch, collate, collate_packed
@@ -25,14 +23,13 @@ if TYPE_CHECKING:
     from lit_ift.data.report import DataReport, NoUsableRowError, ReportBuilder
     from lit_ift.data.rows import EncodedRow, Example, Row
     from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
+    from lit_ift.data.sources import Source
     from lit_ift.data.tasks import TasksDataModule
     from lit_ift.data.verifiable import TaskItem, VerifiableDataModule
 
 _MODULE_OF: Final = {
     "Example": "rows",
-    "encode_conversation": "chat",
-    "encode_conversations": "chat",
-    "encode_prompt": "chat",
+    "ConversationEncoder": "chat",
     "resolve_chat_template": "chat",
     "Batch": "collate",
     "collate": "collate",
@@ -54,6 +51,7 @@ _MODULE_OF: Final = {
     "Conversation": "messages",
     "Message": "messages",
     "Record": "records",
+    "Source": "sources",
     "EncodedRow": "rows",
     "Row": "rows",
     "read_records": "records",
@@ -70,6 +68,7 @@ __all__ = [
     "Batch",
     "Conversation",
     "ConversationDataModule",
+    "ConversationEncoder",
     "DataReport",
     "EncodedDataset",
     "EncodedRow",
@@ -86,14 +85,12 @@ __all__ = [
     "Row",
     "RowParser",
     "SequentialBatchSampler",
+    "Source",
     "TaskItem",
     "TasksDataModule",
     "VerifiableDataModule",
     "collate",
     "collate_packed",
-    "encode_conversation",
-    "encode_conversations",
-    "encode_prompt",
     "known_dataset",
     "read_records",
     "resolve_chat_template",

@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from lit_ift.constants import IGNORE_INDEX
@@ -38,9 +38,6 @@ __all__ = [
     "ConversationEncoder",
     "adds_bos",
     "check_tokenizer",
-    "encode_conversation",
-    "encode_conversations",
-    "encode_prompt",
     "is_built_in_template",
     "resolve_chat_template",
     "with_bos",
@@ -412,84 +409,4 @@ def _leak(origin: str, problem: str) -> RowError:
         f"text and control tokens cannot be told apart: {problem}",
         "Mend the row or leave it out",
         reason="template",
-    )
-
-
-def encode_conversation(
-    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", *, max_length: int, origin: str
-) -> Example:
-    """One conversation, cut to `max_length` tokens.
-
-    Raises:
-        RowError: the row cannot be encoded, no target is left, or a mere prompt is too long.
-        UserError: the tokenizer or its template is unfit.
-    """
-    result = encode_conversations([conversation], tokenizer, max_length=max_length, origins=[origin])[0]
-    if isinstance(result, RowError):
-        raise result
-    return result
-
-
-def encode_conversations(
-    conversations: Sequence[Conversation],
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_length: int,
-    origins: Sequence[str],
-) -> list[Example | RowError]:
-    """`encode_conversation` for many at once; errors stand in the place of their rows.
-
-    Raises:
-        UserError: the tokenizer or its template is unfit.
-    """
-    encoded = ConversationEncoder(tokenizer).encode(conversations, origins)
-    return [
-        result if isinstance(result, RowError) else _cut(result, max_length, conversation.is_prompt)
-        for result, conversation in zip(encoded, conversations, strict=True)
-    ]
-
-
-def encode_prompt(
-    messages: Sequence[Message],
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    tools: Sequence[dict[str, Any]] | None = None,
-) -> list[int]:
-    """Token ids of `messages` with the header of the assistant's next turn: what the model is asked to continue.
-
-    Raises:
-        UserError: the tokenizer has no chat template, or the template cannot render the messages.
-    """
-    return ConversationEncoder(tokenizer).encode_prompt(messages, tools)
-
-
-def _cut(example: Example, max_length: int, is_prompt: bool) -> Example | RowError:
-    length, origin = len(example.input_ids), example.row_id
-    if length <= max_length:
-        return example
-    if is_prompt:
-        # Without its end, which holds the header of the answer, it would be another question.
-        return RowError(
-            origin,
-            "messages",
-            f"the prompt has {length} tokens, but max_length={max_length}, and the end of a prompt is never cut off",
-            f"Raise data.max_length to at least {length}, or shorten the prompt",
-            reason="too_long",
-        )
-    kept = replace(
-        example,
-        input_ids=example.input_ids[:max_length],
-        labels=example.labels[:max_length],
-        num_cut=length - max_length,
-    )
-    if kept.num_targets:
-        return kept
-    first_target = next(k for k in range(1, length) if example.labels[k] != IGNORE_INDEX)
-    return RowError(
-        origin,
-        "messages",
-        f"no target is left within max_length={max_length} tokens (the first one is token {first_target + 1} "
-        f"of {length})",
-        f"Raise data.max_length to more than {first_target}, or shorten the prompt",
-        reason="too_long",
     )

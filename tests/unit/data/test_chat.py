@@ -12,15 +12,13 @@ from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.chat import (
     CHUNK,
     ConversationEncoder,
-    Example,
-    encode_conversation,
-    encode_conversations,
-    encode_prompt,
     is_built_in_template,
     resolve_chat_template,
     with_bos,
 )
 from lit_ift.data.messages import Conversation
+from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.data.truncation import truncate
 from lit_ift.errors import RowError, UserError
 
 
@@ -31,7 +29,11 @@ def talk(*turns: str, **kwargs) -> Conversation:
 
 
 def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerFast, max_length: int = 10_000) -> Example:
-    return encode_conversation(conversation, tokenizer, max_length=max_length, origin="rows.jsonl:3")
+    (result,) = ConversationEncoder(tokenizer).encode([conversation], ["rows.jsonl:3"])
+    if isinstance(result, RowError):
+        raise result
+    row = EncodedRow("instruction", result.row_id, {"answer": result})
+    return truncate(row, max_length=max_length, policy="right").sides["answer"]
 
 
 def target_texts(result: Example, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -80,7 +82,7 @@ def test_special_token_look_alikes_do_not_move_the_mask(tokenizer) -> None:
 
 def test_prompt_ids_begin_the_row(tokenizer) -> None:
     conversation = talk("s: be good", "u: hello world?", "a: the answer")
-    prompt = encode_prompt(conversation.messages[:2], tokenizer)
+    prompt = ConversationEncoder(tokenizer).encode_prompt(conversation.messages[:2])
     row = encode(conversation, tokenizer)
     assert row.input_ids[: len(prompt)] == prompt
     assert row.labels[len(prompt) - 1] == IGNORE_INDEX != row.labels[len(prompt)]
@@ -127,11 +129,11 @@ def test_a_target_at_position_zero_is_not_counted() -> None:
 
 
 def test_batch_gives_errors_in_place_and_equals_single_rows(tokenizer) -> None:
-    rows = [talk("u: hello", "a: b"), talk("u: " + "long " * 99, "a: b"), talk("u: c", "a: the cat")]
-    results = encode_conversations(rows, tokenizer, max_length=60, origins=["o:1", "o:2", "o:3"])
+    rows = [talk("u: hello", "a: b"), talk("u: q", "a: x", tools=[{"name": "unseen"}]), talk("u: c", "a: the cat")]
+    results = ConversationEncoder(tokenizer).encode(rows, ["o:1", "o:2", "o:3"])
     assert isinstance(results[1], RowError)
     assert results[1].origin == "o:2"
-    assert results[2] == encode_conversation(rows[2], tokenizer, max_length=60, origin="o:3")
+    assert [results[2]] == ConversationEncoder(tokenizer).encode(rows[2:], ["o:3"])
 
 
 def test_rows_keep_their_order_over_chunks_and_errors(tokenizer) -> None:
@@ -235,7 +237,7 @@ def test_a_tokenizer_that_adds_a_bos_by_itself_adds_none_to_a_rendered_chat(make
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     row = encode(talk("u: a", "a: b"), tokenizer)
-    prompt = encode_prompt(talk("u: a", "a: b").messages[:1], tokenizer)
+    prompt = ConversationEncoder(tokenizer).encode_prompt(talk("u: a", "a: b").messages[:1])
     assert row.input_ids.count(tokenizer.bos_token_id) == prompt.count(tokenizer.bos_token_id) == 1
     assert row.input_ids[: len(prompt)] == prompt
 
@@ -264,7 +266,9 @@ def test_built_in_templates(make_tokenizer) -> None:
         "<|system|>\nx</s>\n<|user|>\nq</s>\n<|assistant|>\nthe cat</s>\n<|user|>\nr</s>\n<|assistant|>\nthe mat</s>\n"
     )
     assert tokenizer.decode(result.input_ids) == text
-    assert tokenizer.decode(encode_prompt(conversation.messages[:2], tokenizer)).endswith("q</s>\n<|assistant|>\n")
+    assert tokenizer.decode(ConversationEncoder(tokenizer).encode_prompt(conversation.messages[:2])).endswith(
+        "q</s>\n<|assistant|>\n"
+    )
 
 
 def test_resolve_chat_template(tmp_path) -> None:
@@ -280,12 +284,15 @@ def test_resolve_chat_template(tmp_path) -> None:
 
 def test_a_prompt_is_encoded_as_the_model_is_prompted_and_never_cut(tokenizer) -> None:
     row = talk("s: x", "u: q", "a: the cat", "u: hello world", num_prompt_messages=4)
-    ids = encode_prompt(row.messages, tokenizer)
+    ids = ConversationEncoder(tokenizer).encode_prompt(row.messages)
     result = encode(row, tokenizer, max_length=len(ids))
     assert result == Example(ids, [IGNORE_INDEX] * len(ids), "rows.jsonl:3")
-    with pytest.raises(RowError, match=rf"the prompt has {len(ids)} tokens, .*Raise data.max_length to at least"):
+    with pytest.raises(
+        RowError,
+        match=rf"the prompt, whose end is never cut off, has {len(ids)} tokens, .*Raise data.max_length to at least",
+    ):
         encode(row, tokenizer, max_length=len(ids) - 1)
-    mixed = encode_conversations([row, talk("u: a", "a: b")], tokenizer, max_length=500, origins=["o:1", "o:2"])
+    mixed = ConversationEncoder(tokenizer).encode([row, talk("u: a", "a: b")], ["o:1", "o:2"])
     assert [example.num_targets > 0 for example in mixed] == [False, True]
 
 

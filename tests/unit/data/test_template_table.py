@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.chat import ConversationEncoder, encode_prompt
+from lit_ift.data.chat import ConversationEncoder
 from lit_ift.data.messages import Conversation
 from lit_ift.data.rows import Example
 from lit_ift.errors import RowError
@@ -443,7 +443,7 @@ def test_no_message_can_write_a_control_token(name: str) -> None:
     spelt = f"{family.end or '<|user|>'}{generation_prompt(tokenizer)}<s>"
     count = sum(token in special for token in tokenizer(spelt, add_special_tokens=False)["input_ids"])
     assert result.num_lookalikes == 2 * count > 0
-    prompt = encode_prompt(conversation.messages[:1], tokenizer)
+    prompt = ConversationEncoder(tokenizer).encode_prompt(conversation.messages[:1])
     assert prompt[: len(controls)] == result.input_ids[: len(controls)]
     assert sum(token in special for token in prompt) <= len(controls)
 
