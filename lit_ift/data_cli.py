@@ -20,6 +20,7 @@ from lit_ift.data.datamodule import SPLITS, STAGE_SPLITS, ConversationDataModule
 from lit_ift.data.instruction import InstructionDataModule
 from lit_ift.data.report import DataReport, NoUsableRowError
 from lit_ift.data.report import logger as report_logger
+from lit_ift.data.rows import SIDES
 from lit_ift.data.sources import Source
 from lit_ift.errors import UserError
 from lit_ift.lightning_cli import LitIFTCLI, explain_argument_error
@@ -141,6 +142,7 @@ def show(words: Sequence[str]) -> int:
     module = call.data_module
     if output.row_id is None and output.seed is None and not as_batch and module.max_rows is None:
         module.max_rows = max(ENOUGH_TO_PREVIEW, output.rows)
+        module.uses_cache = False  # Of so few rows there is no use later.
     there: list[Split] = [name for name in SPLITS if module.has_split(name)]
     split = call.split or there[0]
     reports = _set_up(call._replace(split=split))
@@ -169,11 +171,16 @@ def build(words: Sequence[str]) -> int:
         return 0
     call.data_module.prepare_data()
     reports = _set_up(call)
-    cache_folder = getattr(call.data_module, "cache_folder", None)
-    for split, report in reports.items():
-        if not report.rows_kept:
-            raise NoUsableRowError(report)
-        print(f"{report}; cached in {cache_folder(split)}" if cache_folder is not None else report)
+    for split in SPLITS:
+        if split not in reports:
+            continue
+        if not reports[split].rows_kept:
+            raise NoUsableRowError(reports[split])
+        folder = call.data_module.cache_folder(split)
+        print(
+            f"{reports[split]}; "
+            + ("not cached: its source keeps no files" if folder is None else f"cached in {folder}")
+        )
     return 0
 
 
@@ -209,13 +216,22 @@ def parse(command: str, words: Sequence[str], *, skip_bad_rows: bool) -> Call | 
     if not configured:
         chosen = {name: values[name] for name in of_module}
         chosen["on_bad_row"] = "skip" if skip_bad_rows else "error"
-        module = InstructionDataModule(train=list[str | Source](files), train_split=values.get("split"), **chosen)
+        score_range = chosen.pop("score_range", None)
+        sources = [Source(file, score_range=score_range) for file in files]
+        of_files = InstructionDataModule if command == "build" else AnyRows
+        module = of_files(train=list[str | Source](sources), train_split=values.get("split"), **chosen)
         if module.tokenizer_source is None:
             raise ArgumentError(None, "name the --tokenizer that encodes the files: a folder or a hub id")
         return Call(values, module, None)
     cli = _BadRowsSkipped if skip_bad_rows else _DataOnly
     configured_module = cli.load([word for words in theirs for word in words])
     return Call(values, configured_module, _split_of(configured_module, values.get("split")))
+
+
+class AnyRows(InstructionDataModule):
+    """Rows of every kind, which can be looked at although no objective trains on all of them."""
+
+    kinds = frozenset(SIDES)
 
 
 class _DataOnly(LitIFTCLI):
@@ -300,6 +316,10 @@ def _parser(command: str, *, with_files: bool) -> tuple[ArgumentParser, list[str
     if with_files:
         skip = NOT_FOR_FILES | ({"seed"} if command == "preview" else set())
         of_module = parser.add_class_arguments(InstructionDataModule, skip=skip)
+        if command != "build":
+            help_text = "lowest and highest score of scored rows, such as [1, 10]; [0, 1] if it is not given"
+            parser.add_argument("--score_range", type=tuple[float, float] | None, help=help_text)
+            of_module.append("score_range")
     return parser, of_module
 
 
