@@ -37,6 +37,7 @@ class BatchPlan:
 
     Args:
         planned: an upper bound of the sorted lengths of an epoch's rows, in any order, (R,).
+        lengths: of all rows that an epoch may have, (n,).
         budget: tokens that a batch may hold, padding included; no row may be longer.
         num_replicas: processes that each take one batch of a step.
         packing: rows are packed, so that padding does not count.
@@ -44,22 +45,32 @@ class BatchPlan:
     """
 
     def __init__(
-        self, planned: Tensor, *, budget: int, num_replicas: int, packing: bool, width: Callable[[int], int]
+        self,
+        planned: Tensor,
+        lengths: Tensor,
+        *,
+        budget: int,
+        num_replicas: int,
+        packing: bool,
+        width: Callable[[int], int],
     ) -> None:
+        self._lengths = lengths
         self._packing = packing
         self._width = width
 
         exact = planned.sort(descending=True).values
         if packing:
             most = int(exact.sum()) * (1 + TOLERANCE)
-            self._ratio = next(ratio for ratio in RATIOS if int(_bounds(exact, ratio).sum()) <= most)
+            self._ratio = next(ratio for ratio in RATIOS if int(_bounds(exact, lengths, ratio).sum()) <= most)
             self._slots: list[Sequence[int]] = [
-                *_balanced(_bounds(exact, self._ratio).tolist(), budget=budget, num_replicas=num_replicas)
+                *_balanced(_bounds(exact, lengths, self._ratio).tolist(), budget=budget, num_replicas=num_replicas)
             ]
         else:
 
             def steps(ratio: float, shards: int) -> int:
-                return math.ceil(len(_cut(_bounds(exact, ratio).tolist(), budget, width, shards)) / num_replicas)
+                return math.ceil(
+                    len(_cut(_bounds(exact, lengths, ratio).tolist(), budget, width, shards)) / num_replicas
+                )
 
             fewest = steps(1.0, 1)
             self._ratio = next(ratio for ratio in RATIOS if steps(ratio, 1) <= fewest * (1 + TOLERANCE))
@@ -67,11 +78,13 @@ class BatchPlan:
             while shards > 1 and steps(self._ratio, shards) > fewest * (1 + 2 * TOLERANCE):
                 shards //= 2
             num_batches = steps(self._ratio, shards) * num_replicas
-            self._slots = [*_even_cuts(_bounds(exact, self._ratio).tolist(), budget, num_batches, width, shards)]
+            self._slots = [
+                *_even_cuts(_bounds(exact, lengths, self._ratio).tolist(), budget, num_batches, width, shards)
+            ]
         self.num_steps = len(self._slots) // num_replicas
         self._num_replicas = num_replicas
 
-    def draw(self, rows: Tensor, lengths: Tensor, generator: torch.Generator) -> list[list[list[int]]]:
+    def draw(self, rows: Tensor, generator: torch.Generator) -> list[list[list[int]]]:
         """An epoch's batches: for each step one of each process, which may be empty where rows are few.
 
         Batches of similar cost share a step. So over an epoch the processes wait for each other by no more than the
@@ -79,12 +92,11 @@ class BatchPlan:
 
         Args:
             rows: the rows of this epoch, (R,).
-            lengths: of all rows, indexed by row.
             generator: draws places and the order of steps.
         """
         shuffled = rows[torch.randperm(len(rows), generator=generator)]
-        order = shuffled[length_buckets(lengths[shuffled], self._ratio).argsort(stable=True, descending=True)]
-        row_of, length_of = order.tolist(), lengths[order].tolist()
+        order = shuffled[length_buckets(self._lengths[shuffled], self._ratio).argsort(stable=True, descending=True)]
+        row_of, length_of = order.tolist(), self._lengths[order].tolist()
         costs = [self._cost([length_of[slot] for slot in slots]) for slots in self._slots]
         by_cost = sorted(range(len(costs)), key=lambda k: -costs[k])
         batches = [[row_of[slot] for slot in self._slots[k]] for k in by_cost]
@@ -194,8 +206,8 @@ def _deal(falling: Sequence[int], num_batches: int, budget: int) -> list[list[in
     return batches
 
 
-def _bounds(falling: Tensor, ratio: float) -> Tensor:
-    """Falling lengths, each rounded up to the longest of its bucket."""
-    buckets = length_buckets(falling, ratio)
-    longest = torch.zeros(int(buckets.max()) + 1, dtype=torch.long).scatter_reduce(0, buckets, falling, "amax")
-    return longest[buckets]
+def _bounds(falling: Tensor, lengths: Tensor, ratio: float) -> Tensor:
+    """Falling lengths, each rounded up to the longest of all rows in its bucket, for any of them may be drawn there."""
+    buckets = length_buckets(lengths, ratio)
+    longest = torch.zeros(int(buckets.max()) + 1, dtype=torch.long).scatter_reduce(0, buckets, lengths, "amax")
+    return longest[length_buckets(falling, ratio)]

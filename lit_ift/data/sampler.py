@@ -170,13 +170,14 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
                 group_by_length=self.group_by_length,
             )
             return [[batch[rank :: self.num_replicas] for rank in range(self.num_replicas)] for batch in batches]
-        return self._plan.draw(rows, self._lengths, _generator(key)) if self.shuffle else self._steps_in_order
+        return self._plan.draw(rows, _generator(key)) if self.shuffle else self._steps_in_order
 
     @cached_property
     def _plan(self) -> BatchPlan:
         assert self.tokens_per_batch is not None
         return BatchPlan(
             self._rows.planned_lengths,
+            self._lengths,
             budget=self.tokens_per_batch,
             num_replicas=self.num_replicas,
             packing=bool(self.packing),

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler, SequentialSampler
 
@@ -187,6 +187,15 @@ def cost(batch: list[int], lengths: list[int], packing: bool, multiple: int | No
 
 
 @settings(max_examples=150, deadline=None)
+@example(  # The planned rows of a bucket are not its longest.
+    lengths=[29, 28, 43, 43, 41, 64, 1, 1, 1],
+    world=1,
+    budget=120,
+    packing=False,
+    shuffle=True,
+    multiple=None,
+    weights=[0.5, 0.5, 0.5],
+)
 @given(
     lengths=LENGTHS,
     world=st.integers(1, 4),
