@@ -273,7 +273,8 @@ def test_checkpoint_and_model_card_keep_the_figures(config: Path, tmp_path: Path
     card = (folder / "model" / "README.md").read_text()
     assert f"rows_kept: {reports['train']['rows_kept']}" in card
     section = card.partition("## Data")[2].partition("\n## ")[0]
-    assert data_file.name not in section
+    assert f"{data_file}:\n" in section  # The source is named, its rows are not.
+    assert f"{data_file.name}:1" not in section
     assert "row_ids" not in section
     assert len(section) < 3000
     generation = json.loads((folder / "model" / "generation_config.json").read_text())
