@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 OnBadRow = Literal["error", "skip"]
 
-CHUNK: Final = 4096
-"""Rows encoded at once, which is also how many of a source are in memory as text."""
+CHUNK_ROWS: Final = 4096
+CHUNK_CHARACTERS: Final = 8_000_000
+"""Rows are encoded together until there are so many, or so much text: no more of a source is in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def encode_parts(
 def _chunks(part: Part, options: EncodingOptions, *, stops: bool) -> Iterator[list[Row | RowError]]:
     """The rows of a part as read and parsed, with errors in their place; after the first one if it `stops`."""
     chunk: list[Row | RowError] = []
-    num_good = 0
+    num_good = num_characters = 0
     parser = RowParser(layout=part.layout, score_range=part.score_range, needs_answer=options.needs_answer)
     for record in part.read(chunk.append):
         try:
@@ -137,13 +138,15 @@ def _chunks(part: Part, options: EncodingOptions, *, stops: bool) -> Iterator[li
             _check_kind(row, options.kinds, parser.layout)
             chunk.append(row)
             num_good += 1
+            num_characters += sum(len(m["content"]) for side in row.sides.values() for m in side.messages)
         except RowError as error:
             chunk.append(error)
-        if len(chunk) >= CHUNK or (stops and num_good < len(chunk)):
+        is_full = len(chunk) >= CHUNK_ROWS or num_characters >= CHUNK_CHARACTERS
+        if is_full or (stops and num_good < len(chunk)):
             yield chunk.copy()
             # The reader keeps this very list's `append`.
             chunk.clear()
-            num_good = 0
+            num_good = num_characters = 0
     if chunk:
         yield chunk
 

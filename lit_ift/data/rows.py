@@ -61,7 +61,7 @@ class Example:
     @property
     def num_targets(self) -> int:
         """Labels that a causal model is trained on; position 0 has no prediction."""
-        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+        return len(self.labels) - self.labels.count(IGNORE_INDEX) - (self.labels[:1] not in ([], [IGNORE_INDEX]))
 
     def as_dummy(self) -> "Example":
         """The same tokens with nothing to train on."""

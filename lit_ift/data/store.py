@@ -5,7 +5,7 @@ A file is written row by row and read through a memory map, so neither needs mem
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Final, get_args, overload
 
@@ -76,7 +76,7 @@ def _to_arrow(rows: Sequence[EncodedRow]) -> Any:
 
 def _concatenated(lists: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
     total = sum(map(len, lists))
-    return np.fromiter((value for values in lists for value in values), dtype=np.int32, count=total)
+    return np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=total)
 
 
 class StoredRows(Sequence[EncodedRow]):

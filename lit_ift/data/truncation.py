@@ -32,8 +32,8 @@ def truncate(row: EncodedRow, *, max_length: int, policy: Truncation, bos_token_
             rejected answer differ no longer (``no_target``).
     """
     whole = max(len(example.input_ids) for example in row.sides.values())
-    is_prompt = all(example.num_targets == 0 for example in row.sides.values())
     if whole > max_length:
+        is_prompt = all(example.num_targets == 0 for example in row.sides.values())
         if policy == "drop" or (policy == "right" and is_prompt):
             raise RowError(
                 row.row_id,

@@ -4,7 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_ift.constants import IGNORE_INDEX
@@ -32,6 +32,7 @@ def encoded_rows(draw: st.DrawFn) -> EncodedRow:
     return EncodedRow(kind, row_id, {name: draw(examples(row_id)) for name in names}, score)
 
 
+@settings(deadline=None)
 @given(st.lists(encoded_rows(), max_size=6))
 def test_rows_of_every_kind_come_back_as_they_were(rows: list[EncodedRow]) -> None:
     stored = StoredRows.in_memory(rows)
