@@ -148,6 +148,8 @@ def show(words: Sequence[str]) -> int:
     reports = _set_up(call._replace(split=split))
     if not reports[split].rows_kept:
         raise NoUsableRowError(reports[split])
+    if as_batch and "preference" in reports[split].kinds:
+        raise UserError("--batch: rows with two answers have no batches yet. Leave --batch out to see the rows.")
     if as_batch:
         loader = getattr(module, f"{split}_dataloader")()
         conversations = preview.shown_batch(next(iter(loader)), rows=output.rows)

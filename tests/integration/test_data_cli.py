@@ -220,6 +220,15 @@ def test_preview_shows_a_batch_with_its_padding(config: Path, capsys) -> None:
     assert [int(number) for number in re.findall(r"<\|im_end\|>×(\d+)\n", text)] == [padding for _, padding in counted]
 
 
+def test_preview_has_no_batches_of_pairs(tmp_path: Path, model_folder: Path, capsys) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No."}) + "\n")
+    words = ["data", "preview", path, "--tokenizer", model_folder]
+    assert run(*words) == 0
+    assert run(*words, "--batch") == 1
+    assert "no batches yet" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("no_model")
 def test_build_reads_every_split(config: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     called = []
