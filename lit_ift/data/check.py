@@ -97,9 +97,9 @@ def figures(report: DataReport) -> Iterator[Figure]:
         count = report.skipped_by_reason.get(reason, 0)
         if count or reason == "mask_disagreement":
             yield Figure(words, count, read, ids.get(f"skipped/{reason}", ()), is_part=True)
-    cut = f"{report.tokens_cut:,} tokens cut" if report.tokens_cut else ""
+    cut = f"{counted(report.tokens_cut, 'token')} cut" if report.tokens_cut else ""
     yield Figure("truncated", report.rows_truncated, kept, ids.get("truncated", ()), cut)
-    prompts = f"{report.duplicate_prompts:,} prompts" if report.duplicate_prompts else ""
+    prompts = counted(report.duplicate_prompts, "prompt") if report.duplicate_prompts else ""
     yield Figure("prompt seen before", report.rows_duplicate, kept, ids.get("duplicate", ()), prompts)
     yield Figure("nothing to train on", report.rows_without_target, kept, ids.get("no_target", ()))
     yield Figure("look-alike control tokens", report.rows_with_lookalikes, kept, ids.get("lookalike", ()))
@@ -110,6 +110,11 @@ def figures(report: DataReport) -> Iterator[Figure]:
     yield Figure("turn cut off", report.rows_cut_turn, kept, ids.get("cut_turn", ()), turns)
     turns = f"{report.turns_unstopped:,} of {report.trained_turns:,} turns"
     yield Figure("turn without a stop", report.rows_unstopped, kept, ids.get("unstopped", ()), turns)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def violations(reports: Mapping[str, DataReport], thresholds: Thresholds) -> list[str]:

@@ -29,6 +29,7 @@ h3 small { color: var(--dim); font-weight: normal; }
 table { border-collapse: collapse; } th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); } th { font-weight: 600; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.name, td.part, td.note { white-space: nowrap; }
 tr.none td { color: var(--dim); } tr.fault td { color: var(--warn); } td.part { padding-left: 1.2rem; }
 td.ids { min-width: 14rem; overflow-wrap: anywhere; font-size: .85rem; }
 .scroll { overflow-x: auto; margin-bottom: 1.2rem; } p { margin: .3rem 0; }
@@ -115,6 +116,8 @@ def _split(report: DataReport) -> str:
             _row((_code(end.token), f"{end.turns:,}", "yes" if end.stops else "no"), ("", "n", ""))
             for end in report.turn_ends[:NUM_NAMED]
         ]
+        if report.turns_cut:
+            ends.append(_row(("cut off by max_length", f"{report.turns_cut:,}", "no"), ("", "n", "")))
         parts.append(_table(("trained turns end in", "turns!", "stops"), ends))
         for name, counts in tables_of_counts(report).items():
             rows = [
@@ -135,7 +138,7 @@ def _figure_row(line: Figure) -> str:
     state = "" if not line.is_fault else "fault" if line.count else "none"
     note = escape(line.note) if line.count else ""
     cells = (escape(line.name), f"{line.count:,}", escape(line.share), note, escape(named(line, NUM_NAMED)))
-    return _row(cells, ("part" if line.is_part else "", "n", "n", "", "ids"), state)
+    return _row(cells, ("part" if line.is_part else "name", "n", "n", "note", "ids"), state)
 
 
 def _tokens(report: DataReport) -> str:

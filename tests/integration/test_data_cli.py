@@ -58,7 +58,7 @@ def test_files_are_checked_and_bad_rows_never_stop_it(mixed: Path, model_folder:
     text = capsys.readouterr().out
     assert "\x1b" not in text
     assert re.search(r"rows read +6\n", re.sub(r" +\n", "\n", text))
-    assert re.search(r"prompt seen before +1 +33\.3 % +1 prompts", text)
+    assert re.search(r"prompt seen before +1 +33\.3 % +1 prompt ", text)
     content = json.loads(saved.read_text())
     assert content["ok"] is True
     report = DataReport.from_dict(content["splits"]["train"])
