@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_model
 
+from lit_ift.data import InstructionDataModule, Record, to_row
 from lit_ift.lightning_cli import LitIFTCLI
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +19,8 @@ HERE = [
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1"),
     *("--trainer.strategy", "auto", "--trainer.precision", "32-true"),
 ]
+
+SIDES = ("chosen", "rejected")
 
 
 class DryCLI(LitIFTCLI):
@@ -74,6 +77,25 @@ def test_the_papers_recipe() -> None:
         assert model["lr_scheduler"]["init_args"] == {"warmup": 0.1}
         assert data["batch_size"] * trainer["accumulate_grad_batches"] * trainer["devices"] == 512
         assert (data["max_length"], trainer["max_epochs"]) == (1024, 3)
+        assert data["train"] == [
+            {"path": "HuggingFaceH4/ultrafeedback_binarized", "layout": "chosen", "max_rows": 60000},
+            {"path": "HuggingFaceH4/ultrachat_200k", "max_rows": 60000},
+        ]
+
+
+def test_the_papers_sources_are_read_as_meant() -> None:
+    """The pairs' own split, which the hub id decides, and of a pair the chosen answer alone."""
+    import yaml
+
+    config = yaml.safe_load((ROOT / "configs/ift/mistral-7b-paper.yaml").read_text())
+    data = InstructionDataModule(**config["data"]["init_args"])
+    pairs, chats = data.sources["train"]
+    assert [data._split_of(source, "train") for source in (pairs, chats)] == ["train_prefs", "train_sft"]
+    assert [part.layout for part in data.parts("train")] == ["chosen", "messages"]
+    turns = {side: [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": side}] for side in SIDES}
+    columns = {"prompt": "Why?", "prompt_id": "0", **turns, "messages": turns["chosen"], "score_chosen": 8.0}
+    row = to_row(Record(columns, "pairs#0"), layout=pairs.layout)
+    assert (row.kind, row.sides["answer"].messages) == ("instruction", turns["chosen"])
 
 
 def test_objectives_differ_in_nothing_else() -> None:
