@@ -19,7 +19,7 @@ COMMANDS = [
 
 
 def test_every_command_is_covered() -> None:
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 12
     assert {shlex.split(command)[0] for command in COMMANDS} == {"make", "lit-ift"}
 
 
@@ -34,6 +34,8 @@ def here(tmp_path: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def tiny(command: str, model_folder: Path) -> list[str]:
     """Options that make a command small; they come last, so they win."""
+    if command.startswith("lit-ift data") and "--config" not in command:
+        return ["--tokenizer", str(model_folder), "--max_length", "512"]
     options = {
         "model.init_args.model": model_folder,
         "trainer.accelerator": "cpu",
@@ -63,6 +65,12 @@ def test_lit_ift_commands(
 ) -> None:
     words = [*shlex.split(command)[1:], *tiny(command, model_folder)]
     monkeypatch.setattr(sys, "argv", ["lit-ift"])
+    if words[0] == "data":
+        assert main(words) == 0
+        shown = capsys.readouterr().out
+        assert {"check": "rows read", "preview": "Say 1 times b", "build": "cached in"}[words[1]] in shown
+        assert (here / "report.html").is_file() is ("--html" in command)
+        return
     if "--ckpt_path" in command:
         assert main(["fit", "--config", "configs/ift/smollm2-135m.yaml", *tiny("fit", model_folder)]) == 0
     if "--print_config" in command:
