@@ -117,3 +117,30 @@ def test_own_rows(
     words = [*shlex.split(words), "--data.init_args.tokenizer", str(model_folder), "--json", "report.json"]
     assert main(["data", "check", "--config", "configs/sft/smollm2-135m.yaml", *words]) == 0
     assert json.loads((here / "report.json").read_text())["splits"]["train"]["rows_kept"] == 2
+
+
+def test_fit_reads_what_build_has_cached(here: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_IFT_DATA_CACHE", str(here / "cache"))
+    monkeypatch.setattr("sys.argv", ["lit-ift"])
+    (command,) = (line for line in COMMANDS if " build " in line)
+    options = {
+        "model.init_args.model": model_folder,
+        "data.init_args.max_length": 512,
+        "data.init_args.val_fraction": 0.3,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.val_check_interval": 1.0,
+        "trainer.fast_dev_run": True,
+    }
+    words = [
+        *shlex.split(command)[3:],
+        *(word for name, value in options.items() for word in (f"--{name}", str(value))),
+    ]
+    assert main(["data", "build", *words]) == 0
+    built = sorted(path.name for path in (here / "cache").iterdir())
+    assert [name.partition("-")[0] for name in built] == ["train", "val"]
+    # What changes no row changes no key.
+    assert main(["fit", *words, "--data.init_args.batch_size", "2", "--data.init_args.packing", "true"]) == 0
+    assert sorted(path.name for path in (here / "cache").iterdir()) == built
+    assert main(["fit", *words, "--data.init_args.max_length", "500"]) == 0
+    assert len(list((here / "cache").iterdir())) == 4
