@@ -102,7 +102,8 @@ def encode_parts(
         parts: where the rows come from.
         options: how they become token ids.
         report: told of every row that is kept or skipped.
-        on_bad_row: raise the first bad row, or leave bad rows out.
+        on_bad_row: raise the first bad row, or leave bad rows out. Too long ones are left out in either case if that is
+            how they are to be truncated.
         takes: whether a row belongs here; others are passed over, and not reported.
         progress: text of a progress bar; None for none.
 
@@ -117,7 +118,9 @@ def encode_parts(
                 taken = [row for row in chunk if isinstance(row, RowError) or takes(row)]
                 for row, result in zip(taken, _encode(taken, encoder, options), strict=True):
                     if isinstance(result, RowError):
-                        if on_bad_row == "error":
+                        # A row that the declared policy drops is no bad row.
+                        is_dropped = options.truncation == "drop" and result.reason == "too_long"
+                        if on_bad_row == "error" and not is_dropped:
                             raise result
                         report.skip(result)
                     else:

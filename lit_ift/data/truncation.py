@@ -39,7 +39,7 @@ def truncate(row: EncodedRow, *, max_length: int, policy: Truncation, bos_token_
                 row.row_id,
                 "",
                 f"{_what(row, is_prompt)} has {whole} tokens, but max_length={max_length}",
-                f"Raise data.max_length to at least {whole}, shorten the row, or set data.truncation",
+                f"Raise data.max_length to at least {whole}, shorten the row, or set data.truncation to another policy",
                 reason="too_long",
             )
         num_left = 0 if policy == "right" else _num_from_prompt(row, whole - max_length, bos_token_id)

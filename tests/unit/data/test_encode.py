@@ -57,7 +57,7 @@ def test_chunks_change_nothing(rows: int, characters: int, monkeypatch: pytest.M
     [
         ([GOOD, None, {"prompt": "q"}], "a:1: not valid JSON"),
         ([GOOD, {"prompt": "q"}, None], "a:1: field 'completion'"),
-        ([GOOD, {"prompt": "q" * 99, "completion": "a"}, None], "a:1: the row has"),
+        ([{"prompt": "q" * 99, "completion": "a"}, None], "a:1: not valid JSON"),
         ([GOOD, GOOD, None], "a:2: not valid JSON"),
     ],
 )
@@ -74,6 +74,12 @@ def test_a_strict_run_reads_no_further_than_its_first_bad_row() -> None:
 
     with pytest.raises(RowError, match="a:0"):
         run([Part("a", read)], on_bad_row="error")
+
+
+def test_the_drop_policy_drops_rows_in_a_strict_run() -> None:
+    rows, report = run([part("a", [GOOD, {"prompt": "q" * 99, "completion": "a"}])], on_bad_row="error")
+    assert [row.row_id for row in rows] == ["a:0"]
+    assert report.skipped_by_reason == {"too_long": 1}
 
 
 def test_rows_that_belong_elsewhere_are_not_counted() -> None:

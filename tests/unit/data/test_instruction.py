@@ -10,6 +10,7 @@ from tiny import answers
 from tokenizers import processors
 
 from lit_ift.data.instruction import InstructionDataModule
+from lit_ift.data.records import Record, raise_row_error
 from lit_ift.data.sources import Source
 from lit_ift.errors import RowError, UserError
 
@@ -279,3 +280,15 @@ def test_predict_takes_prompts_and_other_splits_do_not(tmp_path: Path, tokenizer
 def test_an_option_for_a_missing_split_is_named(tmp_path: Path, tokenizer) -> None:
     module = InstructionDataModule(write(tmp_path / "a.jsonl", 3), tokenizer=tokenizer)
     assert [module.split_option(split) for split in ("train", "predict")] == ["data.train", "data.predict"]
+
+
+def test_a_subclass_may_give_the_rows_itself(tmp_path: Path, tokenizer) -> None:
+    class Shouted(InstructionDataModule):
+        def records(self, split, on_row_error=raise_row_error):
+            for record in super().records(split, on_row_error):
+                yield Record({**record.data, "completion": record.data["completion"].upper()}, record.origin)
+
+    module = Shouted(write(tmp_path / "a.jsonl", 2), tokenizer=tokenizer)
+    module.setup("fit")
+    assert "ANSWER 1" in tokenizer.decode(answers(module.datasets["train"])[1].input_ids)
+    assert module.cache_folder("train") is None
