@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from lit_ift.data.chat import ConversationEncoder
 from lit_ift.data.layouts import RowParser
-from lit_ift.data.records import OnRowError, Record
+from lit_ift.data.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report import ReportBuilder
 from lit_ift.data.rows import EncodedRow, Example, Row, RowKind
 from lit_ift.data.store import StoredRows
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 OnBadRow = Literal["error", "skip"]
 
-CHUNK_ROWS: Final = 4096
-CHUNK_CHARACTERS: Final = 8_000_000
-"""Rows are encoded together until there are so many, or so much text: no more of a source is in memory at once."""
+CHUNK: Final = 4096
+"""Most rows encoded at once, which is also how many of a source are in memory as text."""
+
+CHUNK_CHARS: Final = 4_000_000
+"""Characters of rows from which on no more rows are encoded with them: long rows come in smaller chunks."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def encode_parts(
     encoder = ConversationEncoder(options.tokenizer)
     with tqdm(desc=progress, unit=" rows", disable=progress is None) as bar:
         for part in parts:
-            for chunk in _chunks(part, options, stops=on_bad_row == "error"):
+            # Rows that cannot be read are reported at once: a source may have nothing else.
+            for chunk in _chunks(part, options, None if on_bad_row == "error" else report.skip):
                 taken = [row for row in chunk if isinstance(row, RowError) or takes(row)]
                 for row, result in zip(taken, _encode(taken, encoder, options), strict=True):
                     if isinstance(result, RowError):
@@ -130,28 +133,51 @@ def encode_parts(
                 bar.update(len(chunk))
 
 
-def _chunks(part: Part, options: EncodingOptions, *, stops: bool) -> Iterator[list[Row | RowError]]:
-    """The rows of a part as read and parsed, with errors in their place; after the first one if it `stops`."""
+def _chunks(part: Part, options: EncodingOptions, skip: OnRowError | None) -> Iterator[list[Row | RowError]]:
+    """The rows of a part as read and parsed, with errors in their place.
+
+    Args:
+        part: where they come from.
+        options: which rows are wanted.
+        skip: told of rows that cannot be read; None ends the last chunk with the first bad row of any kind.
+    """
     chunk: list[Row | RowError] = []
-    num_good = num_characters = 0
+    num_chars = 0
     parser = RowParser(layout=part.layout, score_range=part.score_range, needs_answer=options.needs_answer)
-    for record in part.read(chunk.append):
-        try:
-            row = parser.parse(record)
-            _check_kind(row, options.kinds, parser.layout)
-            chunk.append(row)
-            num_good += 1
-            num_characters += sum(len(m["content"]) for side in row.sides.values() for m in side.messages)
-        except RowError as error:
-            chunk.append(error)
-        is_full = len(chunk) >= CHUNK_ROWS or num_characters >= CHUNK_CHARACTERS
-        if is_full or (stops and num_good < len(chunk)):
-            yield chunk.copy()
-            # The reader keeps this very list's `append`.
-            chunk.clear()
-            num_good = num_characters = 0
+    try:
+        for record in part.read(skip or raise_row_error):
+            try:
+                row = parser.parse(record)
+                _check_kind(row, options.kinds, parser.layout)
+                chunk.append(row)
+                num_chars += _num_chars(row)
+            except RowError as error:
+                if skip is None:
+                    raise
+                chunk.append(_without_frames(error))
+            if len(chunk) >= CHUNK or num_chars >= CHUNK_CHARS:
+                yield chunk
+                chunk, num_chars = [], 0
+    except RowError as error:
+        if skip is not None:
+            raise
+        # Rows before it may be bad, too, which shows when they are encoded.
+        chunk.append(error)
     if chunk:
         yield chunk
+
+
+def _num_chars(row: Row) -> int:
+    return sum(len(message["content"]) for side in row.sides.values() for message in side.messages)
+
+
+def _without_frames(error: RowError) -> RowError:
+    """The error without its traceback, whose frames hold the whole row in memory."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _check_kind(row: Row, kinds: frozenset[RowKind], layout: str | None) -> None:

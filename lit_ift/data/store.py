@@ -4,8 +4,8 @@ A file is written row by row and read through a memory map, so neither needs mem
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, chain, islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Final, get_args, overload
 
@@ -35,7 +35,10 @@ SCHEMA: Final = pa.schema(
 )
 
 BATCH: Final = 1024
-"""Rows written at once."""
+"""Most rows written at once."""
+
+BATCH_TOKENS: Final = 2**21
+"""Tokens of rows from which on no more rows are written with them, for long rows take much memory until then."""
 
 PER_SIDE: Final = ("num_cut", "num_split_starts", "num_lookalikes")
 
@@ -49,10 +52,21 @@ def write_rows(rows: Iterable[EncodedRow], sink: Path | pa.NativeFile) -> int:
     """
     iterator, num_rows = iter(rows), 0
     with pa.ipc.new_file(str(sink) if isinstance(sink, Path) else sink, SCHEMA) as writer:
-        while batch := list(islice(iterator, BATCH)):
+        while batch := _next_batch(iterator):
             writer.write_batch(_to_arrow(batch))
             num_rows += len(batch)
     return num_rows
+
+
+def _next_batch(rows: Iterator[EncodedRow]) -> list[EncodedRow]:
+    batch: list[EncodedRow] = []
+    num_tokens = 0
+    for row in rows:
+        batch.append(row)
+        num_tokens += row.num_tokens
+        if len(batch) >= BATCH or num_tokens >= BATCH_TOKENS:
+            break
+    return batch
 
 
 def _to_arrow(rows: Sequence[EncodedRow]) -> Any:

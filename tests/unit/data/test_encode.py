@@ -47,8 +47,8 @@ def test_chunks_change_nothing(rows: int, characters: int, monkeypatch: pytest.M
     assert whole[1].skipped_by_reason == {"unreadable": 2, "layout": 1, "too_long": 1}
     assert whole[1].rows_read == 8
     assert {name: count.rows for name, count in whole[1].sources.items()} == {"a": 3, "b": 1}
-    monkeypatch.setattr(encode, "CHUNK_ROWS", rows)
-    monkeypatch.setattr(encode, "CHUNK_CHARACTERS", characters)
+    monkeypatch.setattr(encode, "CHUNK", rows)
+    monkeypatch.setattr(encode, "CHUNK_CHARS", characters)
     assert run(parts) == whole
 
 
