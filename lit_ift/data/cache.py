@@ -99,7 +99,7 @@ class RowCache:
             report = json.loads((entry / REPORT).read_text(encoding="utf-8"))
             return StoredRows(entry / ROWS), report
         except (OSError, ValueError) as error:  # Arrow's errors are both.
-            raise UserError(f"The cached data in {entry} is damaged ({error}). Delete that folder.") from error
+            raise damaged(entry, error) from error
 
     def add(
         self,
@@ -131,6 +131,11 @@ class RowCache:
         finally:
             if draft is not None:
                 shutil.rmtree(draft, ignore_errors=True)  # Gone already if it was renamed.
+
+
+def damaged(entry: Path, error: Exception) -> UserError:
+    """The error of an entry that cannot be read as what was written."""
+    return UserError(f"The cached data in {entry} is damaged ({error}). Delete that folder.")
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:

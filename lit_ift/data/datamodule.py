@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from lit_ift.data.cache import RowCache, code_version, default_cache_dir, tokenizer_digest
+from lit_ift.data.cache import RowCache, code_version, damaged, default_cache_dir, tokenizer_digest
 from lit_ift.data.chat import check_tokenizer, is_built_in_template, resolve_chat_template, with_bos
 from lit_ift.data.collate import Batch, PackedBatch, collate, collate_packed
 from lit_ift.data.encode import EncodedDataset, EncodingOptions, OnBadRow, Part, encode_parts
@@ -282,7 +282,10 @@ class ConversationDataModule(L.LightningDataModule):
             found = self.cache.load(split, key)
         assert found is not None
         rows, plain = found
-        report = DataReport.from_dict(plain)
+        try:
+            report = DataReport.from_dict(plain)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise damaged(self.cache.entry(split, key), error) from error
         # Weights take no part in the key, for they change no row.
         weights = {part.name: part.weight for part in self.parts(split)}
         sources = {name: replace(count, weight=weights[name]) for name, count in report.sources.items()}

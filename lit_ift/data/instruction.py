@@ -123,6 +123,7 @@ class InstructionDataModule(ConversationDataModule):
 
     def _source_parts(self, split: Split) -> list[Part]:
         self._check_options_used("train" if self._is_share(split) else split)
+        self._check_read_once(split)
         return [
             Part(
                 name=_label(source),
@@ -141,6 +142,7 @@ class InstructionDataModule(ConversationDataModule):
         sources = self._sources_of(split)
         return {
             "sources": [source.fingerprint(self._split_of(source, split)) for source in sources],
+            "labels": [_label(source) for source in sources],  # The report counts by them.
             "layouts": [self._layout_of(source) for source in sources],
             "max_rows": self.max_rows,
             "val_fraction": self.val_fraction if split in ("train", "val") else 0.0,
@@ -204,6 +206,18 @@ class InstructionDataModule(ConversationDataModule):
         every_source = [source for sources in self.sources.values() for source in sources]
         if self.revision is not None and not any(source.kind == "hub" for source in every_source):
             raise UserError(f"data.revision={self.revision!r} is set, but no source is on the hub. Remove it.")
+
+    def _check_read_once(self, split: Split) -> None:
+        """Refuse a data set that is listed with its split and again without, where that is the split taken."""
+        seen: set[tuple[str, str | None, str | None]] = set()
+        for source in self._sources_of(split):
+            key = (source.path, source.name, source.split_in(self._split_of(source, split)))
+            if key in seen:
+                raise UserError(
+                    f"The split {key[2]!r} of the source {source.path} is listed twice. Name each split once; to use "
+                    "its rows more often, set its weight."
+                )
+            seen.add(key)
 
 
 def _known(source: Source) -> KnownDataset | None:

@@ -215,15 +215,18 @@ def _parts(source: Source) -> list[str]:
 def _file_identity(path: Path, folder: Path) -> dict[str, Any]:
     try:
         stat = path.stat()
-        digest = _sha256(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+        digest = _sha256(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     except OSError as error:
         raise cannot_open(path, error) from error
     return {"name": path.relative_to(folder).as_posix(), "size": stat.st_size, "sha256": digest}
 
 
 @functools.cache
-def _sha256(path: str, size: int, mtime_ns: int) -> str:
-    """Hash of a file's content; size and time of change are there for the cache."""
+def _sha256(path: str, size: int, *changed: int) -> str:
+    """Hash of a file's content; its size and what else tells that it was changed are there for the cache.
+
+    A copy that keeps the time of modification (rsync, tar, ``cp -p``) still has another time of status change.
+    """
     digest = hashlib.sha256()
     with (
         open(path, "rb") as file,
