@@ -153,7 +153,7 @@ def _transcript(record: Record, side: str) -> list[Message]:
             remedy = "Turns of Human and Assistant must alternate, beginning with Human; mend or remove the row"
             raise RowError(record.origin, side, f"turn {len(turns) + 1} is again of {speaker}", remedy)
         turns.append(parse_turn(record, side, _HH_ROLES[speaker], words.strip()))
-    if turns[-1]["role"] != "assistant":
+    if not turns or turns[-1]["role"] != "assistant":
         problem = "does not end with an assistant turn"
         raise RowError(record.origin, side, problem, "End it with the assistant's answer", reason="no_target")
     return turns

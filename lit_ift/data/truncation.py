@@ -49,6 +49,15 @@ def truncate(row: EncodedRow, *, max_length: int, policy: Truncation, bos_token_
         }
         _check_sides(row, sides, max_length)
         row = replace(row, sides=sides)
+    if row.kind == "preference" and row.sides["chosen"].input_ids == row.sides["rejected"].input_ids:
+        within = f" within max_length={max_length} tokens" if whole > max_length else ", once they are tokenized"
+        raise RowError(
+            row.row_id,
+            "rejected",
+            f"the chosen and the rejected answer are the same{within}",
+            "Raise data.max_length, or leave the row out" if whole > max_length else "Leave the row out",
+            reason="no_target",
+        )
     return row
 
 
@@ -94,11 +103,3 @@ def _check_sides(row: EncodedRow, sides: dict[str, Example], max_length: int) ->
                 "data.truncation=left_of_prompt",
                 reason="no_target",
             )
-    if row.kind == "preference" and sides["chosen"].input_ids == sides["rejected"].input_ids:
-        raise RowError(
-            row.row_id,
-            "rejected",
-            f"the chosen and the rejected answer are the same within max_length={max_length} tokens",
-            "Raise data.max_length, or leave the row out",
-            reason="no_target",
-        )
