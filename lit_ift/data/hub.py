@@ -113,7 +113,7 @@ def _rows(dataset: Any, source: str, on_row_error: OnRowError) -> Iterator[Recor
                 f"{source}#{index}: cannot be read ({type(error).__name__}: {error}). Check the network, or load the "
                 "data set again."
             ) from error
-        record = Record(dict(row), f"{source}#{index}")
+        record = Record(dict(row), f"{source}#{index}", has_gaps=True)
         try:
             check_values(record.data, record.origin)
         except RowError as error:

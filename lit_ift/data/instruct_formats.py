@@ -7,6 +7,7 @@ from lit_ift.data.messages import (
     Message,
     check_nested,
     check_trainable,
+    check_trained_whole,
     did_you_mean,
     parse_json,
     parse_message,
@@ -145,6 +146,7 @@ def _sharegpt_turn(record: Record, path: str, turn: Any) -> Message:
         raise RowError(record.origin, f"{path}.from", problem, remedy)
     if "value" not in turn:
         raise RowError(record.origin, f"{path}.value", "is missing", "Give every turn a text")
+    check_trained_whole(record, path, SHAREGPT_ROLES[speaker], turn)
     if speaker != "function_call":
         return parse_turn(record, f"{path}.value", SHAREGPT_ROLES[speaker], turn["value"])
     value = turn["value"]

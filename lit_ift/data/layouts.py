@@ -96,6 +96,11 @@ LAYOUTS: Final[dict[str, Layout]] = {
         (("prompt", "completion"),),
         _instruction(instruct_formats.parse_prompt_completion),
         optional=_COMMON,
+        foreign={
+            "context": "Write it into the prompt",
+            "input": "Write it into the prompt",
+            "history": "Write conversations of several turns as messages",
+        },
         parse_prompt=instruct_formats.prompt_alone,
         prompt_required="prompt",
     ),
@@ -193,6 +198,9 @@ LAYOUTS: Final[dict[str, Layout]] = {
 
 _SYNONYMS: Final = {"response": "completion", "answer": "completion", "question": "prompt", "text": "messages"}
 """Columns of rows that fit no layout, and what they are mostly called."""
+
+_FOREIGN: Final = {"system_prompt": "Rename it to 'system'", "system_message": "Rename it to 'system'"}
+"""Columns that no layout reads although they belong into the prompt, and what to do."""
 
 MAX_SHOWN: Final = 30
 """Columns of a row that an error lists."""
@@ -420,7 +428,7 @@ def _lacking(record: Record, name: str, present: Columns) -> RowError:
 
 
 def _check_foreign(record: Record, name: str) -> None:
-    for column, remedy in LAYOUTS[name].foreign.items():
+    for column, remedy in {**_FOREIGN, **LAYOUTS[name].foreign}.items():
         if record.data.get(column) not in (None, "", []):
             problem = f"is ignored by layout '{name}', although it looks like a part of the prompt"
             remedy = f"{remedy}, or set layout: {name} to read the rows without it"

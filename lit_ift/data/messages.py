@@ -17,6 +17,9 @@ PROMPT_ENDS: Final = ("user", "tool")
 REPLY_ROLES: Final = ("assistant", "tool")
 """Roles that one reply may consist of: the assistant's turns and what its tools returned in between."""
 
+TRAIN_KEYS: Final = ("weight", "train", "training")
+"""Keys by which other tools say whether to train on an assistant turn; here each turn of a target is trained alike."""
+
 MAX_NESTING: Final = 64
 """Levels of objects and lists that a tool call or a tool's declaration may have."""
 
@@ -88,6 +91,7 @@ def parse_message(record: Record, path: str, turn: Any) -> Message:
     extras = {key: value for key, value in turn.items() if value is not None and key not in ("role", "content")}
     for key, value in extras.items():
         check_nested(record, f"{path}.{key}", value)
+    check_trained_whole(record, path, role, extras)
     calls = extras.get("tool_calls")
     if calls is not None:
         if calls and role != "assistant":
@@ -99,6 +103,27 @@ def parse_message(record: Record, path: str, turn: Any) -> Message:
     if "content" not in turn and not calls:
         raise RowError(record.origin, f"{path}.content", "is missing", "Give every message a text")
     return parse_turn(record, f"{path}.content", role, content, extras)
+
+
+def check_trained_whole(record: Record, path: str, role: str, extras: Mapping[str, Any]) -> None:
+    """Do nothing if an assistant turn has no keys whose loss would change what is trained on.
+
+    Raises:
+        RowError: the turn is not to be trained on, or to another degree; or it calls a function in the old way.
+    """
+    if role != "assistant":
+        return
+    for key in TRAIN_KEYS:
+        if (value := extras.get(key)) is not None and value != 1:
+            raise RowError(
+                record.origin,
+                f"{path}.{key}",
+                f"is {shown(value)}, but single turns cannot be left out or weighted",
+                "Put the turns before the answer to train on into prompt and that into completion, or remove the key "
+                "to train on the turn like on the others",
+            )
+    if extras.get("function_call") is not None:
+        raise RowError(record.origin, f"{path}.function_call", "is an old form", "Write it as tool_calls")
 
 
 def parse_turn(record: Record, path: str, role: str, content: Any, extras: dict[str, Any] | None = None) -> Message:
@@ -141,6 +166,7 @@ def parse_tool_calls(record: Record, path: str, calls: Any) -> list[dict[str, An
     Raises:
         RowError: `calls` is not a list of objects, or one of them names no function.
     """
+    calls = _without_gaps(calls) if record.has_gaps else calls
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise RowError(record.origin, path, "is not a list of objects", "Write it as [{...}, ...]")
     return [_tool_call(record, f"{path}[{index}]", call) for index, call in enumerate(calls)]
@@ -168,6 +194,9 @@ def parse_tools(record: Record) -> list[dict[str, Any]] | None:
         RowError: it is neither, or nested too deeply.
     """
     tools = record.data.get("tools")
+    if isinstance(tools, dict | list):
+        check_nested(record, "tools", tools)
+        tools = _without_gaps(tools) if record.has_gaps else tools
     if isinstance(tools, str):
         # Sets on the hub keep them as JSON, since Arrow gives all objects of a column the same keys.
         tools = _json(record, "tools", parse_text(record, "tools", tools)) if tools.strip() else None
@@ -177,8 +206,14 @@ def parse_tools(record: Record) -> list[dict[str, Any]] | None:
         raise RowError(
             record.origin, "tools", "is not a list of objects", "Write it as [{...}, ...], or as that in a JSON string"
         )
-    check_nested(record, "tools", tools)
     return tools
+
+
+def _without_gaps(value: Any) -> Any:
+    """`value` without the keys of its objects that are None."""
+    if isinstance(value, dict):
+        return {key: _without_gaps(item) for key, item in value.items() if item is not None}
+    return [_without_gaps(item) for item in value] if isinstance(value, list) else value
 
 
 def parse_json(record: Record, path: str, text: str) -> Any:

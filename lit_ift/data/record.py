@@ -1,7 +1,7 @@
 """One row as it was read, and what makes a row unreadable whatever format it came in."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from lit_ift.errors import RowError
@@ -21,10 +21,13 @@ class Record:
         data: column name to value.
         origin: ``file:line`` (from 1, where the row starts) for JSON Lines, CSV and TSV; ``source#index`` (from 0)
             for everything else.
+        has_gaps: whether an object in it has None for every key that it lacks, but another row has, as in Arrow's
+            tables. A key that truly was null cannot be told from these.
     """
 
     data: dict[str, Any]
     origin: str
+    has_gaps: bool = field(default=False, compare=False)
 
 
 OnRowError = Callable[[RowError], None]

@@ -186,7 +186,7 @@ def _batch_records(batch: Any, path: Path, first: int, on_row_error: OnRowError)
         except RowError as error:
             on_row_error(error)
             continue
-        yield Record(row, origin)
+        yield Record(row, origin, has_gaps=True)
 
 
 def _convert(batch: Any, index: int, origin: str) -> dict[str, Any]:
