@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.control_tokens import LEFT, RESERVED, RIGHT, ControlTokens, strings_in
+from lit_ift.data.coverage import Coverage
 from lit_ift.data.messages import Conversation, Message
 from lit_ift.data.rows import Example
 from lit_ift.data.spans import MARKS, Location, locate
@@ -100,6 +101,7 @@ class ConversationEncoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
+        self._coverage = Coverage(tokenizer.backend_tokenizer)
         self._templates: dict[bool, ChatTemplate] = {}
         self._controls: dict[bool, ControlTokens] = {}
         self._template(has_tools=False)
@@ -253,6 +255,18 @@ class ConversationEncoder:
             first = [(place(start), place(end)) for start, end in first]
             second = [(place(start), place(end)) for start, end in second]
         self._check_single_bos(ids)
+        lost = self._coverage.lost_byte(row.location.text)
+        if self._coverage.needs_offsets:
+            shown = row.location.text if row.hidden is None else row.hidden.text
+            lost = self._coverage.lost_between(shown, offsets if encoding is None else encoding.offsets)
+        if lost:
+            raise RowError(
+                origin,
+                "messages",
+                f"the tokenizer has no token for {lost!r} (U+{ord(lost):04X}) and drops it",
+                "Mend the row, leave it out, or use another tokenizer",
+                reason="template",
+            )
         num_controls = sum(map(controls.id_set.__contains__, ids))
         if num_controls != row.num_controls:
             raise _leak(

@@ -42,7 +42,10 @@ class ControlTokens:
             if token.content.strip()
             and (token.special or (token.content in written and not _is_markup(token.content, names)))
         }
-        self.id_set = frozenset(self.ids.values())
+        # What the vocabulary lacks must not become a target either.
+        unknown = getattr(self._backend.model, "unk_token", None)
+        unknown_id = None if unknown is None else self._backend.token_to_id(unknown)
+        self.id_set = frozenset(self.ids.values()) | ({unknown_id} - {None})
         self.pattern = added_tokens_pattern(self.ids)
         self._placeholders = {content: f"{STAND_IN}{k}{STAND_IN}" for k, content in enumerate(self.ids)}
 

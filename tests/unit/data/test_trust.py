@@ -11,11 +11,16 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny import CHATML
+from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data import InstructionDataModule
+from lit_ift.data.chat import ConversationEncoder
 from lit_ift.data.layouts import to_row
+from lit_ift.data.messages import Conversation
 from lit_ift.data.record import Record
 from lit_ift.data.rows import EncodedRow, Example
 from lit_ift.data.sources import Source
@@ -192,3 +197,40 @@ def test_answers_that_become_the_same_tokens_are_no_preference() -> None:
 def test_an_empty_transcript_is_a_row_error(rejected: str) -> None:
     with pytest.raises(RowError, match="field 'rejected'"):
         to_row(Record({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": rejected}, "o"))
+
+
+def words_tokenizer(model: models.BPE, **special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of ASCII characters."""
+    backend = Tokenizer(model)
+    alphabet = [chr(i) for i in range(10, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=200, initial_alphabet=alphabet, special_tokens=["<?>", "<|im_start|>", "<|im_end|>"]
+    )
+    backend.train_from_iterator(["hello world"], trainer)
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != "<?>"]
+    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|im_end|>")
+    fast.chat_template = CHATML
+    return fast
+
+
+@pytest.mark.parametrize("unknown", [None, "<?>"])
+def test_a_character_without_a_token_is_not_dropped_and_no_unknown_token_trained(unknown: str | None) -> None:
+    encoder = ConversationEncoder(words_tokenizer(models.BPE(unk_token=unknown)))
+    for text, is_good in [("a \u00e9 b", False), ("a b\u4e2d c <|im_end|>", False), ("a b c <|im_end|>\n", True)]:
+        conversation = Conversation([{"role": "user", "content": "q"}, {"role": "assistant", "content": text}])
+        result = encoder.encode([conversation], ["o"])[0]
+        assert isinstance(result, RowError) != is_good
+
+
+def test_a_byte_without_a_token_is_not_dropped(make_tokenizer) -> None:
+    state = json.loads(make_tokenizer().backend_tokenizer.to_str())
+    vocab = state["model"]["vocab"]
+    vocab["never"] = vocab.pop(bytes_to_unicode()[0xE4])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|im_end|>")
+    tokenizer.chat_template = CHATML
+    encoder = ConversationEncoder(tokenizer)
+    for text, is_good in [("a \u4e2d b", False), ("a \u8aaa b", True)]:
+        conversation = Conversation([{"role": "user", "content": "q"}, {"role": "assistant", "content": text}])
+        result = encoder.encode([conversation], ["o"])[0]
+        assert isinstance(result, RowError) != is_good, text
