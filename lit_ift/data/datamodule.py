@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast, get_args
 
@@ -139,13 +140,27 @@ class ConversationDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _require("max_length", max_length, minimum=2)
+        _require("max_length", max_length, minimum=2, may_be_none=False)
         _require("batch_size", batch_size, minimum=1)
         _require("tokens_per_batch", tokens_per_batch, minimum=1)
         _require("eval_batch_size", eval_batch_size, minimum=1)
         _require("pad_to_multiple_of", pad_to_multiple_of, minimum=1)
-        _require("num_workers", num_workers, minimum=0)
+        _require("num_workers", num_workers, minimum=0, may_be_none=False)
         _require("max_rows", max_rows, minimum=1)
+        _require("seed", seed, may_be_none=False)
+        if not -(2**63) <= seed < 2**63:
+            raise UserError(f"data.seed={seed} must fit 64 bits.")
+        for option, flag in (
+            ("packing", packing),
+            ("padding_free", padding_free),
+            ("group_by_length", group_by_length),
+            ("cache", cache),
+        ):
+            require_type(option, flag, bool, "true or false")
+        require_type("cache_dir", cache_dir, (str, Path), "a folder")
+        require_type("chat_template", chat_template, str, "a built-in name, a file or jinja text")
+        if tokenizer is not None and not isinstance(tokenizer, str) and not hasattr(tokenizer, "get_vocab"):
+            raise UserError(f"data.tokenizer={tokenizer!r} must be a folder, a hub id or a tokenizer.")
         for option, value, choices in (
             ("on_bad_row", on_bad_row, get_args(OnBadRow)),
             ("truncation", truncation, get_args(Truncation)),
@@ -593,6 +608,16 @@ def _check_batching(
         raise UserError(f"data.group_by_length={group_by_length} has no effect: {given} {does}. Leave it out.")
 
 
-def _require(name: str, value: int | None, *, minimum: int) -> None:
-    if value is not None and value < minimum:
+def _require(name: str, value: Any, *, minimum: int | None = None, may_be_none: bool = True) -> None:
+    if value is None and may_be_none:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UserError(f"data.{name}={value!r} must be a whole number.")
+    if minimum is not None and value < minimum:
         raise UserError(f"data.{name}={value} must be at least {minimum}.")
+
+
+def require_type(name: str, value: Any, wanted: type | tuple[type, ...], what: str) -> None:
+    """Raise a `UserError` that names the option if its value is neither None nor of a wanted type."""
+    if value is not None and not isinstance(value, wanted):
+        raise UserError(f"data.{name}={value!r} must be {what}.")

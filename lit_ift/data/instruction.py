@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any, Final
 
 from lit_ift.data.adapters import KnownDataset, known_dataset
-from lit_ift.data.datamodule import ConversationDataModule, Split
+from lit_ift.data.datamodule import ConversationDataModule, Split, require_type
 from lit_ift.data.encode import Part
 from lit_ift.data.layouts import check_layout
 from lit_ift.data.messages import prompt_key
 from lit_ift.data.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report import DataReport
 from lit_ift.data.rows import Row
-from lit_ift.data.sources import KINDS_WITH_SPLITS, Source, as_plain, as_sources
+from lit_ift.data.sources import KINDS_WITH_SPLITS, Source, as_plain, as_sources, is_number
 from lit_ift.errors import UserError
 
 DEFAULT_SPLITS: Final[dict[Split, str]] = {
@@ -79,10 +79,10 @@ class InstructionDataModule(ConversationDataModule):
         for split in DEFAULT_SPLITS:
             self.hparams[split] = as_plain(self.hparams[split])
         self.sources: dict[Split, list[Source]] = {
-            "train": as_sources(train),
-            "val": as_sources(val),
-            "test": as_sources(test),
-            "predict": as_sources(predict),
+            "train": as_sources(train, "data.train"),
+            "val": as_sources(val, "data.val"),
+            "test": as_sources(test, "data.test"),
+            "predict": as_sources(predict, "data.predict"),
         }
         self.split_names: dict[Split, str | None] = {
             "train": train_split,
@@ -92,12 +92,15 @@ class InstructionDataModule(ConversationDataModule):
         }
         if not any(self.sources.values()):
             raise UserError("No data: set at least one of data.train, data.val, data.test and data.predict.")
-        if not 0.0 <= val_fraction < 1.0:
-            raise UserError(f"data.val_fraction={val_fraction} must be at least 0 and below 1.")
+        if not is_number(val_fraction) or not 0.0 <= val_fraction < 1.0:
+            raise UserError(f"data.val_fraction={val_fraction!r} must be at least 0 and below 1.")
         if val_fraction and self.sources["val"]:
             raise UserError("data.val and data.val_fraction are both set. Keep one of them.")
         if val_fraction and not self.sources["train"]:
             raise UserError("data.val_fraction takes rows from data.train, which is not set.")
+        require_type("revision", revision, str, "a string")
+        for split, name in self.split_names.items():
+            require_type(f"{split}_split", name, str, "a string")
         for split, name in self.split_names.items():
             if name is not None and not self.sources[split]:
                 raise UserError(f"data.{split}_split={name!r} is set, but data.{split} is not.")

@@ -237,8 +237,8 @@ def check_layout(layout: str) -> None:
     Raises:
         UserError: it is not.
     """
-    if layout not in LAYOUTS:
-        close = difflib.get_close_matches(layout, LAYOUTS, n=1)
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        close = difflib.get_close_matches(str(layout), LAYOUTS, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         raise UserError(f"layout={layout!r} is not known.{hint} Known layouts: {_known()}.")
 

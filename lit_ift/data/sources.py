@@ -6,9 +6,10 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ from lit_ift.data.textfiles import cannot_open
 from lit_ift.errors import UserError
 
 KINDS_WITH_SPLITS: Final[tuple[SourceKind, ...]] = ("hub", "dataset_dict")
+
+MAX_WEIGHT: Final = 1000
+"""Largest weight of a source; an epoch lists each of its rows so many times."""
 
 PROGRESS_BYTES: Final = 256 * 2**20
 """Files from this size on get a progress bar while they are hashed."""
@@ -67,15 +71,17 @@ class Source:
     streaming: bool = False
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not self.path.strip():
             raise UserError("A source has an empty path. Name a file, a folder, a pattern or a hub id.")
         if self.path.lstrip().startswith("{"):
             # The command line takes a mapping that it does not understand for a string.
             known = ", ".join(field.name for field in dataclasses.fields(self))
             raise UserError(f"{self.path}: this mapping is no source. Its keys may be {known}, and path must be there.")
-        if not (math.isfinite(self.weight) and self.weight > 0):
+        if not 0 < self.weight <= MAX_WEIGHT:
             raise UserError(
-                f"{self.path}: weight={self.weight} must be a number above 0. To leave a source out, remove it."
+                f"{self.path}: weight={self.weight} must be a number above 0 and at most {MAX_WEIGHT}. To leave a "
+                "source out, remove it."
             )
         if self.max_rows is not None and self.max_rows < 1:
             raise UserError(f"{self.path}: max_rows={self.max_rows} must be at least 1. Remove it to use all rows.")
@@ -91,6 +97,24 @@ class Source:
         )
         if kind in ("folder", "pattern"):
             data_files(self.path)
+
+    def _check_types(self) -> None:
+        """Python takes any value; the command line has checked them already."""
+        pair = self.score_range
+        is_pair = pair is None or (
+            isinstance(pair, list | tuple) and len(pair) == 2 and all(is_number(end) for end in pair)
+        )
+        texts = {name: getattr(self, name) for name in ("split", "name", "revision", "layout")}
+        for option, value, is_good, what in (
+            ("path", self.path, isinstance(self.path, str), "a string"),
+            ("weight", self.weight, is_number(self.weight), "a number"),
+            ("max_rows", self.max_rows, _is_count(self.max_rows), "a whole number"),
+            ("score_range", pair, is_pair, "two numbers, the lower one first, as in [1, 10]"),
+            ("streaming", self.streaming, isinstance(self.streaming, bool), "true or false"),
+            *((name, text, text is None or isinstance(text, str), "a string") for name, text in texts.items()),
+        ):
+            if not is_good:
+                raise UserError(f"{self.path}: {option}={value!r} must be {what}.")
 
     @property
     def kind(self) -> SourceKind:
@@ -165,8 +189,21 @@ Sources = str | Source | Sequence[str | Source]
 """What a configuration may name as data."""
 
 
-def as_sources(value: Sources | None) -> list[Source]:
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, which true and false are not meant as."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (isinstance(value, Integral) and is_number(value))
+
+
+def as_sources(value: Sources | None, option: str = "data") -> list[Source]:
     """What a configuration names as data, as a list; mappings, as hyperparameters hold them, are sources too.
+
+    Args:
+        value: from the configuration.
+        option: where it stands there, for messages.
 
     Raises:
         UserError: a source is listed twice; the same path may come again with another split or name.
@@ -174,7 +211,9 @@ def as_sources(value: Sources | None) -> list[Source]:
     if value is None:
         return []
     listed = [value] if isinstance(value, str | Source | Mapping) else value
-    sources = [_as_source(item) for item in listed]
+    if not isinstance(listed, Iterable):
+        raise _no_source(listed, option)
+    sources = [_as_source(item, option) for item in listed]
     seen: dict[tuple[str, str | None, str | None], str] = {}
     for source in sources:
         for part in _parts(source):
@@ -189,10 +228,23 @@ def as_sources(value: Sources | None) -> list[Source]:
     return sources
 
 
-def _as_source(item: Any) -> Source:
+def _as_source(item: Any, option: str) -> Source:
     if isinstance(item, Mapping):
+        known = {field.name for field in dataclasses.fields(Source)}
+        if "path" not in item or not known.issuperset(item):
+            raise _no_source(dict(item), option)
         return Source(**item)
+    if not isinstance(item, str | Source):
+        raise _no_source(item, option)
     return Source(item) if isinstance(item, str) else item
+
+
+def _no_source(item: Any, option: str) -> UserError:
+    known = ", ".join(field.name for field in dataclasses.fields(Source))
+    return UserError(
+        f"{option}: {item!r} is no source. Name a file, a folder, a pattern or a hub id, or give a mapping with path "
+        f"and any of its other keys ({known})."
+    )
 
 
 def as_plain(value: Sources | None) -> Any:

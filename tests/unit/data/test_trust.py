@@ -234,3 +234,37 @@ def test_a_byte_without_a_token_is_not_dropped(make_tokenizer) -> None:
         conversation = Conversation([{"role": "user", "content": "q"}, {"role": "assistant", "content": text}])
         result = encoder.encode([conversation], ["o"])[0]
         assert isinstance(result, RowError) != is_good, text
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("max_length", value) for value in (None, "a", 2.5, 1e9, True)),
+        *((name, "x") for name in ("batch_size", "tokens_per_batch", "eval_batch_size", "pad_to_multiple_of")),
+        *((name, 2.5) for name in ("batch_size", "num_workers", "max_rows", "seed")),
+        *(("seed", value) for value in ("x", None, 2**70)),
+        *((name, "yes") for name in ("cache", "packing", "padding_free", "group_by_length")),
+        *((name, 3) for name in ("cache_dir", "chat_template", "tokenizer", "layout", "revision", "train_split")),
+        *(("val_fraction", value) for value in ("0.5", None, True)),
+        *(("train", value) for value in (3, ["a", 3], [["a"]], {"path": "a", "weigth": 2}, {"weight": 2})),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_named(tmp_path: Path, option: str, value: Any) -> None:
+    options = {"train": write(tmp_path / "a.jsonl", ROWS), option: value}
+    with pytest.raises(UserError, match=option):
+        InstructionDataModule(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("weight", value) for value in ("x", None, True, 1e9)),
+        *(("max_rows", value) for value in ("x", 2.5, True)),
+        *(("score_range", value) for value in ((0,), (0, 1, 2), "ab", 5, ("a", "b"))),
+        *((name, 3) for name in ("layout", "split", "name", "revision", "streaming", "path")),
+    ],
+)
+def test_an_option_of_a_source_of_the_wrong_type_is_named(tmp_path: Path, option: str, value: Any) -> None:
+    options = {"path": write(tmp_path / "a.jsonl", ROWS), option: value}
+    with pytest.raises(UserError, match=f"{option}="):
+        Source(**options)
