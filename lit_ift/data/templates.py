@@ -310,12 +310,20 @@ class _Probe:
         inside = _between(self._render([*names], answer, "user"), _word(role), _word("answer"))
         for lead in (last, inside):
             if lead is not None and not lead.startswith(full):
-                headers.append(self._common_start(full, lead))
+                common = self._common_start(full, lead)
+                rest = lead[len(common) :].strip()
+                # A turn may lack what a generation prompt pre-fills, or have a block instead. Where it goes on with
+                # anything else, the model is prompted in another way than it is trained.
+                if common.strip() and (not rest or rest.startswith("<") or self._starts_with_added(rest)):
+                    headers.append(common)
         frames.headers[role] = tuple(sorted(set(headers), key=len, reverse=True))
         if last is not None:
             header = next((header for header in frames.headers[role] if last.startswith(header)), None)
             if header is not None:
                 frames.leads[role] = len(last) - len(header)
+
+    def _starts_with_added(self, text: str) -> bool:
+        return self.added is not None and self.added.match(text) is not None
 
     def _learn_end(self, frames: Frames, kind: TurnKind, name: str) -> None:
         tail = _after(self._render(["user", name]), _word(name))

@@ -41,7 +41,10 @@ def save(path: str, **splits: list[int]) -> None:
     [
         ({"path": " "}, r"empty path\. Name a file"),
         ({"path": '{"path": "rows.jsonl", "wieght": 1}'}, r"this mapping is no source\. Its keys may be path, weight"),
-        ({"weight": 0}, r"rows\.jsonl: weight=0 must be a number above 0 and at most 1000\. To leave a source out, remove it"),
+        (
+            {"weight": 0},
+            r"rows\.jsonl: weight=0 must be a number above 0 and at most 1000\. To leave a source out, remove it",
+        ),
         ({"weight": -0.5}, r"weight=-0\.5 must be a number above 0"),
         ({"weight": float("nan")}, r"weight=nan must be a number above 0"),
         ({"weight": float("inf")}, r"weight=inf must be a number above 0"),

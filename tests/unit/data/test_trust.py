@@ -268,3 +268,23 @@ def test_an_option_of_a_source_of_the_wrong_type_is_named(tmp_path: Path, option
     options = {"path": write(tmp_path / "a.jsonl", ROWS), option: value}
     with pytest.raises(UserError, match=f"{option}="):
         Source(**options)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        # Every turn but the last lacks its end, so the prompt of inference occurs nowhere in training.
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if loop.last %}<|im_end|>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        # The generation prompt names another role than the turns.
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>bot\n{% endif %}",
+    ],
+)
+def test_a_header_that_is_not_the_generation_prompt_is_not_trained(make_tokenizer, template: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    conversation = Conversation([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
+    result = ConversationEncoder(tokenizer).encode([conversation], ["o"])[0]
+    assert isinstance(result, RowError)
+    assert result.reason == "mask_disagreement"
