@@ -24,7 +24,7 @@ OnBadRow = Literal["error", "skip"]
 CHUNK: Final = 4096
 """Most rows encoded at once, which is also how many of a source are in memory as text."""
 
-CHUNK_CHARS: Final = 4_000_000
+CHUNK_CHARS: Final = 1_000_000
 """Characters of rows from which on no more rows are encoded with them: long rows come in smaller chunks."""
 
 
