@@ -63,7 +63,7 @@ def test_the_second_run_reads_what_the_first_one_wrote(tmp_path: Path, encodings
 
 def other_template() -> Any:
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = CHATML.replace("assistant", "model")
+    tokenizer.chat_template = CHATML.replace("<|im_end|>\n", "<|im_end|> \n")
     return tokenizer
 
 
