@@ -168,7 +168,19 @@ def _row(record: Record, prompt: list[Message], answers: dict[str, list[Message]
         field: Conversation([*prompt, *answer], tools=tools, num_prompt_messages=len(prompt))
         for field, answer in answers.items()
     }
+    _check_order(record)
     return Row("preference", record.origin, sides, _preference(record))
+
+
+def _check_order(record: Record) -> None:
+    """Refuse a pair whose own scores, which many data sets carry along, say that it is the wrong way round."""
+    columns = tuple(f"score_{side}" for side in _SIDES)
+    if any(record.data.get(column) is None for column in columns):
+        return
+    chosen, rejected = (parse_number(record, column) for column in columns)
+    if chosen < rejected:
+        problem = f"is {chosen:g}, below score_rejected ({rejected:g}), as if the answers were swapped"
+        raise RowError(record.origin, "score_chosen", problem, "Swap the answers, or remove the row or both columns")
 
 
 def _preference(record: Record) -> float | None:

@@ -218,3 +218,15 @@ def test_real_transcripts_give_the_rows_that_they_were_split_into() -> None:
 
 def stripped(row: Row) -> dict[str, list[tuple[str, str]]]:
     return {side: [(m["role"], m["content"].strip()) for m in c.messages] for side, c in row.sides.items()}
+
+
+@pytest.mark.parametrize("scores", [(7, 3), (5, 5), (None, 9), ("8.5", "8")])
+def test_scores_that_agree_with_the_order_are_fine(scores: tuple[object, object]) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": scores[0], "score_rejected": scores[1]}
+    assert to_row(Record(row, "r#0")).score is None
+
+
+def test_scores_against_the_order_are_refused() -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 3, "score_rejected": 7.5}
+    with pytest.raises(RowError, match=r"r#0: field 'score_chosen': is 3, below score_rejected \(7.5\)"):
+        to_row(Record(row, "r#0"))
