@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROWS, REPORT, KEY = "rows.arrow", "report.json", "key.json"
+
+DRAFT_AGE_S: Final = 24 * 3600
+"""Age from which on an unfinished entry has no writer any more [s]."""
 
 PACKAGES: Final = ("transformers", "tokenizers", "jinja2")
 """Packages that take part in turning a row into token ids."""
@@ -119,6 +123,7 @@ class RowCache:
         draft: Path | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_old_drafts()
             draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
             write_rows(rows, draft / ROWS)
             (draft / REPORT).write_text(json.dumps(report()), encoding="utf-8")
@@ -131,6 +136,14 @@ class RowCache:
         finally:
             if draft is not None:
                 shutil.rmtree(draft, ignore_errors=True)  # Gone already if it was renamed.
+
+    def _remove_old_drafts(self) -> None:
+        """Delete what writers left behind that were killed more than a day ago."""
+        for draft in self.folder.glob(".*-*"):
+            # A writer at work keeps changing its file.
+            changed = max(path.stat().st_mtime for path in (draft, *draft.glob("*")))
+            if time.time() - changed > DRAFT_AGE_S:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def damaged(entry: Path, error: Exception) -> UserError:

@@ -1,5 +1,7 @@
 """An entry is whole or not there, and its key changes with everything that the ids depend on."""
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,15 @@ def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
     assert found is not None
     assert found[1] == {"by": "other"}
     assert names(tmp_path) == [cache.entry("train", KEY).name]
+
+
+def test_what_a_killed_writer_left_goes_after_a_day(tmp_path: Path) -> None:
+    for name, age in ((".train-old", 2 * 24 * 3600), (".train-new", 60)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+    cache = RowCache(tmp_path)
+    cache.add("train", KEY, rows(), dict)
+    assert names(tmp_path) == [".train-new", cache.entry("train", KEY).name]
 
 
 def test_a_full_disk_names_the_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
