@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lit_ift.data.adapters import KnownDataset, known_dataset
 from lit_ift.data.datamodule import ConversationDataModule, Split, require_type
 from lit_ift.data.encode import Part
@@ -110,6 +112,7 @@ class InstructionDataModule(ConversationDataModule):
         self.layout = layout
         self.val_fraction = val_fraction
         self.revision = revision
+        self._warn_of_training_rows()
 
     def has_split(self, split: Split) -> bool:
         """Whether sources were given for the split, or a share of the training rows."""
@@ -210,17 +213,32 @@ class InstructionDataModule(ConversationDataModule):
         if self.revision is not None and not any(source.kind == "hub" for source in every_source):
             raise UserError(f"data.revision={self.revision!r} is set, but no source is on the hub. Remove it.")
 
+    def _read_as(self, source: Source, split: Split) -> tuple[str, str | None, str | None]:
+        """What tells the rows of two sources apart: path, configuration and the split that is read."""
+        return source.path, source.name, source.split_in(self._split_of(source, split))
+
     def _check_read_once(self, split: Split) -> None:
         """Refuse a data set that is listed with its split and again without, where that is the split taken."""
         seen: set[tuple[str, str | None, str | None]] = set()
         for source in self._sources_of(split):
-            key = (source.path, source.name, source.split_in(self._split_of(source, split)))
+            key = self._read_as(source, split)
             if key in seen:
                 raise UserError(
                     f"The split {key[2]!r} of the source {source.path} is listed twice. Name each split once; to use "
                     "its rows more often, set its weight."
                 )
             seen.add(key)
+
+    def _warn_of_training_rows(self) -> None:
+        """Say it if rows that measure the model are trained on."""
+        trained = {self._read_as(source, "train") for source in self.sources["train"]}
+        for split in ("val", "test"):
+            for source in self.sources[split]:
+                if self._read_as(source, split) in trained:
+                    rank_zero_warn(
+                        f"data.{split} takes the rows of {source.path} that data.train takes: what is measured on them "
+                        "says nothing of new rows. To set a part of them aside, use data.val_fraction."
+                    )
 
 
 def _known(source: Source) -> KnownDataset | None:

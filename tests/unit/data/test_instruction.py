@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from pathlib import Path
 
 import pytest
@@ -292,3 +293,13 @@ def test_a_subclass_may_give_the_rows_itself(tmp_path: Path, tokenizer) -> None:
     module.setup("fit")
     assert "ANSWER 1" in tokenizer.decode(answers(module.datasets["train"])[1].input_ids)
     assert module.cache_folder("train") is None
+
+
+def test_warns_of_measuring_on_training_rows(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a.jsonl", 2), write(tmp_path / "b.jsonl", 2)
+    with pytest.warns(UserWarning, match=r"data.test takes the rows of .*a.jsonl that data.train takes"):
+        InstructionDataModule(first, val=second, test=[second, first])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        InstructionDataModule(first, val=second)
+        InstructionDataModule("me/data", val="me/data")  # Its own split of the same data set.
