@@ -1,7 +1,6 @@
 """The part of a LightningDataModule that all conversation data shares: encode, batch, report."""
 
 import logging
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -9,7 +8,7 @@ from functools import partial
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeVar, cast, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import lightning as L
 import torch
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader
 from lit_ift.data.cache import RowCache, code_version, damaged, default_cache_dir, tokenizer_digest
 from lit_ift.data.chat import check_tokenizer, is_built_in_template, resolve_chat_template, with_bos
 from lit_ift.data.collate import Batch, PackedBatch, collate, collate_packed
+from lit_ift.data.cursor import TrainingCursor
 from lit_ift.data.encode import EncodedDataset, EncodingOptions, OnBadRow, Part, encode_parts
 from lit_ift.data.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report import DataReport, NoUsableRowError, ReportBuilder, announce, announce_missing_bos
@@ -46,40 +46,13 @@ STAGE_SPLITS: Final[dict[str, tuple[Split, ...]]] = {
 }
 """Which splits each of Lightning's stages needs."""
 
-ORDER_OPTIONS: Final = {
-    "world_size": "number of processes",
-    "batch_size": "data.batch_size",
-    "tokens_per_batch": "data.tokens_per_batch",
-    "packing": "data.packing",
-    "pad_to_multiple_of": "data.pad_to_multiple_of",
-    "seed": "data.seed",
-    "group_by_length": "data.group_by_length",
-    "weights": "weights of the sources",
-    "rows": "number of training rows",
-    "lengths": "checksum of the lengths of the training rows",
-}
-"""What a checkpoint says of the order of the training rows, with its name for messages."""
-
-
-class Position(NamedTuple):
-    """Where in the training rows the current epoch, or its rest, began.
-
-    Args:
-        epoch: which order the rows are in.
-        done: batches of a rank that an earlier run took of that epoch.
-        total: batches of a rank that were trained on until then, over all epochs and runs.
-    """
-
-    epoch: int
-    done: int
-    total: int
-
 
 class ConversationDataModule(L.LightningDataModule):
     """Batches of tokenized conversations with labels on the assistant's turns.
 
-    A subclass says where rows come from (`records`) and which splits there are (`has_split`). Every process reads and
-    encodes the rows itself and gets the same result. After `setup`, `reports` tells what became of the rows.
+    A subclass says where rows come from (`records`) and which splits there are (`has_split`). If it also says what they
+    depend on (`fingerprint`), they are tokenized once into a cache; otherwise every process encodes them itself and
+    gets the same result. After `setup`, `reports` tells what became of the rows.
 
     A run that is resumed from a checkpoint goes on with the batch after the last one that the checkpoint was trained
     on, also inside an epoch.
@@ -189,15 +162,12 @@ class ConversationDataModule(L.LightningDataModule):
         self.cache = RowCache(default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser())
         self.uses_cache = cache
         self.seed = seed
-        self.layout: str | None = None
         self.reports: dict[str, DataReport] = {}
         self.datasets: dict[Split, EncodedDataset] = {}
         self._tokenizer: Any = None
         self._loaded_tokenizer: Any = None
         self._encoded_with: str | None = None
-        self._train_loader: DataLoader[Any] | None = None
-        self._resumed: dict[str, Any] | None = None
-        self._position: Position | None = None
+        self._cursor = TrainingCursor(self)
 
     @abstractmethod
     def has_split(self, split: Split) -> bool:
@@ -257,8 +227,7 @@ class ConversationDataModule(L.LightningDataModule):
         They are encoded again if another model has come that has another vocabulary or chat template.
         """
         if stage == "fit":
-            # What another run was resumed from is no matter of this one.
-            self._resumed = self._position = self._train_loader = None
+            self._cursor.clear()
         speaks = self._speaks
         if self.datasets:
             self._drop_what_another_tokenizer_encoded(speaks)
@@ -368,13 +337,10 @@ class ConversationDataModule(L.LightningDataModule):
                 groups=self.train_groups(),
                 seed=self.seed,
             )
-        if self.trainer is not None:
-            sampler.epoch_of = self._begin_epoch
-        # Lightning sets the epoch only after it made the iterator, and worker processes prefetch at once.
-        self._begin_epoch()
-        self._seek(sampler)
-        self._train_loader = self._loader(dataset, sampler, self.packing)
-        return self._train_loader
+        self._cursor.prepare(sampler)
+        loader = self._loader(dataset, sampler, self.packing)
+        self._cursor.follow(loader)
+        return loader
 
     def train_groups(self) -> Sequence[tuple[int, float]] | None:
         """Number of training rows and weight of each part, in the order of the rows; None where all count once."""
@@ -384,14 +350,7 @@ class ConversationDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the training rows the run is; empty if none is under way."""
-        if self.trainer is None or self._train_loader is None or self._position is None:
-            return {}
-        epoch, done, origin = self._position
-        total = self._batches_trained()
-        done += total - origin
-        if done >= self.trainer.num_training_batches:
-            epoch, done = epoch + 1, 0
-        return {"epoch": epoch, "batches_done": done, "batches_total": total, **self._train_sampler().order_options}
+        return self._cursor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the run was that wrote `state_dict`.
@@ -399,61 +358,7 @@ class ConversationDataModule(L.LightningDataModule):
         Raises:
             UserError: it was inside an epoch, and the training rows now come in another order.
         """
-        if self.trainer is not None and self.trainer.state.fn != "fit":
-            return
-        self._resumed = dict(state_dict)
-        self._position = Position(state_dict["epoch"], state_dict["batches_done"], state_dict["batches_total"])
-        if self._position.done:
-            # Lightning looks for a position in the loader, and would warn that there is none.
-            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
-        if self._train_loader is not None:
-            self._seek(self._train_sampler())
-            if self.num_workers > 0:
-                # Its workers have begun with the first batches already; a new iterator makes them drop these.
-                iter(self._train_loader)
-
-    def _begin_epoch(self, counted: int | None = None) -> int:
-        """The epoch whose order comes next. Lightning's own count is off after it was resumed.
-
-        It counts an epoch without any batch after a checkpoint of a finished run, and a whole one for an epoch that
-        max_steps ended early.
-        """
-        total = self._batches_trained()
-        if self._position is None:
-            progress = None if self.trainer is None else self.trainer.fit_loop.epoch_progress.current
-            self._position = Position(0 if progress is None else progress.processed, 0, total)  # type: ignore[attr-defined]
-        elif total > self._position.total:
-            self._position = Position(self._position.epoch + 1, 0, total)
-        return self._position.epoch
-
-    def _seek(self, sampler: LengthGroupedBatchSampler) -> None:
-        assert self._position is not None
-        epoch, done, _ = self._position
-        if done and self._resumed is not None:
-            # A checkpoint from before an option existed was written without it.
-            now = sampler.order_options
-            then = {key: self._resumed.get(key) for key in now}
-            changed = [
-                f"{name} {then[key]} (now {now[key]})" for key, name in ORDER_OPTIONS.items() if then[key] != now[key]
-            ]
-            if changed:
-                raise UserError(
-                    f"The checkpoint was written inside epoch {epoch}, after {done} batches of a run with "
-                    f"{', '.join(changed)}. The rest of that epoch cannot be told under other values: resume with the "
-                    "same ones, or from a checkpoint written at the end of an epoch."
-                )
-        sampler.resume(epoch=epoch, start=done)
-
-    def _train_sampler(self) -> LengthGroupedBatchSampler:
-        assert self._train_loader is not None
-        return cast(LengthGroupedBatchSampler, self._train_loader.sampler)
-
-    def _batches_trained(self) -> int:
-        """Batches of this rank that the run has trained on, those before it was resumed included."""
-        if self.trainer is None:
-            return 0
-        # `completed` is one behind in the hooks in which checkpoints are written.
-        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
+        self._cursor.load_state_dict(state_dict)
 
     def val_dataloader(self) -> Any:
         """Batches by falling length; no loader if there is no validation data, so that fit goes without."""
