@@ -125,7 +125,8 @@ class InstructionDataModule(ConversationDataModule):
 
     def parts(self, split: Split) -> list[Part]:
         """One for each source of the split; the one of `records` if a subclass gives the rows itself."""
-        return super().parts(split) if self._gives_records_itself else self._source_parts(split)
+        gives_rows_itself = type(self).records is not InstructionDataModule.records
+        return super().parts(split) if gives_rows_itself else self._source_parts(split)
 
     def _source_parts(self, split: Split) -> list[Part]:
         self._check_options_used("train" if self._is_share(split) else split)
@@ -141,10 +142,8 @@ class InstructionDataModule(ConversationDataModule):
             for source in self._sources_of(split)
         ]
 
-    def fingerprint(self, split: Split) -> dict[str, Any] | None:
+    def fingerprint(self, split: Split) -> dict[str, Any]:
         """The contents of the split's sources, and all that decides which rows are taken and how they are read."""
-        if self._gives_records_itself:
-            return None
         sources = self._sources_of(split)
         return {
             "sources": [source.fingerprint(self._split_of(source, split)) for source in sources],
@@ -154,10 +153,6 @@ class InstructionDataModule(ConversationDataModule):
             "val_fraction": self.val_fraction if split in ("train", "val") else 0.0,
             "is_share": self._is_share(split),
         }
-
-    @property
-    def _gives_records_itself(self) -> bool:
-        return type(self).records is not InstructionDataModule.records
 
     def takes(self, split: Split, row: Row) -> bool:
         """With `val_fraction`, whether the hash of the row's question puts it into this part of the training rows."""

@@ -179,3 +179,31 @@ def test_rows_are_prepared_once_before_every_rank_reads_them(tmp_path: Path, enc
     trainer.fit(SFTModule(tiny_model("llama")), datamodule=source)
     assert order == ["['train']"]
     assert encodings == ["train"]
+
+
+class Short(InstructionDataModule):
+    """Takes short answers only, which the key of its base class does not say."""
+
+    longest = 8
+
+    def takes(self, split: Any, row: Any) -> bool:
+        return len(row.sides["answer"].messages[-1]["content"]) <= self.longest
+
+
+class ShortAndSaid(Short):
+    def fingerprint(self, split: Any) -> dict[str, Any]:
+        return {**super().fingerprint(split), "longest": self.longest}
+
+
+def test_a_subclass_is_cached_only_if_it_says_what_its_rows_depend_on(tmp_path: Path, encodings: list[str]) -> None:
+    path, cache = write(tmp_path / "a.jsonl"), tmp_path / "cache"
+    set_up(path, cache)
+    given: dict[str, Any] = {"train": str(path), "tokenizer": tiny_tokenizer(), "cache_dir": str(cache)}
+    for kind, times in ((Short, 2), (ShortAndSaid, 1)):
+        encodings.clear()
+        for _ in range(2):
+            module = kind(**given)
+            module.setup("fit")
+            assert module.reports["train"].rows_kept == 10
+        assert len(encodings) == times
+        assert (module.cache_folder("train") is None) == (kind is Short)
