@@ -8,7 +8,8 @@ same token. Control tokens that a message spells out are encoded as text (`contr
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 CHUNK: Final = 512
-"""Rows that are tokenized at once, while the next ones are rendered."""
+"""Rows that `ConversationEncoder.encode` tokenizes at once, while the next ones are rendered."""
 
 
 @dataclass(frozen=True)
@@ -121,21 +122,32 @@ class ConversationEncoder:
         Raises:
             UserError: the tokenizer or its template is unfit.
         """
-        results: list[Example | RowError] = []
-        self._set_up_backend()
         rows = list(zip(conversations, origins, strict=True))
+        batches = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+        return [result for results in self.encode_batches(batches) for result in results]
+
+    def encode_batches(
+        self, batches: Iterable[Sequence[tuple[Conversation, str]]]
+    ) -> Iterator[list[Example | RowError]]:
+        """`encode` for batches of conversations and origins, as they come.
+
+        A batch is tokenized in a thread of its own while the caller has the one before and the next one is rendered.
+
+        Raises:
+            UserError: the tokenizer or its template is unfit.
+        """
+        self._set_up_backend()
+        waiting: deque[tuple[Sequence[tuple[Conversation, str]], list[_Rendered | RowError], Future[list[Encoding]]]]
+        waiting = deque()
         with ThreadPoolExecutor(1) as pool:
-            waiting: list[tuple[list[_Rendered | RowError], Future[list[Encoding]], int]] = []
-            for start in range(0, len(rows), CHUNK):
-                rendered = [self._render(conversation, origin) for conversation, origin in rows[start : start + CHUNK]]
+            for batch in batches:
+                rendered = [self._render(conversation, origin) for conversation, origin in batch]
                 texts = [row.location.text for row in rendered if isinstance(row, _Rendered) and row.hidden is None]
-                future = pool.submit(self._tokenize, texts)
-                waiting.append((rendered, future, start))
+                waiting.append((batch, rendered, pool.submit(self._tokenize, texts)))
                 if len(waiting) > 1:
-                    results += self._finish(rows, *waiting.pop(0))
-            for item in waiting:
-                results += self._finish(rows, *item)
-        return results
+                    yield self._finish(*waiting.popleft())
+            while waiting:
+                yield self._finish(*waiting.popleft())
 
     def encode_prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
         """Token ids of `messages` with the header of the assistant's next turn.
@@ -223,14 +235,13 @@ class ConversationEncoder:
 
     def _finish(
         self,
-        rows: list[tuple[Conversation, str]],
+        batch: Sequence[tuple[Conversation, str]],
         rendered: list[_Rendered | RowError],
         encodings: "Future[list[Encoding]]",
-        start: int,
     ) -> list[Example | RowError]:
         tokens = iter(encodings.result())
         results: list[Example | RowError] = []
-        for (conversation, origin), row in zip(rows[start : start + len(rendered)], rendered, strict=True):
+        for (conversation, origin), row in zip(batch, rendered, strict=True):
             if isinstance(row, RowError):
                 results.append(row)
                 continue

@@ -1,14 +1,16 @@
 """Rows from their sources to token ids: read, parse, encode and truncate by chunks, and account for each row."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lit_ift.data.chat import ConversationEncoder
 from lit_ift.data.layouts import RowParser
+from lit_ift.data.messages import Conversation
 from lit_ift.data.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report import ReportBuilder
 from lit_ift.data.rows import EncodedRow, Example, Row, RowKind
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 OnBadRow = Literal["error", "skip"]
 
-CHUNK: Final = 4096
-"""Most rows encoded at once, which is also how many of a source are in memory as text."""
+CHUNK: Final = 512
+"""Most rows encoded at once; three times as many of a source are in memory as text."""
 
 CHUNK_CHARS: Final = 1_000_000
 """Characters of rows from which on no more rows are encoded with them: long rows come in smaller chunks."""
@@ -113,24 +115,50 @@ def encode_parts(
         RowError: a row is bad and `on_bad_row` is ``error``.
         UserError: a part holds rows of another kind, cannot be read at all, or the tokenizer is unfit.
     """
+    waiting: deque[_Chunk] = deque()
+    is_strict = on_bad_row == "error"
+    # Rows that cannot be read are reported at once: a source may have nothing else.
+    skip = None if is_strict else report.skip
+
+    def conversations() -> Iterator[list[tuple[Conversation, str]]]:
+        for part in parts:
+            for read in _chunks(part, options, skip):
+                rows = [row for row in read if isinstance(row, RowError) or takes(row)]
+                waiting.append(_Chunk(part.name, rows, len(read)))
+                yield [(side, row.origin) for row in rows if isinstance(row, Row) for side in row.sides.values()]
+                if is_strict and isinstance(read[-1], RowError):
+                    return
+
     encoder = ConversationEncoder(options.tokenizer)
     with tqdm(desc=progress, unit=" rows", disable=progress is None) as bar:
-        for part in parts:
-            # Rows that cannot be read are reported at once: a source may have nothing else.
-            for chunk in _chunks(part, options, None if on_bad_row == "error" else report.skip):
-                taken = [row for row in chunk if isinstance(row, RowError) or takes(row)]
-                for row, result in zip(taken, _encode(taken, encoder, options), strict=True):
-                    if isinstance(result, RowError):
-                        # A row that the declared policy drops is no bad row.
-                        is_dropped = options.truncation == "drop" and result.reason == "too_long"
-                        if on_bad_row == "error" and not is_dropped:
-                            raise result
-                        report.skip(result)
-                    else:
-                        assert isinstance(row, Row)
-                        report.keep(row, result, source=part.name)
-                        yield result
-                bar.update(len(chunk))
+        for examples in encoder.encode_batches(conversations()):
+            chunk = waiting.popleft()
+            for row, result in zip(chunk.rows, _assembled(chunk.rows, examples, options), strict=True):
+                if isinstance(result, RowError):
+                    # A row that the declared policy drops is no bad row.
+                    is_dropped = options.truncation == "drop" and result.reason == "too_long"
+                    if is_strict and not is_dropped:
+                        raise result
+                    report.skip(result)
+                else:
+                    assert isinstance(row, Row)
+                    report.keep(row, result, source=chunk.part)
+                    yield result
+            bar.update(chunk.num_read)
+
+
+class _Chunk(NamedTuple):
+    """Rows that are encoded together.
+
+    Args:
+        part: name of the part that they come from.
+        rows: those that belong here, with errors in their place.
+        num_read: how many were read for it.
+    """
+
+    part: str
+    rows: list[Row | RowError]
+    num_read: int
 
 
 def _chunks(part: Part, options: EncodingOptions, skip: OnRowError | None) -> Iterator[list[Row | RowError]]:
@@ -195,18 +223,16 @@ def _check_kind(row: Row, kinds: frozenset[RowKind], layout: str | None) -> None
     )
 
 
-def _encode(
-    rows: Sequence[Row | RowError], encoder: ConversationEncoder, options: EncodingOptions
+def _assembled(
+    rows: Sequence[Row | RowError], examples: Sequence[Example | RowError], options: EncodingOptions
 ) -> Iterator[EncodedRow | RowError]:
-    good = [row for row in rows if isinstance(row, Row)]
-    conversations = [(conversation, row.origin) for row in good for conversation in row.sides.values()]
-    results = iter(encoder.encode([c for c, _ in conversations], [origin for _, origin in conversations]))
+    """The rows of a chunk from the examples of their sides, which stand in one list."""
+    of_sides = iter(examples)
     for row in rows:
         if isinstance(row, RowError):
             yield row
-            continue
-        sides = {name: next(results) for name in row.sides}
-        yield _assemble(row, sides, options)
+        else:
+            yield _assemble(row, {name: next(of_sides) for name in row.sides}, options)
 
 
 def _assemble(row: Row, sides: dict[str, Example | RowError], options: EncodingOptions) -> EncodedRow | RowError:

@@ -3,8 +3,10 @@
 A file is written row by row and read through a memory map, so neither needs memory for all rows.
 """
 
+import gc
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Final, get_args, overload
@@ -51,11 +53,24 @@ def write_rows(rows: Iterable[EncodedRow], sink: Path | pa.NativeFile) -> int:
         sink: a file to make, or an Arrow stream.
     """
     iterator, num_rows = iter(rows), 0
-    with pa.ipc.new_file(str(sink) if isinstance(sink, Path) else sink, SCHEMA) as writer:
+    with _older_objects_left_alone(), pa.ipc.new_file(str(sink) if isinstance(sink, Path) else sink, SCHEMA) as writer:
         while batch := _next_batch(iterator):
             writer.write_batch(_to_arrow(batch))
             num_rows += len(batch)
     return num_rows
+
+
+@contextmanager
+def _older_objects_left_alone() -> Iterator[None]:
+    """Keep the garbage collector from walking again and again through all that is in memory already.
+
+    Rows come with so many short-lived objects that this is a sixth of the time in which they are encoded.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _next_batch(rows: Iterator[EncodedRow]) -> list[EncodedRow]:
