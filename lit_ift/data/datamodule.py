@@ -219,8 +219,7 @@ class ConversationDataModule(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Tokenize into the cache what the coming stage needs; done by one process a machine, before `setup`."""
         stage = None if self.trainer is None else self.trainer.state.fn
-        for split in self._splits_of(stage):
-            key = self._cache_key(split)
+        for split, key in self._cache_keys(self._splits_of(stage)).items():
             if key is not None and not self.cache.entry(split, key).exists():
                 self._fill_cache(split, key)
 
@@ -235,11 +234,13 @@ class ConversationDataModule(L.LightningDataModule):
         if self.datasets:
             self._drop_what_another_tokenizer_encoded(speaks)
         missing = [split for split in self._splits_of(stage) if split not in self.datasets]
-        for split in missing:
-            rows, report = self._obtain(split)
+        keys = self._cache_keys(missing)
+        if missing:
+            self._encoded_with = tokenizer_digest(self.tokenizer)
+        for split, key in keys.items():
+            rows, report = self._obtain(split, key)
             self.datasets[split] = EncodedDataset(rows)
             self.reports[split] = report
-            self._encoded_with = tokenizer_digest(self.tokenizer)
             if speaks:
                 announce(report)
         if speaks:
@@ -247,7 +248,7 @@ class ConversationDataModule(L.LightningDataModule):
 
     def cache_folder(self, split: Split) -> Path | None:
         """Where the tokenized rows of a split are kept, or will be; None if they are not."""
-        key = self._cache_key(split)
+        key = self._cache_keys([split])[split]
         return None if key is None else self.cache.entry(split, key)
 
     def _splits_of(self, stage: str | None) -> list[Split]:
@@ -258,8 +259,7 @@ class ConversationDataModule(L.LightningDataModule):
     def _speaks(self) -> bool:
         return self.trainer is None or self.trainer.is_global_zero
 
-    def _obtain(self, split: Split) -> tuple[StoredRows, DataReport]:
-        key = self._cache_key(split)
+    def _obtain(self, split: Split, key: dict[str, Any] | None) -> tuple[StoredRows, DataReport]:
         if key is None:
             builder = self._report_builder(split)
             return StoredRows.in_memory(self._encode(split, builder)), self._finish(split, builder)
@@ -283,19 +283,23 @@ class ConversationDataModule(L.LightningDataModule):
         rows = self._encode(split, builder)
         self.cache.add(split, key, rows, lambda: self._finish(split, builder).as_dict())
 
-    def _cache_key(self, split: Split) -> dict[str, Any] | None:
-        rows = self.fingerprint(split) if self.uses_cache and self._speaks_for_its_rows else None
-        if rows is None:
-            return None
-        return {
-            "rows": rows,
-            "tokenizer": tokenizer_digest(self.tokenizer),
+    def _cache_keys(self, splits: Sequence[Split]) -> dict[Split, dict[str, Any] | None]:
+        """What the rows of each split depend on; None where they are not cached."""
+        is_cached = self.uses_cache and self._speaks_for_its_rows
+        of_rows = {split: self.fingerprint(split) if is_cached else None for split in splits}
+        if all(rows is None for rows in of_rows.values()):
+            return dict.fromkeys(splits)
+        shared = {
+            "tokenizer": tokenizer_digest(self.tokenizer),  # Large vocabularies take a second, so once for all splits.
             "max_length": self.max_length,
             "truncation": self.truncation,
             "on_bad_row": self.on_bad_row,
             "kinds": sorted(self.kinds),
-            "needs_answer": split != "predict",
             "code": code_version(),
+        }
+        return {
+            split: None if rows is None else {"rows": rows, "needs_answer": split != "predict", **shared}
+            for split, rows in of_rows.items()
         }
 
     @property
