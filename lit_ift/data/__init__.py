@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from lit_ift.data.layouts import LAYOUTS, Layout, RowParser, to_row
     from lit_ift.data.messages import Conversation, Message
     from lit_ift.data.records import Record, read_records
-    from lit_ift.data.report import DataReport, NoUsableRowError, ReportBuilder
+    from lit_ift.data.report import DataReport, NoUsableRowError
+    from lit_ift.data.report_builder import ReportBuilder
     from lit_ift.data.rows import EncodedRow, Example, Row
     from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
     from lit_ift.data.sources import Source
@@ -38,7 +39,7 @@ _MODULE_OF: Final = {
     "ConversationDataModule": "datamodule",
     "DataReport": "report",
     "NoUsableRowError": "report",
-    "ReportBuilder": "report",
+    "ReportBuilder": "report_builder",
     "EncodedDataset": "encode",
     "InstructionDataModule": "instruction",
     "KNOWN_DATASETS": "adapters",

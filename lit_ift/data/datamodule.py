@@ -20,7 +20,8 @@ from lit_ift.data.collate import Batch, PackedBatch, collate, collate_packed
 from lit_ift.data.cursor import TrainingCursor
 from lit_ift.data.encode import EncodedDataset, EncodingOptions, OnBadRow, Part, encode_parts
 from lit_ift.data.records import OnRowError, Record, raise_row_error
-from lit_ift.data.report import DataReport, NoUsableRowError, ReportBuilder, announce, announce_missing_bos
+from lit_ift.data.report import DataReport, NoUsableRowError, announce, announce_missing_bos
+from lit_ift.data.report_builder import ReportBuilder
 from lit_ift.data.rows import EncodedRow, Row, RowKind
 from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
 from lit_ift.data.store import StoredRows

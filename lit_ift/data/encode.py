@@ -12,7 +12,7 @@ from lit_ift.data.chat import ConversationEncoder
 from lit_ift.data.layouts import RowParser
 from lit_ift.data.messages import Conversation
 from lit_ift.data.records import OnRowError, Record, raise_row_error
-from lit_ift.data.report import ReportBuilder
+from lit_ift.data.report_builder import ReportBuilder
 from lit_ift.data.rows import EncodedRow, Example, Row, RowKind
 from lit_ift.data.store import StoredRows
 from lit_ift.data.truncation import Truncation, truncate

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.report import control_ids
+from lit_ift.data.report_builder import control_ids
 from lit_ift.data.rows import EncodedRow, Example
 from lit_ift.errors import UserError
 

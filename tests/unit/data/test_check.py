@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from lit_ift.data.check import Thresholds, as_json, figures, table, violations
 from lit_ift.data.html import report_page
 from lit_ift.data.messages import Conversation
-from lit_ift.data.report import DataReport, ReportBuilder
+from lit_ift.data.report import DataReport
+from lit_ift.data.report_builder import ReportBuilder
 from lit_ift.data.rows import EncodedRow, Example, Row
 from lit_ift.errors import RowError
 

@@ -9,7 +9,8 @@ from tiny import tiny_tokenizer
 from lit_ift.data import encode
 from lit_ift.data.encode import EncodingOptions, OnBadRow, Part, encode_parts
 from lit_ift.data.record import OnRowError, Record
-from lit_ift.data.report import DataReport, ReportBuilder
+from lit_ift.data.report import DataReport
+from lit_ift.data.report_builder import ReportBuilder
 from lit_ift.data.rows import SIDES, EncodedRow, Row
 from lit_ift.errors import RowError, UserError
 
