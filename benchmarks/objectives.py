@@ -1,15 +1,20 @@
 """A short run of every objective on real rows: does it train, and do held-out pairs come out better?
 
-Usage: python benchmarks/objectives.py --pairs TRAIN VAL --instructions TRAIN VAL --thumbs TRAIN VAL --scored TRAIN VAL
+Usage: python benchmarks/objectives.py --pairs TRAIN VAL --instructions TRAIN VAL --scored TRAIN VAL
        [--only dpo simpo] [--model ID] [--steps 24] [--batch 4] [--max-length 192] [--lr 1e-5] [--out FILE.csv]
 
 Every objective begins with the same weights and has the same budget. Rows longer than --max-length are left out. The
 table tells the validation loss before and after, and for pairs the share of held-out pairs whose chosen answer has
 the higher reward, as the objective defines it. One line of CSV is written as each run ends.
+
+KTO learns from the pairs taken apart, as in its paper, because thumbs are few and long. TPO's third answer is the
+chosen one once more. The two models that weight TIS-DPO's tokens are trained first, on the chosen and on the rejected
+answers, with the same budget.
 """
 
 import argparse
 import csv
+import json
 import math
 import tempfile
 import time
@@ -22,8 +27,19 @@ import lightning as L
 import torch
 
 from lit_ift import CausalLMModule, FeedbackDataModule
+from lit_ift.data.records import read_records
 from lit_ift.losses import PAIR_LOSSES, PairLoss
-from lit_ift.modules import IFTModule, KTOModule, MixedModule, ObjectivePart, PreferenceModule, SFTModule, UFTModule
+from lit_ift.modules import (
+    ContrastiveWeights,
+    IFTModule,
+    KTOModule,
+    MixedModule,
+    ObjectivePart,
+    PreferenceModule,
+    SFTMixModule,
+    SFTModule,
+    UFTModule,
+)
 from lit_ift.optim import ConstantSchedule
 
 COLUMNS = ("objective", "rows", "steps", "loss_before", "loss_after", "accuracy_before", "accuracy_after", "seconds")
@@ -45,12 +61,13 @@ class Run:
 
 
 def runs() -> dict[str, Run]:
-    """All objectives by name. Losses that need a second model are for `docs/objectives.md` to show."""
+    """All objectives by name."""
     found = {
         "sft": Run(SFTModule, rows="instructions"),
         "ift": Run(IFTModule, {"lam": 0.2, "gamma": 0.95}, "instructions"),
-        "kto": Run(KTOModule, rows="thumbs"),
-        "uft": Run(UFTModule, {"beta": 0.05}, "all"),
+        "sftmix": Run(SFTMixModule, rows="instructions"),
+        "kto": Run(KTOModule, rows="answers"),
+        "uft": Run(UFTModule, {"beta": 0.05}, "instructions+pairs+answers+scored"),
         "ift+dpo": Run(
             MixedModule,
             {"parts": {"instruction": ObjectivePart("IFTModule"), "preference": ObjectivePart("PreferenceModule")}},
@@ -59,19 +76,60 @@ def runs() -> dict[str, Run]:
     }
     for name in PAIR_LOSSES:
         loss = PairLoss(name)
-        if "chosen_token_weights" not in loss.inputs and not loss.needs_gold:
-            reference = {"reference": "model"} if loss.needs_reference_tokens else {}
-            found[name] = Run(PreferenceModule, {"loss": name, **reference})
+        # The name "sft" is that of the module; on pairs it is the likelihood of the chosen answer.
+        found["sft on pairs" if name == "sft" else name] = Run(
+            PreferenceModule,
+            {"loss": name, **({"reference": "model"} if loss.needs_reference_tokens else {})},
+            "gold" if loss.needs_gold else "pairs",
+        )
     return found
 
 
-def data_of(run: Run, options: argparse.Namespace) -> FeedbackDataModule:
+def derive(options: argparse.Namespace, folder: Path) -> dict[str, list[Path]]:
+    """Training and validation files of every kind of rows, those made from the pairs included."""
+    files = {name: [Path(path) for path in getattr(options, name)] for name in ("pairs", "instructions", "scored")}
+    files |= {name: [] for name in ("answers", "gold")}
+    for split, source in zip(("train", "val"), options.pairs, strict=True):
+        pairs = [record.data for record in read_records(source)]
+        rows = {
+            "answers": [
+                {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+                for pair in pairs
+                for side in ("chosen", "rejected")
+            ],
+            "gold": [{**pair, "gold": pair["chosen"]} for pair in pairs],
+        }
+        for name, lines in rows.items():
+            path = folder / f"{name}_{split}.jsonl"
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            files[name].append(path)
+    return files
+
+
+def contrastive_weights(files: dict[str, list[Path]], options: argparse.Namespace, folder: Path) -> ContrastiveWeights:
+    """Weights of tokens from two models, trained on the chosen and on the rejected answers."""
+    folders = []
+    for side in ("chosen", "rejected"):
+        swapped = []
+        for path in files["pairs"]:
+            target = folder / f"{side}_{path.name.split('.')[0]}.jsonl"
+            pairs = [record.data for record in read_records(path)]
+            lines = [{"prompt": p["prompt"], "completion": p[side]} for p in pairs]
+            target.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            swapped.append(target)
+        module = build(Run(SFTModule), options, options.model)
+        trainer(options, folder).fit(module, datamodule=data_of("own", {"own": swapped}, options))
+        folders.append(str(folder / f"model_{side}"))
+        module.model.save_pretrained(folders[-1])
+    return ContrastiveWeights(*folders)
+
+
+def data_of(rows: str, files: dict[str, list[Path]], options: argparse.Namespace) -> FeedbackDataModule:
     """The rows that an objective learns from and is measured on."""
-    names = ["pairs", "instructions", "thumbs", "scored"] if run.rows == "all" else run.rows.split("+")
-    files = {name: getattr(options, name) for name in names}
+    names = rows.split("+")
     return FeedbackDataModule(
-        train=[files[name][0] for name in names],
-        val=[files[name][1] for name in names],
+        train=[str(files[name][0]) for name in names],
+        val=[str(files[name][1]) for name in names],
         max_length=options.max_length,
         truncation="drop",
         on_bad_row="skip",
@@ -81,38 +139,46 @@ def data_of(run: Run, options: argparse.Namespace) -> FeedbackDataModule:
     )
 
 
-def train(run: Run, options: argparse.Namespace, model: Any) -> dict[str, Any]:
-    """Measure, train, measure: the numbers of one line of the table."""
-    data = data_of(run, options)
-    module = run.module(
+def build(run: Run, options: argparse.Namespace, model: Any) -> CausalLMModule:
+    """The module of a run, all with one optimizer."""
+    return run.module(
         model,
         tokenizer=options.model,
         optimizer=partial(torch.optim.AdamW, lr=options.lr, weight_decay=0.0),
         lr_scheduler=ConstantSchedule,
         **run.options,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            max_steps=options.steps,
-            max_epochs=-1,
-            default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            gradient_clip_val=1.0,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-        )
-        judge = partial(L.Trainer, logger=False, enable_checkpointing=False, limit_val_batches=options.val_batches)
-        before = judge().validate(module, datamodule=data, verbose=False)[0]
-        start = time.perf_counter()
-        trainer.fit(module, datamodule=data)
-        seconds = time.perf_counter() - start
-        after = judge().validate(module, datamodule=data, verbose=False)[0]
+
+
+def trainer(options: argparse.Namespace, folder: Path) -> L.Trainer:
+    """A trainer that trains and does nothing else."""
+    return L.Trainer(
+        max_steps=options.steps,
+        max_epochs=-1,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
+
+
+def train(run: Run, files: dict[str, list[Path]], options: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """Measure, train, measure: the numbers of one line of the table."""
+    data = data_of(run.rows, files, options)
+    module = build(run, options, model)
+    judge = partial(L.Trainer, logger=False, enable_checkpointing=False, limit_val_batches=options.val_batches)
+    before = judge().validate(module, datamodule=data, verbose=False)[0]
+    start = time.perf_counter()
+    trainer(options, files["gold"][0].parent).fit(module, datamodule=data)
+    seconds = time.perf_counter() - start
+    after = judge().validate(module, datamodule=data, verbose=False)[0]
     accuracy = next((name for name in before if name.endswith("rewards/accuracies")), None)
     return {
         "rows": run.rows,
-        "steps": trainer.global_step,
+        "steps": options.steps,
         "loss_before": before["val/loss"],
         "loss_after": after["val/loss"],
         "accuracy_before": before[accuracy] if accuracy else math.nan,
@@ -124,7 +190,7 @@ def train(run: Run, options: argparse.Namespace, model: Any) -> dict[str, Any]:
 def main() -> None:
     """Run the objectives one after the other and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    for name in ("pairs", "instructions", "thumbs", "scored"):
+    for name in ("pairs", "instructions", "scored"):
         parser.add_argument(f"--{name}", nargs=2, metavar=("TRAIN", "VAL"), required=True)
     parser.add_argument("--only", nargs="*", help="objectives to run; all by default")
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -144,14 +210,19 @@ def main() -> None:
     loader = SFTModule(options.model)
     loader.configure_model()
     weights = {name: value.clone() for name, value in loader.model.state_dict().items()}
-    with options.out.open("w", newline="") as file:
+    with options.out.open("w", newline="") as file, tempfile.TemporaryDirectory() as name_of_folder:
+        folder = Path(name_of_folder)
+        files = derive(options, folder)
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         for name in options.only or offered:
             L.seed_everything(0, verbose=False)
             loader.model.load_state_dict(weights)
             loader.model.requires_grad_(True)
-            line = {"objective": name, **train(offered[name], options, loader.model)}
+            run = offered[name]
+            if run.options.get("loss") == "tis_dpo":
+                run.options["token_weights"] = contrastive_weights(files, options, folder)
+            line = {"objective": name, **train(run, files, options, loader.model)}
             table.writerow(line)
             file.flush()
             print(" | ".join(f"{value:.4f}" if isinstance(value, float) else str(value) for value in line.values()))
