@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ class LossCurves(Callback):
 
     Args:
         metrics: what to draw, a panel each; names of one panel are joined by ``+``, as in
-            ``train/loss+val/loss``. Names that were never logged are left out.
+            ``train/loss+val/loss``. ``*`` stands for any characters, such as the name of a part of a mixed run.
+            Names that were never logged are left out.
         enabled: false draws nothing.
     """
 
@@ -26,10 +28,13 @@ class LossCurves(Callback):
         self,
         metrics: Sequence[str] = (
             "train/loss+val/loss",
-            "train/sft_loss+train/fused_loss+val/sft_loss",
-            "train/token_accuracy+val/token_accuracy",
+            "train/*/loss+val/*/loss",
+            "train/*sft_loss+train/*fused_loss+val/*sft_loss",
+            "train/*rewards/accuracies+val/*rewards/accuracies",
+            "train/*rewards/chosen+train/*rewards/rejected",
+            "train/*token_accuracy+val/*token_accuracy",
             "train/grad_norm",
-            "train/lam",
+            "train/*lam",
             "train/lr",
         ),
         enabled: bool = True,
@@ -86,13 +91,21 @@ class LossCurves(Callback):
         rank_zero_info(f"Training curves: {path}")
 
 
+def filled_panels(points: dict[str, list[tuple[int, float]]], panels: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The metrics that each panel's names and patterns stand for; panels without points are left out."""
+    found = [
+        [name for pattern in panel for name, values in points.items() if values and fnmatchcase(name, pattern)]
+        for panel in panels
+    ]
+    return [panel for panel in found if panel]
+
+
 def draw_panels(points: dict[str, list[tuple[int, float]]], panels: Sequence[Sequence[str]], path: Path) -> None:
     """Draw each panel's metrics against the step and save a PNG; panels without points are left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = [[name for name in panel if points.get(name)] for panel in panels]
-    drawn = [panel for panel in drawn if panel]
+    drawn = filled_panels(points, panels)
     columns = min(3, max(1, len(drawn)))
     rows = math.ceil(len(drawn) / columns) or 1
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")

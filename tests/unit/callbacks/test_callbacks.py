@@ -13,6 +13,7 @@ from tiny import tiny_batch, tiny_model, tiny_tokenizer
 from torch.utils.data import DataLoader
 
 from lit_ift.callbacks import HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
+from lit_ift.callbacks.curves import filled_panels
 from lit_ift.callbacks.export import _turn_ends
 from lit_ift.data import Conversation, EncodedRow, Example, ReportBuilder, Row, TaskItem, TasksDataModule
 from lit_ift.data.verifiable import VerifiableDataModule
@@ -54,6 +55,22 @@ def test_curves_have_one_point_a_step(tmp_path: Path) -> None:
     again = LossCurves()
     again.load_state_dict(json.loads(json.dumps(curves.state_dict())))
     assert again.points == curves.points
+
+
+def test_curves_show_what_each_objective_logs() -> None:
+    def drawn(*names: str) -> list[list[str]]:
+        return filled_panels({**{name: [(1, 0.5)] for name in names}, "train/kl": []}, LossCurves().panels)
+
+    assert drawn("train/loss", "val/loss", "train/lam") == [["train/loss", "val/loss"], ["train/lam"]]
+    assert drawn("val/rewards/accuracies", "train/rewards/rejected", "train/rewards/chosen", "train/kl") == [
+        ["val/rewards/accuracies"],
+        ["train/rewards/chosen", "train/rewards/rejected"],
+    ]
+    assert drawn("train/loss", "train/a/loss", "train/b/loss", "val/b/loss", "train/a/sft_loss") == [
+        ["train/loss"],
+        ["train/a/loss", "train/b/loss", "val/b/loss"],
+        ["train/a/sft_loss"],
+    ]
 
 
 def test_curves_are_drawn_when_training_breaks(tmp_path: Path) -> None:
