@@ -29,10 +29,10 @@ OBJECTIVE_OF = {
     "ift": "IFTModule",
     "sft": "SFTModule",
     "preference": "PreferenceModule",
-    "loss": "PreferenceModule",
     "kto": "KTOModule",
     "uft": "UFTModule",
     "mixed": "MixedModule",
+    "sftmix": "SFTMixModule",
 }
 
 
@@ -64,7 +64,7 @@ class DryCLI(LitIFTCLI):
 def test_all_are_found() -> None:
     names = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in CONFIGS}
     objectives, models = ("ift", "sft"), ("smollm2-135m", "qwen2.5-0.5b", "mistral-7b-paper")
-    of_feedback = {f"{o}/{m}" for o in ("preference", "kto", "mixed") for m in ("smollm2-135m", "mistral-7b")}
+    of_feedback = {f"{o}/{m}" for o in ("preference", "kto", "mixed", "sftmix") for m in ("smollm2-135m", "mistral-7b")}
     # DPO is what configs/preference has; cDPO is DPO with an option.
     of_losses = {f"loss/{name}" for name in {*PAIR_LOSSES, "cdpo"} - {"dpo"}}
     assert names == {
@@ -72,8 +72,9 @@ def test_all_are_found() -> None:
         *(f"{o}/{m}" for o in objectives for m in models),
         *of_feedback,
         *of_losses,
+        *("sequential/first", "sequential/second"),
     }
-    assert len(CONFIGS) == 41
+    assert len(CONFIGS) == 45
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
@@ -92,8 +93,10 @@ def test_instantiates(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setattr("lit_ift.modules.base.load_model", stub)
     cli = DryCLI.run()
-    folder = path.parent.name if path.parent.name != "configs" else "sft" if "sft" in path.name else "ift"
-    assert type(cli.model).__name__ == OBJECTIVE_OF[folder]
+    # An overlay is run on top of what the command names first.
+    folder = Path(words[words.index("--config") + 1]).parent.name
+    objective = OBJECTIVE_OF.get(folder) or ("SFTModule" if "sft" in path.name else "IFTModule")
+    assert type(cli.model).__name__ == objective
     cli.model.configure_model()
     assert loaded
     batch, num_rows = batch_for(cli.model)
