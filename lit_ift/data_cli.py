@@ -17,10 +17,10 @@ from lit_ift.data import check as checks
 from lit_ift.data import html, preview
 from lit_ift.data.check import Thresholds
 from lit_ift.data.datamodule import SPLITS, STAGE_SPLITS, ConversationDataModule, Split
+from lit_ift.data.feedback import FeedbackDataModule
 from lit_ift.data.instruction import InstructionDataModule
 from lit_ift.data.report import DataReport, NoUsableRowError
 from lit_ift.data.report import logger as report_logger
-from lit_ift.data.rows import SIDES
 from lit_ift.data.sources import Source
 from lit_ift.errors import UserError
 from lit_ift.lightning_cli import LitIFTCLI, explain_argument_error
@@ -148,8 +148,6 @@ def show(words: Sequence[str]) -> int:
     reports = _set_up(call._replace(split=split))
     if not reports[split].rows_kept:
         raise NoUsableRowError(reports[split])
-    if as_batch and "preference" in reports[split].kinds:
-        raise UserError("--batch: batches of rows with two answers are not shown. Leave --batch out to see the rows.")
     if as_batch:
         loader = getattr(module, f"{split}_dataloader")()
         conversations = preview.shown_batch(next(iter(loader)), rows=output.rows)
@@ -220,7 +218,7 @@ def parse(command: str, words: Sequence[str], *, skip_bad_rows: bool) -> Call | 
         chosen["on_bad_row"] = "skip" if skip_bad_rows else "error"
         score_range = chosen.pop("score_range", None)
         sources = [Source(file, score_range=score_range) for file in files]
-        of_files = InstructionDataModule if command == "build" else AnyRows
+        of_files = InstructionDataModule if command == "build" else FeedbackDataModule
         module = of_files(train=list[str | Source](sources), train_split=values.get("split"), **chosen)
         if module.tokenizer_source is None:
             raise ArgumentError(None, "name the --tokenizer that encodes the files: a folder or a hub id")
@@ -228,12 +226,6 @@ def parse(command: str, words: Sequence[str], *, skip_bad_rows: bool) -> Call | 
     cli = _BadRowsSkipped if skip_bad_rows else _DataOnly
     configured_module = cli.load([word for words in theirs for word in words])
     return Call(values, configured_module, _split_of(configured_module, values.get("split")))
-
-
-class AnyRows(InstructionDataModule):
-    """Rows of every kind, which can be looked at although no objective trains on all of them."""
-
-    kinds = frozenset(SIDES)
 
 
 class _DataOnly(LitIFTCLI):

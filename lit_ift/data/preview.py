@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.report_builder import control_ids
-from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.data.rows import ANSWER_SIDES, EncodedRow, Example
 from lit_ift.errors import UserError
 
 if TYPE_CHECKING:
@@ -237,18 +237,33 @@ def shown(row: Example | EncodedRow) -> list[Shown]:
 
 
 def shown_batch(batch: Mapping[str, Any], *, rows: int) -> list[Shown]:
-    """The first rows of a batch as the model gets it, padding included; of every side that it has."""
-    found = []
-    for key in batch:
-        if not key.endswith("input_ids"):
-            continue
-        side = key.removesuffix("input_ids")
-        for i in range(min(rows, len(batch[key]))):
-            row_id = batch["row_ids"][i] if i < len(batch["row_ids"]) else f"row {i} of the batch"
-            example = Example(batch[key][i].tolist(), batch[f"{side}labels"][i].tolist(), row_id)
-            title = f"{row_id} ({side.strip('_')})" if side else row_id
-            found.append(Shown(title, example, batch[f"{side}attention_mask"][i].tolist()))
-    return found
+    """The first rows of a batch as the model gets it, padding included; of every answer that they have.
+
+    Packed examples that share a row of the batch are shown as that row, with the names of them all.
+    """
+    names = _example_names(batch)
+    packed = "sequence_ids" in batch
+    masks = batch["sequence_ids"] >= 0 if packed else batch["attention_mask"].bool()
+    if packed:
+        members = [list(dict.fromkeys(ids[ids >= 0].tolist())) for ids in batch["sequence_ids"]]
+        titles = [", ".join(names[i] for i in row) for row in members[:rows]]
+    else:
+        answers = batch.get("answer_rows")
+        titles = names[: rows if answers is None else int((answers < rows).sum())]
+    return [
+        Shown(title, Example(batch["input_ids"][i].tolist(), batch["labels"][i].tolist(), title), masks[i].tolist())
+        for i, title in enumerate(titles)
+    ]
+
+
+def _example_names(batch: Mapping[str, Any]) -> list[str]:
+    """The row of each example of a batch, and the side where a row has several."""
+    if "answer_rows" not in batch:
+        return list(batch["row_ids"])
+    rows = batch["answer_rows"].tolist()
+    sides = [ANSWER_SIDES[side] for side in batch["answer_sides"].tolist()]
+    ids = [batch["row_ids"][row] for row in rows]
+    return [f"{ids[i]} ({side})" if rows.count(rows[i]) > 1 else ids[i] for i, side in enumerate(sides)]
 
 
 def legend() -> Text:

@@ -220,13 +220,18 @@ def test_preview_shows_a_batch_with_its_padding(config: Path, capsys) -> None:
     assert [int(number) for number in re.findall(r"<\|im_end\|>×(\d+)\n", text)] == [padding for _, padding in counted]
 
 
-def test_preview_has_no_batches_of_pairs(tmp_path: Path, model_folder: Path, capsys) -> None:
+def test_preview_shows_both_answers_of_a_batch_of_pairs(tmp_path: Path, model_folder: Path, capsys) -> None:
     path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No."}) + "\n")
-    words = ["data", "preview", path, "--tokenizer", model_folder]
+    rows = [{"prompt": "Why?", "chosen": answer, "rejected": "No."} for answer in ("So.", "For a longer reason.")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["data", "preview", path, "--tokenizer", model_folder, "--batch"]
     assert run(*words) == 0
-    assert run(*words, "--batch") == 1
-    assert "batches of rows with two answers are not shown" in capsys.readouterr().err
+    text = capsys.readouterr().out
+    counted = re.findall(r"pairs\.jsonl:(\d) \((\w+)\) +(\d+) tokens, (\d+) trained(?:, (\d+) padding)?", text)
+    assert sorted(found[:2] for found in counted) == [(n, side) for n in "12" for side in ("chosen", "rejected")]
+    assert len({int(tokens) + int(padding or 0) for _, _, tokens, _, padding in counted}) == 1
+    assert run(*words, "--rows", 1) == 0
+    assert capsys.readouterr().out.count("pairs.jsonl:") == 2
 
 
 @pytest.mark.usefixtures("no_model")

@@ -5,14 +5,13 @@ import re
 from collections.abc import Callable
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.collate import collate
+from lit_ift.data.collate import collate, collate_packed
 from lit_ift.data.dataset import EncodedDataset
 from lit_ift.data.html import preview_page
 from lit_ift.data.preview import Segmenter, Shown, folded, legend, pick, render, shown, shown_batch, visible
@@ -90,11 +89,13 @@ def test_padding_is_told_by_the_mask_and_folded(tokenizer: PreTrainedTokenizerFa
     assert [s.style for s in joined] == ["control", "prompt", "trained", "control trained", "padding"]
 
 
-def test_a_batch_with_sides_shows_each() -> None:
-    ones = torch.ones(1, 2, dtype=torch.long)
-    batch = {f"{side}_{key}": ones for side in ("chosen", "rejected") for key in ("input_ids", "labels")}
-    batch |= {f"{side}_attention_mask": ones for side in ("chosen", "rejected")}
-    assert [s.title for s in shown_batch({**batch, "row_ids": ["f:1"]}, rows=1)] == ["f:1 (chosen)", "f:1 (rejected)"]
+def test_a_packed_batch_names_all_that_share_a_row(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [make_example(tokenizer, "a" * n, "b", f"f:{n}") for n in (30, 4, 5)]
+    first, second = shown_batch(collate_packed(rows, pad_token_id=0), rows=5)
+    assert (first.title, second.title) == ("f:30", "f:4, f:5")
+    assert first.figures == f"{len(rows[0].input_ids)} tokens, {rows[0].num_targets} trained"
+    length = len(rows[1].input_ids) + len(rows[2].input_ids)
+    assert second.figures.startswith(f"{length} tokens, {rows[1].num_targets + rows[2].num_targets} trained")
 
 
 def test_a_row_with_sides_shows_each() -> None:
