@@ -1,8 +1,9 @@
 """Short animations of games on the lake, one GIF a method."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,16 @@ from lit_ift.lake import style
 from lit_ift.lake.figures import STEPS, draw_lake, draw_policy
 from lit_ift.lake.result import Array, Outcome, Study
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 ACTIONS = ("left", "down", "right", "up")
+
+MARGIN, FOOT, LEAST_WIDTH = 8, 48, 256
+"""Space around the lake, height of the caption and least width of the lake, in pixels."""
+
+COLOURS = 32
+"""Colours of an animation: few, to keep the files small."""
 
 MAX_MOVES = 100
 """A game that has not ended by then is out of time; gymnasium's limit of the 4x4 lake."""
@@ -102,7 +112,7 @@ def play(rows: list[str], transitions: Transitions, policy: Array, seed: int = S
     letters = "".join(rows)
     cell = letters.index("S")
     random = np.random.default_rng(seed)
-    cells, actions, slipped = [cell], [], []
+    cells, actions, slipped = [cell], list[int](), list[bool]()
     while len(actions) < MAX_MOVES:
         action = int(random.choice(len(ACTIONS), p=policy[cell] / policy[cell].sum()))
         outcomes = transitions[cell][action]
@@ -117,10 +127,97 @@ def play(rows: list[str], transitions: Transitions, policy: Array, seed: int = S
     return Game(cells, actions, slipped, "time")
 
 
-def caption(label: str, game: Game, index: int) -> str:
-    """What stands below frame ``index``: the step, the action about to be taken, and how the game ended."""
-    slip = ", slipped" if index and game.slipped[index - 1] else ""
+def draw_game(study: Study, label: str, policy: Array, game: Game) -> "list[Image]":
+    """Frames of a game: before every move, with an arrow for the action about to be taken, and at the end.
+
+    Returns:
+        As many frames as the game has cells, palette images of the same size and palette.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = cell_pixels(study)
+    base, palette = _background(study, policy, side)
+    font = ImageFont.truetype(_font_file(), 14)
+    frames = []
+    for index, cell in enumerate(game.cells):
+        frame = base.copy()
+        row, column = divmod(cell, study.shape[1])
+        action = game.actions[index] if index < len(game.actions) else None
+        sprite = _agent(action, side)
+        frame.paste(sprite, (MARGIN + column * side, MARGIN + row * side), sprite)
+        pen = ImageDraw.Draw(frame)
+        for line, text in enumerate(caption(label, game, index)):
+            pen.text((MARGIN, frame.height - FOOT + 20 * line), text, fill=style.INK, font=font)
+        # The same few colours in every frame, without dithering, keep the file small.
+        frames.append(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+    return frames
+
+
+def caption(label: str, game: Game, index: int) -> tuple[str, str]:
+    """The two lines below frame ``index``: the step and the action about to be taken, then what has happened."""
+    slip = "the last move slipped" if index and game.slipped[index - 1] else ""
     if index < len(game.actions):
-        return f"{label} · step {index + 1}: {ACTIONS[game.actions[index]]}" + (f" ({slip[2:]})" if slip else "")
-    ends = {"goal": "goal reached", "hole": "fell into a hole", "time": "out of time"}
-    return f"{label} · {ends[game.end]} after {len(game.actions)} steps"
+        return f"{label} · step {index + 1}: {ACTIONS[game.actions[index]]}", slip
+    end = {"goal": "reached the goal", "hole": "fell into a hole", "time": "out of time"}[game.end]
+    return f"{label} · {len(game.actions)} steps", f"{end}; {slip}" if slip else end
+
+
+def cell_pixels(study: Study) -> int:
+    """Side of a cell in pixels: smaller on large maps."""
+    return max(24, min(64, 384 // max(study.shape)))
+
+
+def _background(study: Study, policy: Array, side: int) -> "tuple[Image, Image]":
+    """The lake with the policy's arrows, RGB, and an image whose palette serves all frames."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    rows, columns = study.shape
+    figure = Figure(figsize=(columns * side / 100, rows * side / 100), dpi=100, facecolor=style.CARD)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    draw_lake(axes, study.rows, "")
+    draw_policy(axes, study.rows, policy, numbers=False)
+    # A cell is ``side`` pixels wide exactly, so that the agent stands in its middle.
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    canvas.draw()
+    lake = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    base = Image.new("RGB", (max(lake.width, LEAST_WIDTH) + 2 * MARGIN, lake.height + 2 * MARGIN + FOOT), style.CARD)
+    base.paste(lake, (MARGIN, MARGIN))
+    colours = base.quantize(COLOURS - 1, dither=Image.Dither.NONE)
+    # The agent is not in the background, so its colour has to be asked for.
+    values = colours.getpalette() or []
+    values = values[: (COLOURS - 1) * 3] + list(bytes.fromhex(style.AGENT[1:]))
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(values)
+    return base, palette
+
+
+@cache
+def _agent(action: int | None, cell: int) -> "Image":
+    """A disc with an arrow that points where the action leads, or with none; RGBA, ``cell`` pixels wide."""
+    from PIL import Image, ImageDraw
+
+    # Drawn large and made small, which smooths its edges.
+    side = 4 * cell
+    sprite = Image.new("RGBA", (side, side))
+    pen = ImageDraw.Draw(sprite)
+    middle, radius = side / 2, 0.26 * side
+    disc = (middle - radius, middle - radius, middle + radius, middle + radius)
+    pen.ellipse(disc, fill=style.AGENT, outline="#ffffff", width=side // 50)
+    if action is not None:
+        across, down = STEPS[action]
+        tip, back, wide = 0.19 * side, 0.1 * side, 0.13 * side
+        corners = [(tip, 0), (-back, wide), (-back, -wide)]
+        pen.polygon(
+            [(middle + a * across - b * down, middle + a * down + b * across) for a, b in corners], fill="#ffffff"
+        )
+    return sprite.resize((cell, cell), Image.Resampling.LANCZOS)
+
+
+def _font_file() -> str:
+    """The font that matplotlib brings along."""
+    from matplotlib.font_manager import findfont
+
+    return str(findfont("DejaVu Sans"))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lit_ift.lake import style
 from lit_ift.lake.result import METRICS, Array, Outcome, Study
@@ -17,14 +18,24 @@ if TYPE_CHECKING:
 STEPS = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]])
 """Column and row that each action leads on by: left, down, right, up."""
 
-ARROW = 0.46
+ARROW = 0.4
 """Length of the arrow of an action of probability 1, in cells."""
+
+HUB = 0.06
+"""How far from the centre of the cell arrows begin, in cells, so that short ones do not vanish beneath long ones."""
 
 SUMMARY = ("sft", "orpo", "ift", "dpo")
 """Methods of the summary, in the paper's order from the worst to the best claimed."""
 
-GAP = 0.075
+GAP = 0.066
 """Least distance of two curves' names, as a share of a panel's height."""
+
+BARS = {
+    "mse_all": ("MSE, all cells", "lower is better"),
+    "mse_trajectory": ("MSE, optimal route", "lower is better"),
+    "success_sampled": ("Success, sampled play", "higher is better"),
+}
+"""Metrics that have bars of their own: title and how to read them."""
 
 SUCCESSES = {"success_greedy": "greedy", "success_sampled": "sampled", "success_perturbed": "perturbed start"}
 
@@ -70,7 +81,7 @@ def draw_visits(study: Study) -> "Figure":
     from matplotlib.colors import PowerNorm
 
     figure, grid, cell = _lake_grid(
-        study, len(study.outcomes), f"Cells visited in a game · {describe(study)}", cell_inches=0.66
+        study, len(study.outcomes), f"Cells visited in a game · {describe(study)}", cell_inches=0.66, beside=1.0
     )
     # Most visits go to a few cells; on the square-root scale the rarely visited ones differ visibly too.
     norm = PowerNorm(0.5, vmin=0.0, vmax=max(float(outcome.visits.max()) for outcome in study.outcomes))
@@ -99,7 +110,7 @@ def draw_mse(study: Study) -> "Figure":
     grid = figure.subplots(1, 3, sharey=True)
     appearance = style.looks(count)
     for axes, metric in zip(grid[:2], ("mse_all", "mse_trajectory"), strict=True):
-        _mse_bars(axes, study.outcomes, appearance, metric)
+        _metric_bars(axes, study.outcomes, appearance, metric)
     _success_bars(grid[2], study.outcomes)
     return figure
 
@@ -111,7 +122,7 @@ def draw_curves(study: Study) -> "Figure":
     metrics = known + more
     columns = min(2, len(metrics))
     rows = math.ceil(len(metrics) / columns)
-    height = max(2.6, 0.9 + 0.17 * len(study.outcomes))
+    height = max(2.8, 0.9 + 0.17 * len(study.outcomes))
     figure = style.new_figure(5.6 * columns, 0.6 + height * rows, f"Learning curves · {describe(study)}")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, metric in zip(grid, metrics, strict=False):
@@ -122,11 +133,11 @@ def draw_curves(study: Study) -> "Figure":
 
 
 def draw_summary(study: Study) -> "Figure":
-    """One wide figure: maps of SFT, ORPO, IFT and DPO (those that there are, else the first four) and their MSEs."""
+    """One wide figure: maps of SFT, ORPO, IFT and DPO (those that there are, else the first four) and bars."""
     by_name = {outcome.name: outcome for outcome in study.outcomes}
     shown = [by_name[name] for name in SUMMARY if name in by_name] or study.outcomes[:4]
     figure = style.new_figure(12.0, 5.0, f"The same lake, the same budget · {describe(study)}")
-    left, right = figure.subfigures(1, 2, width_ratios=(5.3, 6.7))
+    left, right = figure.subfigures(1, 2, width_ratios=(5.3, 6.7), squeeze=False)[0]
     columns = min(2, len(shown))
     maps = left.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).ravel()
     for axes, outcome in zip(maps, shown, strict=False):
@@ -138,9 +149,9 @@ def draw_summary(study: Study) -> "Figure":
     places = {
         outcome.name: look for outcome, look in zip(study.outcomes, style.looks(len(study.outcomes)), strict=True)
     }
-    bars = right.subplots(1, 2, sharey=True)
-    for axes, metric in zip(bars, ("mse_all", "mse_trajectory"), strict=True):
-        _mse_bars(axes, shown, [places[outcome.name] for outcome in shown], metric)
+    # The MSEs and success may order the methods in opposite ways, so one is not shown without the other.
+    for axes, metric in zip(right.subplots(1, 3, sharey=True), BARS, strict=True):
+        _metric_bars(axes, shown, [places[outcome.name] for outcome in shown], metric)
     for part in (left, right):
         part.set_facecolor("none")
     _lake_legend(right, columns=2)
@@ -162,17 +173,16 @@ def draw_lake(axes: "Axes", rows: Sequence[str], title: str) -> None:
     _lake_axes(axes, rows, title)
     for row, line in enumerate(rows):
         for column, letter in enumerate(line):
-            ground = style.GOAL if letter == "G" else style.ICE
+            ground = {"G": style.GOAL, "S": style.START}.get(letter, style.ICE)
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=ground, edgecolor=style.ICE_EDGE))
             if letter == "H":
                 axes.add_patch(Circle((column, row), 0.36, facecolor=style.HOLE, edgecolor=style.ICE_EDGE))
-            if letter == "G":
-                text = {"fontsize": 12, "fontweight": "bold", "color": style.INK}
-                axes.text(column, row, "G", ha="center", va="center", zorder=6, **text)
-            if letter == "S":
-                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 0.28, 0.28, facecolor=style.START, zorder=1.5))
-                text = {"fontsize": 7.5, "fontweight": "bold", "color": style.INK}
-                axes.text(column - 0.36, row - 0.36, "S", ha="center", va="center", zorder=6, **text)
+            if letter in "SG":
+                # The start's letter makes room for its arrows.
+                x, y, size = (column, row, 13) if letter == "G" else (column - 0.36, row - 0.35, 9)
+                axes.text(
+                    x, y, letter, fontsize=size, fontweight="bold", color=style.INK, ha="center", va="center", zorder=6
+                )
 
 
 def draw_routes(axes: "Axes", study: Study) -> None:
@@ -206,19 +216,20 @@ def draw_policy(axes: "Axes", rows: Sequence[str], policy: Array, *, numbers: bo
         probabilities = policy[at, actions]
         # Some opacity is left to the unlikely, so that what is long enough to see is seen.
         colours = _with_opacity(style.GREEDY if emphasised else style.OTHER, 0.25 + 0.75 * probabilities)
+        ways = STEPS[actions]
         axes.quiver(
-            at % width,
-            at // width,
-            *(ARROW * probabilities[:, None] * STEPS[actions]).T,
+            at % width + HUB * ways[:, 0],
+            at // width + HUB * ways[:, 1],
+            *(ARROW * probabilities[:, None] * ways).T,
             color=colours,
             angles="xy",
             scale_units="xy",
             scale=1,
             units="xy",
             width=0.075 if emphasised else 0.05,
-            headwidth=3.2,
-            headlength=3.2,
-            headaxislength=2.9,
+            headwidth=3.0,
+            headlength=2.6,
+            headaxislength=2.4,
             minshaft=1.2,
             minlength=0.2,
             zorder=4 if emphasised else 3,
@@ -226,10 +237,10 @@ def draw_policy(axes: "Axes", rows: Sequence[str], policy: Array, *, numbers: bo
     if numbers:
         for cell, best in zip(cells, policy[cells].max(axis=1), strict=True):
             place = (cell % width + 0.46, cell // width - 0.44)
-            axes.text(*place, f"{best:.2f}", fontsize=6, color=style.INK, ha="right", va="top", zorder=6)
+            axes.text(*place, f"{best:.2f}", fontsize=6.5, color=style.INK, ha="right", va="top", zorder=6)
 
 
-def greedy_actions(policy: Array) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+def greedy_actions(policy: Array) -> NDArray[np.bool_]:
     """True at the likeliest action of every cell, at several if they tie, at none if all actions are as likely.
 
     Args:
@@ -239,7 +250,8 @@ def greedy_actions(policy: Array) -> "np.ndarray[Any, np.dtype[np.bool_]]":
         (S, A).
     """
     best = np.isclose(policy, policy.max(axis=1, keepdims=True), rtol=0, atol=1e-6)
-    return best & ~best.all(axis=1, keepdims=True)
+    likeliest: NDArray[np.bool_] = best & ~best.all(axis=1, keepdims=True)
+    return likeliest
 
 
 def _with_opacity(colour: str, opacity: Array) -> Array:
@@ -256,8 +268,17 @@ def _lake_axes(axes: "Axes", rows: Sequence[str], title: str) -> None:
     axes.set_title(title, fontsize=10, fontweight="bold", color=style.INK)
 
 
-def _lake_grid(study: Study, count: int, title: str, *, cell_inches: float) -> tuple["Figure", list["Axes"], float]:
+def _lake_grid(
+    study: Study, count: int, title: str, *, cell_inches: float, beside: float = 0.0
+) -> tuple["Figure", list["Axes"], float]:
     """A figure with ``count`` panels in the map's proportions.
+
+    Args:
+        study: the map.
+        count: of panels.
+        title: above them.
+        cell_inches: side of a cell of a small map.
+        beside: inches to leave on the right.
 
     Returns:
         The figure, its panels, and the side of a cell in inches.
@@ -267,7 +288,7 @@ def _lake_grid(study: Study, count: int, title: str, *, cell_inches: float) -> t
     cell = max(0.46, min(cell_inches, 3.2 / max(rows, columns)))
     across = min(count, max(1, min(4, int(16 / (columns * cell)))))
     down = math.ceil(count / across)
-    width = max(6.6, across * (columns * cell + 0.35) + 0.3)
+    width = max(6.6, across * (columns * cell + 0.35) + 0.3) + beside
     figure = style.new_figure(width, down * (rows * cell + 0.5) + 1.0, title)
     panels = list(figure.subplots(down, across, squeeze=False).ravel())
     for axes in panels[count:]:
@@ -303,7 +324,7 @@ def _lake_legend(figure: Any, columns: int = 6) -> None:
     )
 
 
-def _mse_bars(axes: "Axes", outcomes: Sequence[Outcome], appearance: Sequence[style.Look], metric: str) -> None:
+def _metric_bars(axes: "Axes", outcomes: Sequence[Outcome], appearance: Sequence[style.Look], metric: str) -> None:
     """A bar a method from top to bottom, its value behind it."""
     means = [outcome.mean(metric) for outcome in outcomes]
     errors = _errors(outcomes, metric)
@@ -321,11 +342,12 @@ def _mse_bars(axes: "Axes", outcomes: Sequence[Outcome], appearance: Sequence[st
     ends = np.array(means) + (0.0 if errors is None else np.array(errors))
     for place, end, mean in zip(places, ends, means, strict=True):
         axes.annotate(
-            f"{mean:.4f}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=8, color=style.INK
+            f"{mean:#.3g}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=8, color=style.INK
         )
-    _method_axis(axes, outcomes, {"mse_all": "MSE, all cells", "mse_trajectory": "MSE, optimal route"}[metric])
-    axes.set_xlim(0, max(float(ends.max()) * 1.25, 1e-12))
-    axes.set_xlabel("lower is better" + ("" if errors is None else "; whiskers: one standard error"), fontsize=8)
+    title, reading = BARS[metric]
+    _method_axis(axes, outcomes, title)
+    axes.set_xlim(0, max(float(ends.max()) * 1.3, 1e-12))
+    axes.set_xlabel(reading + ("" if errors is None else "\nwhiskers: one standard error"), fontsize=8)
 
 
 def _success_bars(axes: "Axes", outcomes: Sequence[Outcome]) -> None:
@@ -407,7 +429,14 @@ def _curve_panel(axes: "Axes", outcomes: Sequence[Outcome], metric: str) -> None
             fontsize=8,
             color=style.INK,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": look.colour, "linestyle": look.line, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": look.colour,
+                "linestyle": look.line,
+                "shrinkA": 1,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )
 
 

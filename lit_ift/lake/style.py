@@ -62,11 +62,12 @@ def new_figure(width: float, height: float, title: str) -> "Figure":
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.patches import FancyBboxPatch
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="none")
+    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09, rect=(0.006, 0.006, 0.988, 0.988))
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="none")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.09, h_pad=0.09, rect=(0.006, 0.006, 0.988, 0.988))
     inset, radius = 0.02, 0.12
     card = FancyBboxPatch(
         (inset, inset),
