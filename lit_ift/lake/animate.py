@@ -74,7 +74,8 @@ def save_animations(study: Study, folder: Path) -> list[Path]:
         # Long games run faster, and the end stays in view.
         pace = int(np.clip(12_000 / len(frames), 120, 600))
         durations = [pace] * (len(frames) - 1) + [2_500]
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False)
+        # With ``optimize``, pixels that do not change are left out of a frame.
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
         paths.append(path)
     return paths
 

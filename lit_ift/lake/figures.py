@@ -12,6 +12,7 @@ from lit_ift.lake import style
 from lit_ift.lake.result import METRICS, Array, Outcome, Study
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -29,6 +30,8 @@ SUMMARY = ("sft", "orpo", "ift", "dpo")
 
 GAP = 0.066
 """Least distance of two curves' names, as a share of a panel's height."""
+
+LEGEND: Any = {"fontsize": 8, "frameon": False, "labelcolor": style.INK}
 
 BARS = {
     "mse_all": ("MSE, all cells", "lower is better"),
@@ -71,7 +74,7 @@ def draw_policies(study: Study) -> "Figure":
         draw_lake(axes, study.rows, title)
         draw_routes(axes, study)
         draw_policy(axes, study.rows, policy, numbers=cell >= 0.44)
-    _lake_legend(figure)
+    figure.legend(handles=_lake_handles(), loc="outside lower center", ncols=6, **LEGEND)
     return figure
 
 
@@ -137,24 +140,26 @@ def draw_summary(study: Study) -> "Figure":
     by_name = {outcome.name: outcome for outcome in study.outcomes}
     shown = [by_name[name] for name in SUMMARY if name in by_name] or study.outcomes[:4]
     figure = style.new_figure(12.0, 5.0, f"The same lake, the same budget · {describe(study)}")
-    left, right = figure.subfigures(1, 2, width_ratios=(5.3, 6.7), squeeze=False)[0]
+    left, right = figure.add_gridspec(1, 2, width_ratios=(4.6, 7.4))
     columns = min(2, len(shown))
-    maps = left.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).ravel()
-    for axes, outcome in zip(maps, shown, strict=False):
+    places = left.subgridspec(math.ceil(len(shown) / columns), columns)
+    for place, outcome in zip(places, shown, strict=False):
+        axes = figure.add_subplot(place)
         draw_lake(axes, study.rows, outcome.label)
         draw_routes(axes, study)
         draw_policy(axes, study.rows, outcome.policies.mean(axis=0), numbers=False)
-    for axes in maps[len(shown) :]:
-        axes.remove()
-    places = {
+    appearance = {
         outcome.name: look for outcome, look in zip(study.outcomes, style.looks(len(study.outcomes)), strict=True)
     }
+    grid = right.subgridspec(2, len(BARS), height_ratios=(9, 1))
     # The MSEs and success may order the methods in opposite ways, so one is not shown without the other.
-    for axes, metric in zip(right.subplots(1, 3, sharey=True), BARS, strict=True):
-        _metric_bars(axes, shown, [places[outcome.name] for outcome in shown], metric)
-    for part in (left, right):
-        part.set_facecolor("none")
-    _lake_legend(right, columns=2)
+    for index, metric in enumerate(BARS):
+        axes = figure.add_subplot(grid[0, index])
+        _metric_bars(axes, shown, [appearance[outcome.name] for outcome in shown], metric)
+        axes.tick_params(labelleft=index == 0)
+    below = figure.add_subplot(grid[1, :])
+    below.set_axis_off()
+    below.legend(handles=_lake_handles(), loc="center", ncols=3, **LEGEND)
     return figure
 
 
@@ -296,12 +301,12 @@ def _lake_grid(
     return figure, panels[:count], cell
 
 
-def _lake_legend(figure: Any, columns: int = 6) -> None:
-    """What the lines, arrows and colours of a lake mean, below the panels."""
+def _lake_handles() -> "list[Artist]":
+    """What the lines, arrows and colours of a lake mean, for a legend."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = [
+    return [
         Line2D([], [], color=style.OPTIMAL, linewidth=3.2, alpha=0.55, label="optimal route"),
         Line2D(
             [],
@@ -319,9 +324,6 @@ def _lake_legend(figure: Any, columns: int = 6) -> None:
         Line2D([], [], color=style.HOLE, marker="o", markersize=9, linestyle="", label="hole"),
         Patch(facecolor=style.GOAL, edgecolor=style.ICE_EDGE, label="goal"),
     ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, labelcolor=style.INK
-    )
 
 
 def _metric_bars(axes: "Axes", outcomes: Sequence[Outcome], appearance: Sequence[style.Look], metric: str) -> None:

@@ -108,6 +108,12 @@ def save(figure: "Figure", folder: Path, name: str) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    # The layout is made once and rounded: its solver leaves noise in the last digits, which would reach the SVG's ids.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(float(bound), 6) for bound in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
     # Without a salt and with a date, every run would write other bytes.
     with rc_context({"svg.hashsalt": "lit-ift", "hatch.linewidth": 0.6}):
         figure.savefig(paths[0], metadata={"Software": None})
