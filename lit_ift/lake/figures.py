@@ -140,18 +140,18 @@ def draw_summary(study: Study) -> "Figure":
     by_name = {outcome.name: outcome for outcome in study.outcomes}
     shown = [by_name[name] for name in SUMMARY if name in by_name] or study.outcomes[:4]
     figure = style.new_figure(12.0, 5.0, f"The same lake, the same budget · {describe(study)}")
-    left, right = figure.add_gridspec(1, 2, width_ratios=(4.6, 7.4))
+    halves = figure.add_gridspec(1, 2, width_ratios=(4.6, 7.4))
     columns = min(2, len(shown))
-    places = left.subgridspec(math.ceil(len(shown) / columns), columns)
-    for place, outcome in zip(places, shown, strict=False):
-        axes = figure.add_subplot(place)
+    maps = halves[0, 0].subgridspec(math.ceil(len(shown) / columns), columns)
+    for index, outcome in enumerate(shown):
+        axes = figure.add_subplot(maps[divmod(index, columns)])
         draw_lake(axes, study.rows, outcome.label)
         draw_routes(axes, study)
         draw_policy(axes, study.rows, outcome.policies.mean(axis=0), numbers=False)
     appearance = {
         outcome.name: look for outcome, look in zip(study.outcomes, style.looks(len(study.outcomes)), strict=True)
     }
-    grid = right.subgridspec(2, len(BARS), height_ratios=(9, 1))
+    grid = halves[0, 1].subgridspec(2, len(BARS), height_ratios=(9, 1))
     # The MSEs and success may order the methods in opposite ways, so one is not shown without the other.
     for index, metric in enumerate(BARS):
         axes = figure.add_subplot(grid[0, index])
@@ -176,6 +176,7 @@ def draw_lake(axes: "Axes", rows: Sequence[str], title: str) -> None:
     from matplotlib.patches import Circle, Rectangle
 
     _lake_axes(axes, rows, title)
+    scale = _mark_scale(rows)
     for row, line in enumerate(rows):
         for column, letter in enumerate(line):
             ground = {"G": style.GOAL, "S": style.START}.get(letter, style.ICE)
@@ -184,9 +185,17 @@ def draw_lake(axes: "Axes", rows: Sequence[str], title: str) -> None:
                 axes.add_patch(Circle((column, row), 0.36, facecolor=style.HOLE, edgecolor=style.ICE_EDGE))
             if letter in "SG":
                 # The start's letter makes room for its arrows.
-                x, y, size = (column, row, 13) if letter == "G" else (column - 0.36, row - 0.35, 9)
+                x, y, size = (column, row, 13) if letter == "G" else (column - 0.35, row - 0.33, 9)
                 axes.text(
-                    x, y, letter, fontsize=size, fontweight="bold", color=style.INK, ha="center", va="center", zorder=6
+                    x,
+                    y,
+                    letter,
+                    fontsize=size * scale,
+                    fontweight="bold",
+                    color=style.INK,
+                    ha="center",
+                    va="center",
+                    zorder=6,
                 )
 
 
@@ -198,7 +207,15 @@ def draw_routes(axes: "Axes", study: Study) -> None:
         (study.chosen, style.OPTIMAL, "-", -0.06),
     ):
         rows, columns = np.divmod(np.array(cells, dtype=int), width)
-        axes.plot(columns + shift, rows + shift, color=colour, linestyle=dashes, linewidth=3.2, alpha=0.55, zorder=2)
+        axes.plot(
+            columns + shift,
+            rows + shift,
+            color=colour,
+            linestyle=dashes,
+            linewidth=3.2 * _mark_scale(study.rows),
+            alpha=0.55,
+            zorder=2,
+        )
 
 
 def draw_policy(axes: "Axes", rows: Sequence[str], policy: Array, *, numbers: bool) -> None:
@@ -264,6 +281,11 @@ def _with_opacity(colour: str, opacity: Array) -> Array:
     from matplotlib.colors import to_rgb
 
     return np.column_stack([np.tile(to_rgb(colour), (len(opacity), 1)), opacity])
+
+
+def _mark_scale(rows: Sequence[str]) -> float:
+    """By how much letters and routes shrink on large maps, which have smaller cells."""
+    return min(1.0, 5 / max(len(rows), len(rows[0])))
 
 
 def _lake_axes(axes: "Axes", rows: Sequence[str], title: str) -> None:
