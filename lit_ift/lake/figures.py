@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +207,7 @@ def draw_routes(axes: "Axes", study: Study) -> None:
         (study.rejected, style.SUBOPTIMAL, (0, (2.2, 1.2)), 0.06),
         (study.chosen, style.OPTIMAL, "-", -0.06),
     ):
-        rows, columns = np.divmod(np.array(cells, dtype=int), width)
+        rows, columns = np.divmod(without_repeats(cells), width)
         axes.plot(
             columns + shift,
             rows + shift,
@@ -216,6 +217,20 @@ def draw_routes(axes: "Axes", study: Study) -> None:
             alpha=0.55,
             zorder=2,
         )
+
+
+def without_repeats(cells: Sequence[int]) -> Array:
+    """Cells to be joined by a line that goes no way twice, with NaN where it breaks off.
+
+    Routes on slippery lakes go to and fro; drawn again and again, a dashed line would fill up.
+    """
+    trail = [float(cells[0])]
+    ways = set()
+    for here, there in pairwise(cells):
+        way = frozenset((here, there))
+        trail += [math.nan, there] if way in ways or here == there else [there]
+        ways.add(way)
+    return np.array(trail)
 
 
 def draw_policy(axes: "Axes", rows: Sequence[str], policy: Array, *, numbers: bool) -> None:
@@ -370,7 +385,13 @@ def _metric_bars(axes: "Axes", outcomes: Sequence[Outcome], appearance: Sequence
         )
     title, reading = BARS[metric]
     _method_axis(axes, outcomes, title)
+    # Beside the longest bar there is room for its value.
     axes.set_xlim(0, max(float(ends.max()) * 1.3, 1e-12))
+    if metric.startswith("success"):
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+        axes.set_xlim(0, 1.3)
+    else:
+        axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel(reading + ("" if errors is None else "\nwhiskers: one standard error"), fontsize=8)
 
 

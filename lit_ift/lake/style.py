@@ -2,7 +2,8 @@
 
 Every picture is drawn on a light card with rounded corners and transparent surroundings. So it has the same contrast on
 light and dark pages, which transparent pictures with mid-tone text do not reach. Colours are those of Okabe and Ito,
-which people with any colour vision tell apart; lines and bars beyond the seventh differ by dashes and hatching.
+which people with any colour vision tell apart, and a grey; lines and bars beyond the seventh differ by dashes and
+hatching.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ GREEDY = "#12263f"
 OTHER = "#4f6f92"
 AGENT = "#cc2a7b"
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#333333")
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#8c8c8c")
 
 DPI = 100
 """Pixels per inch of the PNG files."""

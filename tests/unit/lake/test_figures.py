@@ -24,6 +24,7 @@ from lit_ift.lake.figures import (
     greedy_actions,
     save_figures,
     spread,
+    without_repeats,
 )
 from lit_ift.lake.result import Study
 
@@ -169,6 +170,12 @@ def test_routes_run_through_their_cells() -> None:
     rejected, chosen = (np.round(line.get_xydata()).astype(int) for line in axes.lines)
     assert [4 * row + column for column, row in chosen] == study.chosen
     assert [4 * row + column for column, row in rejected] == study.rejected
+
+
+def test_routes_that_go_to_and_fro_are_drawn_once() -> None:
+    gap = float("nan")
+    expected = [0, 1, 2, gap, 1, gap, 1, 5]
+    assert without_repeats([0, 1, 2, 1, 1, 5]) == pytest.approx(expected, nan_ok=True)
 
 
 def test_letters_of_the_map_are_where_they_should_be() -> None:
