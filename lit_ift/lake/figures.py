@@ -70,11 +70,11 @@ def draw_policies(study: Study) -> "Figure":
     policies = {"Optimal policy": study.optimal, "Before training": study.start}
     titles = [*policies, *(outcome.label for outcome in study.outcomes)]
     drawn = [*policies.values(), *(outcome.policies.mean(axis=0) for outcome in study.outcomes)]
-    figure, grid, cell = _lake_grid(study, len(drawn), f"What each policy does · {describe(study)}", cell_inches=0.72)
+    figure, grid = _lake_grid(study, len(drawn), f"What each policy does · {describe(study)}", cell_inches=0.72)
     for axes, title, policy in zip(grid, titles, drawn, strict=True):
         draw_lake(axes, study.rows, title)
         draw_routes(axes, study)
-        draw_policy(axes, study.rows, policy, numbers=cell >= 0.44)
+        draw_policy(axes, study.rows, policy, numbers=True)
     figure.legend(handles=_lake_handles(), loc="outside lower center", ncols=6, **LEGEND)
     return figure
 
@@ -84,7 +84,7 @@ def draw_visits(study: Study) -> "Figure":
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
 
-    figure, grid, cell = _lake_grid(
+    figure, grid = _lake_grid(
         study, len(study.outcomes), f"Cells visited in a game · {describe(study)}", cell_inches=0.66, beside=1.0
     )
     # Most visits go to a few cells; on the square-root scale the rarely visited ones differ visibly too.
@@ -98,8 +98,7 @@ def draw_visits(study: Study) -> "Figure":
             colour = "#ffffff" if norm(value) < 0.55 else style.INK
             if letter != "F":
                 axes.text(column - 0.42, row - 0.4, letter, fontsize=7, fontweight="bold", color=colour, va="top")
-            if cell >= 0.44:
-                axes.text(column, row + 0.04, f"{value:.2f}", fontsize=7, color=colour, ha="center", va="center")
+            axes.text(column, row + 0.04, f"{value:.2f}", fontsize=7, color=colour, ha="center", va="center")
     bar = figure.colorbar(ScalarMappable(norm, "cividis"), ax=grid, shrink=0.8, aspect=30, pad=0.02)
     bar.set_label("expected visits in one sampled game (square-root scale)", fontsize=8, color=style.INK)
     bar.ax.tick_params(labelsize=8, colors=style.INK)
@@ -312,7 +311,7 @@ def _lake_axes(axes: "Axes", rows: Sequence[str], title: str) -> None:
 
 def _lake_grid(
     study: Study, count: int, title: str, *, cell_inches: float, beside: float = 0.0
-) -> tuple["Figure", list["Axes"], float]:
+) -> tuple["Figure", list["Axes"]]:
     """A figure with ``count`` panels in the map's proportions.
 
     Args:
@@ -323,10 +322,10 @@ def _lake_grid(
         beside: inches to leave on the right.
 
     Returns:
-        The figure, its panels, and the side of a cell in inches.
+        The figure and its panels.
     """
     rows, columns = study.shape
-    # Large maps get smaller cells, but never so small that arrows cannot be told apart.
+    # Large maps get smaller cells, but never so small that arrows and numbers cannot be read.
     cell = max(0.46, min(cell_inches, 3.2 / max(rows, columns)))
     across = min(count, max(1, min(4, int(16 / (columns * cell)))))
     down = math.ceil(count / across)
@@ -335,7 +334,7 @@ def _lake_grid(
     panels = list(figure.subplots(down, across, squeeze=False).ravel())
     for axes in panels[count:]:
         axes.remove()
-    return figure, panels[:count], cell
+    return figure, panels[:count]
 
 
 def _lake_handles() -> "list[Artist]":
