@@ -1,12 +1,14 @@
 """Answers from a causal language model, in padded batches."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lit_ift.errors import UserError
 from lit_ift.models.modes import evaluating
+from lit_ift.models.shard import compute_device, in_root, is_sharded, most_on_any_rank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +26,8 @@ def generate_answers(
 ) -> Iterator[tuple[int, str]]:
     """Continue each prompt, greedily unless ``options`` say otherwise.
 
-    Prompts of similar length share a batch, so answers come in another order than prompts.
+    Prompts of similar length share a batch, so answers come in another order than prompts. Ranks that share a sharded
+    model must all call this, each with its own prompts if any, and take all answers.
 
     Args:
         model: the policy; its mode is left as it was found.
@@ -56,17 +59,23 @@ def generate_answers(
         # A model's own sampling defaults would only draw warnings here.
         options = {"temperature": None, "top_p": None, "top_k": None, **options}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    device = model.get_input_embeddings().weight.device
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        width = max(len(prompts[i]) for i in indices)
-        ids = torch.full((len(indices), width), pad, dtype=torch.long)
+    device = compute_device(model)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if is_sharded(model):
+        # Ranks generate together, each until the last of them is done; one that has no prompt left makes one up.
+        options |= {"synced_gpus": True}
+        batches += [[]] * (most_on_any_rank(len(batches), device) - len(batches))
+    for indices in batches:
+        rows = [prompts[i] for i in indices] or [[pad]]
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), pad, dtype=torch.long)
         attention = torch.zeros_like(ids)
-        for row, i in enumerate(indices):  # Padding stands on the left, so that answers begin side by side.
-            ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-            attention[row, width - len(prompts[i]) :] = 1
+        for row, prompt in enumerate(rows):  # Padding stands on the left, so that answers begin side by side.
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            attention[row, width - len(prompt) :] = 1
         with evaluating(model), torch.inference_mode():
-            output = model.generate(
+            generate = partial(
+                model.generate,
                 input_ids=ids.to(device),
                 attention_mask=attention.to(device),
                 max_new_tokens=max_new_tokens,
@@ -74,8 +83,9 @@ def generate_answers(
                 use_cache=True,
                 **options,
             )
+            output = in_root(model, generate)
         texts = tokenizer.batch_decode(output[:, width - len(begin) :], skip_special_tokens=True)
-        yield from zip(indices, texts, strict=True)
+        yield from zip(indices, texts[: len(indices)], strict=True)
 
 
 def _prior_ids(tokenizer: "PreTrainedTokenizerBase", prior: str) -> list[int]:

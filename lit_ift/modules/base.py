@@ -3,8 +3,11 @@
 Shapes: B examples, T tokens, N trained positions, D hidden size.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -20,6 +23,7 @@ from lit_ift.models.adapter import add_lora, check_lora, is_adapted
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 from lit_ift.models.load import Quantization, check_quantization, load_model, load_tokenizer
 from lit_ift.models.packing import check_packing
+from lit_ift.models.shard import Sharding, in_root, is_sharded, same_on_all_ranks, shard_model
 from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
 from lit_ift.modules.rows import first_answers
 from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule, row_ids_of
@@ -31,10 +35,12 @@ from lit_ift.optim import (
     parameter_groups,
     vector_names,
 )
+from lit_ift.strategies import check_strategy, sharding_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+T = TypeVar("T")
 Reduction = Literal["sequence", "token"]
 
 
@@ -227,7 +233,8 @@ class CausalLMModule(ExampleMeanModule):
         if is_packed(batch):
             check_packed_batch(batch)
             if not self._packing_proven:
-                check_packing(self.model)
+                with torch.no_grad():
+                    self.in_forward(lambda: check_packing(self.model))
                 self._packing_proven = True
 
     # The language model ------------------------------------------------------------------------------------------
@@ -235,9 +242,13 @@ class CausalLMModule(ExampleMeanModule):
     def configure_model(self) -> None:
         """Load the language model into ``self.model`` unless it is there, and make it ready for this run.
 
+        Under FSDP2 it is sharded here, once.
+
         Raises:
-            UserError: the model cannot be obtained, or its architecture is one that this package would score wrongly.
+            UserError: the model cannot be obtained, its architecture is one that this package would score wrongly, or
+                the strategy is one under which it would not train rightly.
         """
+        check_strategy(self._trainer)
         self._load()
         embedding = self.model.get_input_embeddings()
         if self.detach_input_embeddings and not is_tied(self.model):
@@ -247,6 +258,7 @@ class CausalLMModule(ExampleMeanModule):
         elif not embedding.weight.requires_grad and not is_adapted(self.model):  # LoRA freezes the model on purpose.
             rank_zero_warn("The input embeddings do not require gradients and will not be trained.")
         self._vector_names = vector_names(self)
+        self.shard(sharding_of(self._trainer))
         self.prepare()
 
     def prepare(self) -> None:
@@ -277,6 +289,33 @@ class CausalLMModule(ExampleMeanModule):
         self._logit_transform = logit_postprocess(model)
         self.model: PreTrainedModel = model
         self._language_model_ready = True
+
+    def shard(self, sharding: Sharding | None, *, keep_root: bool = False) -> None:
+        """Shard the loaded model over ranks; for None, or if it is sharded already, do nothing.
+
+        Args:
+            sharding: how.
+            keep_root: see ``shard_model``.
+
+        Raises:
+            UserError: quantized weights cannot be sharded, or the model does not name its layers.
+        """
+        if sharding is None or is_sharded(self.model):
+            return
+        if self.quantization is not None:
+            raise UserError(
+                f"quantization={self.quantization!r} does not work with FSDP2, which cannot shard such weights. Use "
+                "trainer.strategy=ddp, or leave quantization out."
+            )
+        if self._trainer is not None and isinstance(self.trainer.precision_plugin, HalfPrecision):
+            # Lightning would do so only once shards have been used.
+            self.trainer.precision_plugin.convert_module(self.model)
+        same_on_all_ranks(self.model, sharding.device)
+        shard_model(self.model, sharding, keep_root=keep_root)
+
+    def in_forward(self, compute: Callable[[], T]) -> T:
+        """Call a function that uses parts of ``self.model``; see ``lit_ift.models.shard.in_root``."""
+        return in_root(self.model, compute)
 
     def share_model(self, owner: "CausalLMModule") -> None:
         """Use the language model, tokenizer and trainer of another module, which owns them."""

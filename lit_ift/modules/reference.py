@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -18,10 +17,12 @@ from lit_ift.errors import UserError
 from lit_ift.losses.logprobs import TokenScores, target_mask
 from lit_ift.losses.sft import target_counts
 from lit_ift.models.adapter import adapters_off, adds_nothing, is_adapted
+from lit_ift.models.shard import copy_sharded, is_sharded
 from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.packed import unpacked
 from lit_ift.modules.reference_cache import CachedReference
 from lit_ift.modules.stepping import Batch
+from lit_ift.strategies import sharding_of
 
 if TYPE_CHECKING:
     from lit_ift.losses.logprobs import Head
@@ -111,8 +112,9 @@ class ReferencePolicy:
             UserError: the reference is not known by tokens.
         """
         with self._scorer(module) as scorer:
-            hidden = scorer.hidden_states(scorer.embed(batch["input_ids"]), batch)
-            scores = scorer.score(hidden, batch, select=None)
+            scores = scorer.in_forward(
+                lambda: scorer.score(scorer.hidden_states(scorer.embed(batch["input_ids"]), batch), batch, select=None)
+            )
         # Autocast keeps the casts that it made of the weights; those made here carry no gradient.
         torch.clear_autocast_cache()
         return scores
@@ -127,7 +129,7 @@ class ReferencePolicy:
             UserError: the reference is not known by tokens.
         """
         with self._scorer(module) as scorer, torch.no_grad():
-            hidden = scorer.hidden_states(scorer.embed(batch["input_ids"]), batch)
+            hidden = scorer.in_forward(lambda: scorer.hidden_states(scorer.embed(batch["input_ids"]), batch))
         torch.clear_autocast_cache()
         # Most adapters leave the head alone; then there is nothing to switch for every chunk of positions.
         shared_head = self.kind == "adapter" and not is_adapted(module.model.get_output_embeddings())
@@ -149,7 +151,8 @@ class ReferencePolicy:
         elif self.kind == "model":
             if self._second is None:
                 raise RuntimeError("prepare() was not called")
-            yield self._second.to(module.model.get_input_embeddings().weight.device)
+            second = self._second
+            yield second if is_sharded(second.model) else second.to(module.model.get_input_embeddings().weight.device)
         else:
             raise UserError(
                 "The reference is known for whole answers only, not for their tokens: "
@@ -189,16 +192,10 @@ class ReferencePolicy:
         if self._second is not None:
             return
         trainer = module._trainer
-        if trainer is not None and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-            raise UserError(
-                f"reference=model does not work with {type(trainer.strategy).__name__}, which shards the policy but "
-                "would leave the reference whole on every device. Use LoRA with reference=adapter, or "
-                "reference=cached."
-            )
         spec: Any = self.model or module.model_spec
         own = self.model is None and isinstance(spec, str)
         if not isinstance(spec, str):
-            spec = copy.deepcopy(module.model)
+            spec = copy_sharded(module.model) if is_sharded(module.model) else copy.deepcopy(module.model)
         second = CausalLMModule(
             spec,
             revision=module.revision if own else None,
@@ -212,6 +209,8 @@ class ReferencePolicy:
             trainer.precision_plugin.convert_module(second)
         second.requires_grad_(False)
         second.eval()
+        # Its head is called outside of its forward pass, also by backward passes that recompute.
+        second.shard(sharding_of(trainer), keep_root=True)
         _check_same_vocabulary(module, second)
         self._second = second
 

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
@@ -32,6 +31,7 @@ from lit_ift.errors import UserError
 from lit_ift.losses import logprobs, packing
 from lit_ift.models import adapter, head
 from lit_ift.models.modes import evaluating
+from lit_ift.models.shard import is_sharded, whole
 from lit_ift.modules import base
 from lit_ift.modules.base import CausalLMModule
 
@@ -117,14 +117,16 @@ class CachedReference:
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """A hash of names, shapes, dtypes and bytes of all parameters and buffers."""
+    """A hash of names, shapes, dtypes and bytes of all parameters and buffers, however they are sharded."""
     named = [*model.named_parameters(), *model.named_buffers()]
 
     def of(item: tuple[str, torch.Tensor]) -> bytes:
         name, tensor = item
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        values = whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode() + values.data).digest()
 
+    if is_sharded(model):  # All ranks gather the same tensor at the same time.
+        return hashlib.sha256(b"".join(map(of, named))).hexdigest()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Hashing lets other threads run.
         return hashlib.sha256(b"".join(pool.map(of, named))).hexdigest()
 
@@ -182,7 +184,10 @@ def _score(module: CausalLMModule, dataset: Any, split: str) -> Logps:
     strategy = trainer.strategy
     rank_zero_info(f"Scoring {dataset.num_answers} {split} answers with the initial policy.")
     lengths = _answer_lengths(dataset)
-    batches = _batches(lengths)[trainer.global_rank :: trainer.world_size]
+    everything = _batches(lengths)
+    batches = everything[trainer.global_rank :: trainer.world_size]
+    # Ranks that share a sharded model compute together: one with a batch less goes through another's once more.
+    idle = -(-len(everything) // trainer.world_size) - len(batches) if is_sharded(module.model) else 0
     rows = np.searchsorted(dataset.answer_offsets, np.arange(dataset.num_answers), side="right") - 1
     sums = torch.zeros(dataset.num_answers, dtype=torch.float64)
     dtype: type[np.floating[Any]] = np.float32
@@ -193,13 +198,14 @@ def _score(module: CausalLMModule, dataset: Any, split: str) -> Logps:
             unit=" answers",
             disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
         ) as bar:
-            for indices in batches:
+            for step, indices in enumerate(batches + everything[-1:] * idle):
                 examples = [_answer(dataset, int(rows[i]), i) for i in indices]
                 batch: dict[str, Any] = dict(collate(examples, pad_token_id=0))
-                batch = strategy.batch_to_device(batch, module.device)
-                hidden = module.hidden_states(module.embed(batch["input_ids"]), batch)
-                nll = module.score(hidden, batch, select=None).nll
+                batch = strategy.batch_to_device(batch, strategy.root_device)
+                nll = module.in_forward(partial(_nll, module, batch))
                 dtype = np.float64 if nll.dtype == torch.float64 else np.float32
+                if step >= len(batches):
+                    continue
                 sums[indices] = -nll.double().sum(-1).cpu()
                 bar.update(len(indices))
         torch.clear_autocast_cache()
@@ -222,14 +228,16 @@ def _ready(module: CausalLMModule) -> Iterator[None]:
     trainer = module.trainer
     if isinstance(trainer.precision_plugin, HalfPrecision):  # The strategy would do so, but only after this.
         trainer.precision_plugin.convert_module(module)
-    before = module.device
-    module.to(trainer.strategy.root_device)
-    try:
-        with evaluating(module):
-            yield
-    finally:
-        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-            module.to(before)  # The whole model was needed for this only; what trains is sharded.
+    if not is_sharded(module.model):
+        module.to(trainer.strategy.root_device)
+    with evaluating(module):
+        yield
+
+
+def _nll(module: CausalLMModule, batch: dict[str, Any]) -> torch.Tensor:
+    """Negative log-likelihoods of the trained tokens, one row an answer, (A, T-1)."""
+    hidden = module.hidden_states(module.embed(batch["input_ids"]), batch)
+    return module.score(hidden, batch, select=None).nll
 
 
 def _answer_lengths(dataset: Any) -> list[int]:

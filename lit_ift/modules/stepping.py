@@ -5,17 +5,18 @@ Shapes: B examples.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_ift.errors import NonFiniteLossError, UserError
 from lit_ift.modules.window import AccumulationWindow, Weighted
 from lit_ift.optim import configured_options, keep_configuration
+
+T = TypeVar("T")
 
 Batch = dict[str, Any]
 Metrics = Mapping[str, Tensor | Weighted]
@@ -79,6 +80,10 @@ class ExampleMeanModule(L.LightningModule):
         """A name for each example of a batch, for messages: its own ``row_ids``, or else its place."""
         return row_ids_of(batch, batch_idx, num_rows)
 
+    def in_forward(self, compute: Callable[[], T]) -> T:
+        """Call a function that uses the model's weights, where they can be used; all ranks call it alike."""
+        return compute()
+
     def check_batch(self, batch: Batch) -> None:
         """Refuse a batch that would be scored wrongly; asked of the first batch of a run, epoch and evaluation.
 
@@ -90,7 +95,7 @@ class ExampleMeanModule(L.LightningModule):
         if batch_idx == 0 or not self._batch_checked:
             self.check_batch(batch)
             self._batch_checked = True
-        losses, metrics = self.example_losses(batch)
+        losses, metrics = self.in_forward(lambda: self.example_losses(batch))
         weights = self.example_weights(batch)
         plain = {name: m.values if isinstance(m, Weighted) else m for name, m in metrics.items()}
         for name, values in {"losses": losses, **plain}.items():
@@ -182,9 +187,7 @@ class ExampleMeanModule(L.LightningModule):
         """2-norm of all gradients, before clipping; a scalar tensor."""
         scaler = self._gradient_scaler()
         norm = torch.nn.utils.get_total_norm(gradients) / (1.0 if scaler is None else scaler.get_scale())
-        if isinstance(self.trainer.strategy, FSDPStrategy):  # Each rank holds a part of every gradient.
-            norm = self.trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm  # Of shards, added up over ranks here.
 
     def _non_finite_message(self, what: str) -> str:
         checkpoint = self.trainer.checkpoint_callback
