@@ -8,16 +8,17 @@ import lightning as L
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_ift.callbacks.answers import TaskAccuracy
-from lit_ift.models.adapter import is_adapted
+from lit_ift.models.adapter import is_adapted, is_adapter_weight
+from lit_ift.models.shard import gathered, is_sharded
 from lit_ift.modules.base import CausalLMModule
 
 if TYPE_CHECKING:
     from lit_ift.data.report import DataReport
     from lit_ift.models.card import ExportMetadata
+    from lit_ift.models.verify import ShardedWeights
 
 
 class HuggingFaceExport(Callback):
@@ -26,7 +27,8 @@ class HuggingFaceExport(Callback):
     The folder holds safetensors, the tokenizer's files unchanged, the generation config with the tokens that end a
     turn, and a model card with configuration, metrics and data report. The weights are those of the last step. With
     LoRA it is a standard adapter folder, which ``peft.AutoPeftModelForCausalLM`` opens and ``lit-ift merge`` makes a
-    whole model of.
+    whole model of. A sharded model is gathered on rank 0, whose host needs room for it twice: to write it and to load
+    it again.
 
     Args:
         dirpath: folder to write; ``<log_dir>/model`` by default, or ``model-1`` and so on beside earlier ones.
@@ -55,28 +57,22 @@ class HuggingFaceExport(Callback):
             from lit_ift.models.export import check_free
 
             check_free(Path(self.dirpath), self.overwrite)
-        if isinstance(pl_module, CausalLMModule) and is_adapted(pl_module.model) and not _is_sharded(trainer):
+        if isinstance(pl_module, CausalLMModule) and is_adapted(pl_module.model):
             from lit_ift.models.export import base_of
 
             base_of(pl_module.model)  # Asked now, an adapter without a base to name is no loss of training time.
-        if _is_sharded(trainer):
-            rank_zero_warn(
-                "The weights are sharded over ranks, so no model folder will be written when fit ends. Load the "
-                "checkpoint in one process (load_from_checkpoint) and call lit_ift.models.export_model."
-            )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: "CausalLMModule") -> None:  # type: ignore[override]
         if not self.enabled or trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
-            return
-        if _is_sharded(trainer):
             return
         run = trainer.log_dir  # Lightning answers with a broadcast: all ranks must ask, and only here.
         target = self._target(run)
         if target is None:
             rank_zero_warn("No model folder was written: set export.dirpath, or use a logger that has a folder.")
             return
+        sharded = _gathered(trainer, pl_module) if is_sharded(pl_module.model) else None
         if trainer.is_global_zero:
-            self.folder = self._export(trainer, pl_module, target, run)
+            self.folder = self._export(trainer, pl_module, target, run, sharded)
         trainer.strategy.barrier()
 
     def _target(self, run: str | None) -> Path | None:
@@ -90,7 +86,14 @@ class HuggingFaceExport(Callback):
             target = Path(run) / f"model-{number}"
         return target
 
-    def _export(self, trainer: L.Trainer, module: "CausalLMModule", target: Path, run: str | None) -> Path:
+    def _export(
+        self,
+        trainer: L.Trainer,
+        module: "CausalLMModule",
+        target: Path,
+        run: str | None,
+        sharded: "ShardedWeights | None",
+    ) -> Path:
         from lit_ift.models import export_model, obtain_model, verify_export
 
         tokenizer = module.tokenizer
@@ -105,9 +108,10 @@ class HuggingFaceExport(Callback):
             tokenizer_source=files,
             metadata=self._metadata(trainer, module, run),
             dtype=self.dtype,
+            state_dict=None if sharded is None else sharded.weights,
             overwrite=self.overwrite,
         )
-        figures = verify_export(module.model, folder, tokenizer, tokenizer_source=files)
+        figures = verify_export(module.model, folder, tokenizer, tokenizer_source=files, sharded=sharded)
         what = "LoRA adapter" if is_adapted(module.model) else "Hugging Face model"
         rank_zero_info(
             f"{what}: {folder} (loaded again: logits differ by at most "
@@ -140,8 +144,20 @@ class HuggingFaceExport(Callback):
         return metadata
 
 
-def _is_sharded(trainer: L.Trainer) -> bool:
-    return isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+def _gathered(trainer: L.Trainer, module: CausalLMModule) -> "ShardedWeights":
+    """The weights to export on rank 0, tensor by tensor from all ranks; on the others nothing is kept."""
+    import torch
+
+    from lit_ift.models.verify import ShardedWeights, check_logits
+
+    model = module.model
+    with torch.no_grad():
+        logits = module.in_forward(lambda: check_logits(model)).cpu()
+    keep = is_adapter_weight if is_adapted(model) else None
+    entries = gathered(model, keep=keep)
+    weights = {name: tensor for name, tensor in entries if trainer.is_global_zero}
+    sharding = model._sharding
+    return ShardedWeights(weights, logits, sharding.compute_dtype, sharding.device.type != "cpu")
 
 
 def _configuration(trainer: L.Trainer, module: "CausalLMModule", run: str | None) -> dict[str, Any]:

@@ -95,6 +95,11 @@ def adapter_layers(module: nn.Module) -> Iterator[Any]:
             yield layer
 
 
+def is_adapter_weight(name: str) -> bool:
+    """Whether an entry of a ``PeftModel``'s state dict belongs to the adapter rather than to its base model."""
+    return any(word in name for word in (".lora_", ".modules_to_save.", ".trainable_tokens_")) or name.endswith(".bias")
+
+
 @contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
     """The base model alone: every adapter is switched off, and on again afterwards. Both is checked.

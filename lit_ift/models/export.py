@@ -48,7 +48,7 @@ def export_model(
         tokenizer_source: folder or hub id that it was loaded from; None to save it anew.
         metadata: for the model card; ``stop_token_ids`` also go into the generation config.
         dtype: of the written weights; None for the model's own.
-        state_dict: weights to write instead of the model's, gathered from shards.
+        state_dict: weights to write instead of the model's, gathered from shards; of an adapter, its own at least.
         overwrite: replace an existing export (a folder with a model or an adapter, and nothing else).
 
     Returns:
@@ -64,8 +64,6 @@ def export_model(
     is_adapter = is_adapted(model)
     if is_adapter:
         base_of(model)
-        if state_dict is not None:
-            raise ValueError("state_dict has no effect on an adapter, whose weights are small and not sharded")
     folder = Path(folder).expanduser()
     check_free(folder, overwrite)
 
@@ -75,7 +73,7 @@ def export_model(
         with staged_folder(folder, replace=overwrite) as stage:
             generation_config = _generation_config(model, tokenizer, metadata)
             if is_adapter:
-                _write_adapter(model, stage, dtype)
+                _write_adapter(model, stage, dtype, state_dict)
                 generation_config.save_pretrained(stage)  # For whoever merges it.
             else:
                 _write_weights(model, stage, dtype, state_dict, generation_config)
@@ -173,13 +171,18 @@ def _write_weights(
         file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_adapter(model: Any, stage: Path, dtype: str | None) -> None:
+def _write_adapter(model: Any, stage: Path, dtype: str | None, state_dict: Mapping[str, Any] | None) -> None:
     config = model.peft_config[model.active_adapter]
     kept = config.base_model_name_or_path
     config.base_model_name_or_path = base_of(model)
     try:
         # Embeddings are written where the adapter holds them; to tell more, peft would ask the hub.
-        model.save_pretrained(stage, selected_adapters=[model.active_adapter], save_embedding_layers=False)
+        model.save_pretrained(
+            stage,
+            selected_adapters=[model.active_adapter],
+            save_embedding_layers=False,
+            state_dict=None if state_dict is None else dict(state_dict),
+        )
     finally:
         config.base_model_name_or_path = kept
     if dtype is not None:

@@ -29,7 +29,7 @@ def load_model(
     revision: str | None = None,
     dtype: str | None = None,
     attn_implementation: str | None = None,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | int = False,
     disable_dropout: bool = True,
     trust_remote_code: bool = False,
     quantization: Quantization | None = None,
@@ -45,7 +45,8 @@ def load_model(
         dtype: of the weights: float32, bfloat16, float16, float64, or auto for the checkpoint's own. None
             means float32, and for a ready model its own.
         attn_implementation: eager, sdpa, flash_attention_2 and so on; None for the model's default.
-        gradient_checkpointing: recompute activations in the backward pass (not re-entrant).
+        gradient_checkpointing: recompute activations in the backward pass (not re-entrant); a number n does so in
+            every n-th layer only.
         disable_dropout: switch dropout off; see ``set_dropout_off``.
         trust_remote_code: run the code that a model repository brings.
         quantization: of the linear layers but the output head, by bitsandbytes; they cannot be trained.
@@ -69,16 +70,28 @@ def load_model(
     else:
         loaded = _prepare_ready(model, revision, dtype, attn_implementation)
     _check_materialised(loaded)
-    loaded.train()
+    make_ready(loaded, gradient_checkpointing=gradient_checkpointing, disable_dropout=disable_dropout)
+    if disable_dropout:
+        from lit_ift.models.dropout import check_dropout_is_off
+
+        check_dropout_is_off(loaded)
+    return loaded
+
+
+def make_ready(model: Any, *, gradient_checkpointing: bool | int, disable_dropout: bool) -> None:
+    """Set a model up for training, in place; its parameters need no values yet.
+
+    Raises:
+        UserError: the model cannot recompute activations, or not of chosen layers.
+    """
+    model.train()
     if disable_dropout:
         # Imported here because it needs torch.
-        from lit_ift.models.dropout import check_dropout_is_off, set_dropout_off
+        from lit_ift.models.dropout import set_dropout_off
 
-        set_dropout_off(loaded)
-        check_dropout_is_off(loaded)
+        set_dropout_off(model)
     if gradient_checkpointing:
-        _checkpoint_gradients(loaded)
-    return loaded
+        _checkpoint_gradients(model, every=int(gradient_checkpointing))
 
 
 def check_quantization(quantization: Quantization) -> None:
@@ -122,14 +135,14 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.path,
             trust_remote_code=trust_remote_code,
-            **_where(source, revision),
+            **where(source, revision),
         )
     except Exception as error:
         raise explain_load_error(source, revision, error, what="tokenizer") from error
     return tokenizer
 
 
-def _where(source: ModelSource, revision: str | None) -> dict[str, Any]:
+def where(source: ModelSource, revision: str | None) -> dict[str, Any]:
     if source.is_local:
         return {"local_files_only": True}
     return {"revision": revision or "main", "local_files_only": must_use_cache(source.path, revision)}
@@ -148,16 +161,16 @@ def _load_source(
         if quantization is not None:
             raise UserError(f"{source.origin}: quantization is not for GGUF files. Name the original model instead.")
         return _load_gguf(source, dtype, attn_implementation)
-    _check_folder(source)
+    check_folder(source)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        common = {"trust_remote_code": trust_remote_code, **_where(source, revision)}
+        common = {"trust_remote_code": trust_remote_code, **where(source, revision)}
         config = AutoConfig.from_pretrained(source.path, **common)
     except Exception as error:
         raise explain_load_error(source, revision, error, what="config.json") from error
-    _check_causal_lm(source, config)
+    check_causal_lm(source, config)
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -212,7 +225,7 @@ def _load_gguf(source: ModelSource, dtype: str, attn_implementation: str | None)
     return loaded
 
 
-def _check_folder(source: ModelSource) -> None:
+def check_folder(source: ModelSource) -> None:
     folder = Path(source.path)
     if not source.is_local or (folder / "config.json").is_file():
         return
@@ -224,7 +237,7 @@ def _check_folder(source: ModelSource) -> None:
     raise UserError(f"{source.path}: the folder has no config.json, so it is not a Hugging Face model. {remedy}")
 
 
-def _check_causal_lm(source: ModelSource, config: Any) -> None:
+def check_causal_lm(source: ModelSource, config: Any) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     brings_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
@@ -301,7 +314,7 @@ def _check_materialised(model: Any) -> None:
         raise UserError(f"{type(model).__name__}: weights without values (meta device): {_listed(empty)}.")
 
 
-def _checkpoint_gradients(model: Any) -> None:
+def _checkpoint_gradients(model: Any, *, every: int) -> None:
     # The re-entrant kind gives the first layer no gradient when its inputs need none, without an error.
     options = {"use_reentrant": False}
     try:
@@ -311,3 +324,13 @@ def _checkpoint_gradients(model: Any) -> None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     except ValueError as error:
         raise UserError(f"{type(model).__name__} does not support gradient_checkpointing: {error}") from error
+    if every == 1:
+        return
+    layers = [layer for layer in model.modules() if getattr(layer, "gradient_checkpointing", None) is True]
+    if len(layers) < every:
+        raise UserError(
+            f"gradient_checkpointing={every} recomputes every {every}th layer, but {type(model).__name__} has "
+            f"{len(layers)} to choose from. Set true for all of them."
+        )
+    for i, layer in enumerate(layers):
+        layer.gradient_checkpointing = i % every == 0

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from lit_ift.errors import UserError
 from lit_ift.models.adapter import is_adapted
 from lit_ift.models.head import base_model
+from lit_ift.models.parts import materialise, parameters_on_meta
 
 T = TypeVar("T")
 
@@ -120,7 +121,7 @@ def copy_sharded(model: Any) -> Any:
         twin = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
     twin.requires_grad_(False)
     shard_model(twin, sharding, keep_root=True)
-    materialise(twin, sharding)
+    materialise(twin, torch.device("cpu") if sharding.offload else sharding.device)
     values = dict(model.state_dict(keep_vars=True))
     with torch.no_grad():
         for name, tensor in twin.state_dict(keep_vars=True).items():
@@ -128,29 +129,6 @@ def copy_sharded(model: Any) -> Any:
         for mine, other in zip(twin.buffers(), model.buffers(), strict=True):
             mine.copy_(other)
     return twin.train(model.training)
-
-
-@contextlib.contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Within, new modules hold parameters without values; buffers, which are computed, hold theirs."""
-    register = nn.Module.register_parameter
-
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
-        if parameter is not None and not parameter.is_meta:
-            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-def materialise(model: nn.Module, sharding: Sharding) -> None:
-    """Give shards on the meta device memory, without values yet; everything else is moved to its place."""
-    place = torch.device("cpu") if sharding.offload else sharding.device
-    model._apply(lambda t: torch.empty_like(t, device=place) if t.is_meta else t)  # type: ignore[no-untyped-call]
 
 
 def is_sharded(model: Any) -> bool:
@@ -206,30 +184,36 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(model: nn.Module, *, keep: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
+def gathered(model: nn.Module, *, keep: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Entries of the state dict on the host, one at a time so that no rank holds the whole model on its device.
 
     All ranks must iterate to the end. Tied weights are gathered once and given again under each name.
 
     Args:
         model: sharded or not.
-        keep: which entries are wanted, by name; the same on every rank.
+        keep: which entries are wanted, by name; all by default. The same on every rank.
     """
     done: dict[int, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if not keep(name):
+        if keep is not None and not keep(name):
             continue
         if id(value) not in done:
             done[id(value)] = whole(value.detach()).cpu()
         yield name, done[id(value)]
 
 
-def same_on_all_ranks(model: nn.Module, device: torch.device) -> None:
-    """Give every rank rank 0's parameters and buffers; each rank then keeps its shard of one and the same model."""
+def same_on_all_ranks(model: nn.Module, device: torch.device, *, all_of_it: bool) -> None:
+    """Give every rank rank 0's weights, so that each keeps its shard of one and the same model.
+
+    Args:
+        model: not sharded yet.
+        device: over which ranks exchange tensors.
+        all_of_it: false for the trainable parameters only.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_meta:
+        if tensor.is_meta or not (all_of_it or tensor.requires_grad):
             continue
         sent = tensor.detach().to(device).contiguous()
         dist.broadcast(sent.view(-1).view(torch.uint8), 0)  # Not every backend knows every dtype.

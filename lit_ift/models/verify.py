@@ -1,5 +1,7 @@
 """Load an export again and compare it with the model it was written from."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +17,31 @@ _MESSAGES: Final = [
 ]
 
 
-def verify_export(model: Any, folder: Path, tokenizer: Any, *, tokenizer_source: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ShardedWeights:
+    """What a sharded model is, gathered on one rank.
+
+    Attributes:
+        weights: its state dict, or of an adapter its own part, on the host.
+        logits: what ``check_logits`` gave, on the host.
+        compute_dtype: that layers compute in, where it is not that of the weights.
+        on_other_device: whether the logits were computed on another device than the host.
+    """
+
+    weights: Mapping[str, Any]
+    logits: Any
+    compute_dtype: Any
+    on_other_device: bool
+
+
+def verify_export(
+    model: Any,
+    folder: Path,
+    tokenizer: Any,
+    *,
+    tokenizer_source: str | None = None,
+    sharded: "ShardedWeights | None" = None,
+) -> dict[str, Any]:
     """Reload an exported folder and compare logits, rendered template and tokenizer files.
 
     An adapter is put on its base model, which is loaded once more.
@@ -25,6 +51,8 @@ def verify_export(model: Any, folder: Path, tokenizer: Any, *, tokenizer_source:
         folder: the export.
         tokenizer: that was exported.
         tokenizer_source: folder or hub id whose files the export should hold unchanged; None skips that.
+        sharded: what was exported, where the model is sharded. Every tensor must be in the export as it was gathered;
+            the logits are compared on the host.
 
     Returns:
         ``max_abs_logit_diff``, ``logit_tolerance``, ``dtype`` (as stored), ``attn_implementation``,
@@ -33,7 +61,7 @@ def verify_export(model: Any, folder: Path, tokenizer: Any, *, tokenizer_source:
 
     Raises:
         UserError: the export cannot be loaded, its logits deviate (at all, when the dtype is the model's
-            float32 or float64), or its tokenizer gives other ids.
+            float32 or float64), a gathered tensor is not in it, or its tokenizer gives other ids.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -48,11 +76,16 @@ def verify_export(model: Any, folder: Path, tokenizer: Any, *, tokenizer_source:
     except Exception as error:
         raise UserError(f"{folder}: the export cannot be loaded again: {type(error).__name__}: {error}") from error
 
-    expected = check_logits(model)
+    expected = check_logits(model) if sharded is None else sharded.logits
     actual = check_logits(again.to(expected.device))
     stored = _stored_dtype(folder) if is_adapted(model) else again.dtype
+    computed = model.dtype if sharded is None else sharded.compute_dtype or model.dtype
+    if sharded is not None:
+        _compare_weights(again, sharded.weights, folder)
     gap = (actual.double() - expected.double()).abs().max().item()
-    tolerance = _tolerance(model.dtype, stored, expected)
+    tolerance = _tolerance(computed, stored, expected)
+    if sharded is not None and sharded.on_other_device and tolerance == 0.0:
+        tolerance = _rounding(computed, expected)
     if not gap <= tolerance:  # also when it is NaN
         raise UserError(
             f"{folder}: the exported model is not the trained one: logits differ by {gap:.3g} "
@@ -118,8 +151,26 @@ def _tolerance(trained: Any, stored: Any, logits: Any) -> float:
 
     if trained == stored and trained in (torch.float32, torch.float64):
         return 0.0
-    coarser = max(torch.finfo(trained).eps, torch.finfo(stored).eps)
-    return float(16 * coarser * max(1.0, logits.abs().max().item()))
+    return max(_rounding(trained, logits), _rounding(stored, logits))
+
+
+def _rounding(dtype: Any, logits: Any) -> float:
+    import torch
+
+    return float(16 * torch.finfo(dtype).eps * max(1.0, logits.abs().max().item()))
+
+
+def _compare_weights(again: Any, weights: Mapping[str, Any], folder: Path) -> None:
+    import torch
+
+    entries = again.state_dict()
+    wrong = [
+        name
+        for name, tensor in weights.items()
+        if name not in entries or not torch.equal(entries[name].cpu(), tensor.to(entries[name].dtype))
+    ]
+    if wrong:
+        raise UserError(f"{folder}: {len(wrong)} tensors are not those of the trained model, such as {wrong[0]}.")
 
 
 def _compare_tokenizers(tokenizer: Any, again: Any, folder: Path) -> dict[str, bool | None]:

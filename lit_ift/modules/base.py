@@ -20,9 +20,11 @@ from lit_ift.generate import generate_answers
 from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
 from lit_ift.losses.sft import per_sequence_mean, target_counts
 from lit_ift.models.adapter import add_lora, check_lora, is_adapted
+from lit_ift.models.dropout import check_dropout_is_off
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 from lit_ift.models.load import Quantization, check_quantization, load_model, load_tokenizer
 from lit_ift.models.packing import check_packing
+from lit_ift.models.parts import WeightFiles, load_skeleton, materialise, stand_ins
 from lit_ift.models.shard import Sharding, in_root, is_sharded, same_on_all_ranks, shard_model
 from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
 from lit_ift.modules.rows import first_answers
@@ -95,7 +97,8 @@ class CausalLMModule(ExampleMeanModule):
             loads others in float32, which is what optimizer updates need; use ``trainer.precision=bf16-mixed`` to
             compute in bfloat16.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, …; by default the model's own choice.
-        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        gradient_checkpointing: recompute activations in the backward pass to save memory; a number n does so in every
+            n-th layer only.
         disable_dropout: switch every dropout of the model off (as in arXiv:2405.11870, Table 4); ``lora_dropout`` is
             kept where it is asked for.
         trust_remote_code: run code that comes with the model.
@@ -137,7 +140,7 @@ class CausalLMModule(ExampleMeanModule):
         revision: str | None = None,
         dtype: str | None = None,
         attn_implementation: str | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | int = False,
         disable_dropout: bool = True,
         trust_remote_code: bool = False,
         detach_input_embeddings: bool = False,
@@ -183,6 +186,9 @@ class CausalLMModule(ExampleMeanModule):
         self._vector_names: frozenset[str] = frozenset()
         self._logit_transform = LogitTransform()
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._files: WeightFiles | None = None
+        if gradient_checkpointing is not True and gradient_checkpointing < 0:
+            raise ValueError(f"gradient_checkpointing={gradient_checkpointing} is negative")
         if not isinstance(model, str):
             self._load()
 
@@ -249,7 +255,8 @@ class CausalLMModule(ExampleMeanModule):
                 the strategy is one under which it would not train rightly.
         """
         check_strategy(self._trainer)
-        self._load()
+        sharding = sharding_of(self._trainer)
+        self._load(in_parts=sharding is not None)
         embedding = self.model.get_input_embeddings()
         if self.detach_input_embeddings and not is_tied(self.model):
             # It would never get a gradient, which DDP and resuming under FSDP2 take for an error.
@@ -258,7 +265,7 @@ class CausalLMModule(ExampleMeanModule):
         elif not embedding.weight.requires_grad and not is_adapted(self.model):  # LoRA freezes the model on purpose.
             rank_zero_warn("The input embeddings do not require gradients and will not be trained.")
         self._vector_names = vector_names(self)
-        self.shard(sharding_of(self._trainer))
+        self.shard(sharding)
         self.prepare()
 
     def prepare(self) -> None:
@@ -270,22 +277,30 @@ class CausalLMModule(ExampleMeanModule):
             self.model.get_input_embeddings().requires_grad_(True)
             self._froze_embeddings = False
 
-    def _load(self) -> None:
+    def _load(self, *, in_parts: bool = False) -> None:
         if self._language_model_ready:
             return
-        model = load_model(
-            self.model_spec,
-            revision=self.revision,
-            dtype=self.dtype_name,
-            attn_implementation=self.attn_implementation,
-            gradient_checkpointing=self.gradient_checkpointing,
-            disable_dropout=self.disable_dropout,
-            trust_remote_code=self.trust_remote_code,
-            quantization=self.quantization,
-        )
-        if self.lora is not None:
-            model = add_lora(model, self.lora)
-        check_hidden_state_path(model)
+        options: dict[str, Any] = {
+            "revision": self.revision,
+            "dtype": self.dtype_name,
+            "attn_implementation": self.attn_implementation,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "disable_dropout": self.disable_dropout,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        found = None
+        if in_parts and self.quantization is None:
+            found = load_skeleton(self.model_spec, lora=self.lora, **options)
+        model: Any
+        if found is None:
+            model = load_model(self.model_spec, quantization=self.quantization, **options)
+            model = model if self.lora is None else add_lora(model, self.lora)
+            check_hidden_state_path(model)
+        else:  # It is checked once `shard` has read its weights.
+            model, self._files = found
+            if self.lora is not None:
+                with stand_ins(model):
+                    model = add_lora(model, self.lora)
         self._logit_transform = logit_postprocess(model)
         self.model: PreTrainedModel = model
         self._language_model_ready = True
@@ -310,8 +325,17 @@ class CausalLMModule(ExampleMeanModule):
         if self._trainer is not None and isinstance(self.trainer.precision_plugin, HalfPrecision):
             # Lightning would do so only once shards have been used.
             self.trainer.precision_plugin.convert_module(self.model)
-        same_on_all_ranks(self.model, sharding.device)
+        if self.lora is not None or not isinstance(self.model_spec, str):  # Else all ranks read the same file.
+            same_on_all_ranks(self.model, sharding.device, all_of_it=not isinstance(self.model_spec, str))
         shard_model(self.model, sharding, keep_root=keep_root)
+        if self._files is not None:
+            materialise(self.model, torch.device("cpu") if sharding.offload else sharding.device)
+            self._files.read_into(self.model)
+            self._files = None
+            with torch.no_grad():
+                if self.disable_dropout and self.lora is None:
+                    self.in_forward(lambda: check_dropout_is_off(self.model))
+                self.in_forward(lambda: check_hidden_state_path(self.model))
 
     def in_forward(self, compute: Callable[[], T]) -> T:
         """Call a function that uses parts of ``self.model``; see ``lit_ift.models.shard.in_root``."""

@@ -204,7 +204,7 @@ class ReferencePolicy:
             disable_dropout=False,  # It never trains.
             trust_remote_code=module.trust_remote_code,
         )
-        second._load()
+        second._load(in_parts=sharding_of(trainer) is not None)
         if trainer is not None and isinstance(trainer.precision_plugin, HalfPrecision):
             trainer.precision_plugin.convert_module(second)
         second.requires_grad_(False)
