@@ -1,0 +1,195 @@
+"""Run by torchrun or alone: trains tiny models with many objectives and writes what each rank saw.
+
+Usage: fsdp_script.py OUT UNTIED TIED ROWS FEEDBACK [CASE ...]
+
+Alone it trains in one process without a strategy, which is what the sharded runs are compared with.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+# torchrun starts this file alone: the tests' folder is not on the path.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny import tiny_model, tiny_tokenizer
+
+from lit_ift import (
+    FeedbackDataModule,
+    IFTModule,
+    InstructionDataModule,
+    KTOModule,
+    MixedModule,
+    PreferenceModule,
+    SFTMixModule,
+    SFTModule,
+    UFTModule,
+)
+from lit_ift.callbacks import HuggingFaceExport
+from lit_ift.callbacks.half import HalfFineTuning
+from lit_ift.models.shard import gathered, is_sharded
+from lit_ift.modules import ObjectivePart, reference_cache
+from lit_ift.modules.reference_cache import weights_digest
+from lit_ift.optim import ConstantSchedule
+from lit_ift.strategies import FSDP2Strategy
+
+RANKS = int(os.environ.get("WORLD_SIZE", 1))
+RANK = int(os.environ.get("RANK", 0))
+SHARDED = "WORLD_SIZE" in os.environ
+
+PARTS = {
+    "instruction": ObjectivePart("IFTModule", {"lam": 0.3}),
+    "preference": ObjectivePart("PreferenceModule", {"options": {"beta": 0.2}, "reference": "model"}, weight=0.5),
+}
+LORA = {"r": 4, "lora_alpha": 8}
+
+
+class Record(Callback):
+    """Metrics of every optimizer step and validation, and the weights that training begins with."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.validations: list[float] = []
+        self.digest = ""
+        self.is_sharded = False
+
+    def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.digest = weights_digest(module.model)
+        self.is_sharded = is_sharded(module.model)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        if trainer.global_step > len(self.steps):
+            left_out = ("train/tokens_per_s", "train/lr")
+            metrics = trainer.callback_metrics.items()
+            self.steps.append({k: float(v) for k, v in metrics if k.startswith("train/") and k not in left_out})
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.validations.append(float(trainer.callback_metrics["val/loss"]))
+
+
+def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str) -> None:
+    torch.set_num_threads(1)
+    reference_cache.BATCH_TOKENS = 60  # type: ignore[misc]  # Several batches, of which one rank has one more.
+    files = {path.stem: str(path) for path in sorted(Path(feedback).iterdir())}
+
+    def instructions(size: int = 8, **options: Any) -> Any:
+        return InstructionDataModule(train=rows, val=rows, batch_size=size // RANKS, **options)
+
+    def answers(*kinds: str, size: int = 4, **options: Any) -> Any:
+        found = [files[kind] for kind in kinds]
+        return FeedbackDataModule(found, val=found, batch_size=size // RANKS, tokenizer=untied, **options)
+
+    def fit(module: Any, data: Any, *callbacks: Callback, precision: Any = "32-true", **options: Any) -> dict[str, Any]:
+        given = {key: options.pop(key) for key in ("reshard_after_forward", "offload", "replicas") if key in options}
+        record = Record()
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=RANKS,
+            strategy=FSDP2Strategy(**given) if SHARDED else "auto",
+            precision=precision,
+            **{"max_epochs": 1, "gradient_clip_val": 0.5, **options},
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[record, *callbacks],
+        )
+        trainer.fit(module, datamodule=data)
+        weights = {name: tensor.double() for name, tensor in gathered(module.model)}
+        again = trainer.validate(module, datamodule=data, verbose=False)
+        return {
+            "steps": record.steps,
+            "validations": [*record.validations, again[0]["val/loss"]],
+            "digest": record.digest,
+            "is_sharded": record.is_sharded,
+            "weights": {name: [float(w.sum()), float(w.norm())] for name, w in weights.items()},
+            "module": module,
+            "data": data,
+        }
+
+    def make(cls: Any, model: Any = untied, *, dtype: str | None = "float64", lr: float = 0.05, **options: Any) -> Any:
+        L.seed_everything(1, verbose=False)
+        return cls(
+            model,
+            dtype=dtype,
+            # Without adaptive steps, so that a wrong scale of the gradient cannot hide.
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr),
+            lr_scheduler=lambda optimizer: ConstantSchedule(optimizer, warmup=0),
+            **options,
+        )
+
+    def pair(cls: Any = PreferenceModule, **options: Any) -> Any:
+        cache = f"{out}.reference"
+        extra = {"reference_cache": cache} if options.get("reference") == "cached" else {}
+        return make(cls, lr=0.02, **extra, **options)
+
+    def ready(tied: bool = False) -> Any:
+        return tiny_model(tied=tied, seed=3 + RANK, vocab_size=len(tiny_tokenizer()))
+
+    def predicts() -> dict[str, Any]:
+        module = make(SFTModule, generation={"max_new_tokens": 5, "batch_size": 2})
+        data = InstructionDataModule(train=rows, predict=rows, batch_size=6 // RANKS)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=RANKS,
+            strategy=FSDP2Strategy() if SHARDED else "auto",
+            logger=False,
+            enable_progress_bar=False,
+        )
+        found = trainer.predict(module, datamodule=data)
+        return {"answers": {row["row_id"]: row["answer"] for batch in found or [] for row in batch}}
+
+    def exports(lora: bool) -> dict[str, Any]:
+        folder = f"{out}.{'adapter' if lora else 'model'}"
+        module = make(SFTModule, tied, dtype="float32", lora=LORA if lora else None)
+        return {**fit(module, instructions(), HuggingFaceExport(folder), max_steps=2), "folder": folder}
+
+    cases: dict[str, Callable[[], dict[str, Any]]] = {
+        "ift": lambda: fit(make(IFTModule, lam=0.3), instructions(), max_epochs=2),
+        "ift float32": lambda: fit(make(IFTModule, dtype="float32", lam=0.3), instructions()),
+        # Windows of two micro-batches, the last of which has a row on one rank and none on the other.
+        "ift tied": lambda: fit(make(IFTModule, tied, lam=0.3), instructions(4), accumulate_grad_batches=2),
+        "ift ready-made": lambda: fit(make(IFTModule, ready(), dtype=None, tokenizer=untied), instructions()),
+        "ift packed": lambda: fit(make(IFTModule, lam=0.3), instructions(packing=True, max_length=128)),
+        "ift held": lambda: fit(make(IFTModule, lam=0.3), instructions(), reshard_after_forward=False),
+        "ift checkpointed": lambda: fit(make(IFTModule, lam=0.3, gradient_checkpointing=True), instructions()),
+        "ift lora": lambda: fit(make(IFTModule, lam=0.3, lora=LORA), instructions()),
+        "ift replicas": lambda: fit(make(IFTModule, lam=0.3), instructions(), replicas=RANKS),
+        "ift bf16-mixed": lambda: fit(make(IFTModule, dtype="float32"), instructions(), precision="bf16-mixed"),
+        "ift bf16-true": lambda: fit(make(IFTModule, dtype=None), instructions(), precision="bf16-true"),
+        "sft token": lambda: fit(make(SFTModule, tied, reduction="token"), instructions(4), accumulate_grad_batches=2),
+        "sft every second": lambda: fit(make(SFTModule, gradient_checkpointing=2), instructions()),
+        "sft offload": lambda: fit(make(SFTModule), instructions(), offload=True),
+        "sft half": lambda: fit(make(SFTModule), instructions(), HalfFineTuning(every_n_steps=1)),
+        "sftmix": lambda: fit(make(SFTMixModule), instructions()),
+        "dpo cached": lambda: fit(pair(reference="cached"), answers("preference")),
+        "dpo model": lambda: fit(pair(reference="model"), answers("preference", packing=True)),
+        "dpo lora": lambda: fit(pair(reference="adapter", lora=LORA), answers("preference")),
+        "dpo ready-made": lambda: fit(
+            pair(model=ready(tied=True), reference="model", tokenizer=untied), answers("preference")
+        ),
+        "tdpo model": lambda: fit(pair(loss="tdpo", reference="model"), answers("preference")),
+        "tdpo lora": lambda: fit(pair(loss="tdpo", lora=LORA), answers("preference")),
+        "kto": lambda: fit(pair(KTOModule, reference="cached"), answers("unpaired")),
+        "uft": lambda: fit(pair(UFTModule, reference="cached"), answers(*files)),
+        "mixed": lambda: fit(pair(MixedModule, parts=PARTS), answers("instruction", "preference")),
+        "predict": predicts,
+        "export": lambda: exports(lora=False),
+        "export lora": lambda: exports(lora=True),
+    }
+    results = {}
+    for name in only or cases:
+        results[name] = {key: value for key, value in cases[name]().items() if key not in ("module", "data")}
+    Path(f"{out}.{RANK}").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
