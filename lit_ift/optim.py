@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -52,6 +54,31 @@ def parameter_groups(module: nn.Module, vectors: Collection[str]) -> list[dict[s
         raise ValueError("no parameter requires a gradient: nothing to train")
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def lost_updates(optimizer: Optimizer) -> tuple[float, float]:
+    """How many of the trained weights are held so coarsely that a step of the size of the learning rate is lost.
+
+    Adaptive optimizers take steps of about that size. A weight w in bfloat16 stays what it is if the step is less than
+    half the distance to its neighbours, which is at least abs(w)/256 away.
+
+    Returns:
+        The share of such weights in [0, 1], of those in bfloat16 or float16 on this rank (0 if there are none), and
+        the largest learning rate.
+    """
+    lost, total, largest = 0, 0, 0.0
+    for group in optimizer.param_groups:
+        rate = float(group.get("initial_lr", group["lr"]))
+        largest = max(largest, rate)
+        for parameter in group["params"]:
+            if parameter.dtype not in (torch.bfloat16, torch.float16):
+                continue
+            local = parameter.detach()
+            local = local.to_local() if isinstance(local, DTensor) else local
+            some = local.flatten()[:: max(1, local.numel() // 10_000)]
+            lost += int((some.abs() > 4 * rate / torch.finfo(local.dtype).eps).sum())
+            total += some.numel()
+    return lost / max(total, 1), largest
 
 
 def configured_options(optimizer: Optimizer) -> list[dict[str, Any]]:

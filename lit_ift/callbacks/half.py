@@ -70,7 +70,7 @@ class HalfFineTuning(Callback):
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise UserError(
                 f"HalfFineTuning cannot tell a layer's matrices apart under {type(trainer.strategy).__name__}, which "
-                "joins them. Use trainer.strategy=ddp or a ModelParallelStrategy."
+                "joins them. Use trainer.strategy=ddp or fsdp2."
             )
         self._members = trained_units(pl_module)
         self._units = layer_groups(self._members)

@@ -4,7 +4,7 @@ Shapes: B examples, T tokens, N trained positions, D hidden size.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
@@ -34,6 +34,7 @@ from lit_ift.optim import (
     LRSchedulerCallable,
     OptimizerCallable,
     WarmupSchedule,
+    lost_updates,
     parameter_groups,
     vector_names,
 )
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Reduction = Literal["sequence", "token"]
+
+LOST_UPDATES: Final = 0.1
+"""Share of weights that half precision may keep from learning without a warning."""
 
 
 def default_optimizer(params: Any) -> Optimizer:
@@ -434,6 +438,13 @@ class CausalLMModule(ExampleMeanModule):
         if isinstance(scheduler, WarmupSchedule) and scheduler.needs_total_steps:
             scheduler.bind(self.total_steps())
         self.remember_configuration(optimizer)
+        share, rate = lost_updates(optimizer)
+        if share > LOST_UPDATES:
+            rank_zero_warn(
+                f"{share:.0%} of the trained weights would not move: they are kept in half precision, in which a step "
+                f"of the learning rate's size ({rate:g}) is rounded away. Set trainer.precision=bf16-mixed and leave "
+                "model.dtype at float32, which computes in bfloat16 and keeps the weights in float32."
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Answers -----------------------------------------------------------------------------------------------------

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from feedback import encoded_row, feedback_batch, pairs
+from lightning.pytorch.strategies import DDPStrategy
 from tiny import tiny_batch, tiny_model
 
 from lit_ift.data import InstructionDataModule, Record, to_row
 from lit_ift.lightning_cli import LitIFTCLI
 from lit_ift.losses import PAIR_LOSSES
+from lit_ift.strategies import FSDP2Strategy
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -73,8 +75,9 @@ def test_all_are_found() -> None:
         *of_feedback,
         *of_losses,
         *("sequential/first", "sequential/second"),
+        *(f"strategy/{name}" for name in ("ddp", "fsdp2", "fsdp2-offload")),
     }
-    assert len(CONFIGS) == 45
+    assert len(CONFIGS) == 48
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
@@ -109,6 +112,30 @@ def test_instantiates(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     configured = cli.model.configure_optimizers()
     assert configured["optimizer"].param_groups[0]["lr"] > 0
     assert configured["lr_scheduler"]["scheduler"].total_steps == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("ddp", DDPStrategy, {}),
+        ("fsdp2", FSDP2Strategy, {"reshard_after_forward": True, "offload": False, "replicas": 1}),
+        ("fsdp2-offload", FSDP2Strategy, {"reshard_after_forward": True, "offload": True, "replicas": 1}),
+    ],
+)
+def test_strategies(
+    name: str, kind: type, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The overlays are what chooses the strategy, whatever configuration they are laid over."""
+    monkeypatch.chdir(ROOT)
+    for base in ("ift/qwen2.5-0.5b", "preference/mistral-7b"):
+        words = ["--config", f"configs/{base}.yaml", "--config", f"configs/strategy/{name}.yaml"]
+        # Eight processes are not started before anything runs, and GPUs are looked for at once.
+        rest = ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["lit-ift", "fit", *words, *rest])
+        trainer = DryCLI.run().trainer
+        assert type(trainer.strategy) is kind
+        assert {option: getattr(trainer.strategy, option) for option in options} == options
+        assert (trainer.num_devices, trainer.precision) == (8, "bf16-mixed")
 
 
 def test_the_papers_recipe() -> None:
