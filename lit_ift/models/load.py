@@ -326,7 +326,9 @@ def _checkpoint_gradients(model: Any, *, every: int) -> None:
         raise UserError(f"{type(model).__name__} does not support gradient_checkpointing: {error}") from error
     if every == 1:
         return
-    layers = [layer for layer in model.modules() if getattr(layer, "gradient_checkpointing", None) is True]
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if len(layers) < every:
         raise UserError(
             f"gradient_checkpointing={every} recomputes every {every}th layer, but {type(model).__name__} has "

@@ -140,6 +140,18 @@ def test_gradient_checkpointing_gives_equal_gradients(llama: Callable[..., Any])
     assert gradients[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize(("every", "chosen"), [(1, [True, True]), (2, [True, False])])
+def test_gradient_checkpointing_of_some_layers(llama: Callable[..., Any], every: int, chosen: list[bool]) -> None:
+    model = load_model(llama(), gradient_checkpointing=every)
+    assert [layer.gradient_checkpointing for layer in model.model.layers] == chosen
+    assert model.is_gradient_checkpointing
+
+
+def test_gradient_checkpointing_of_too_few_layers(llama: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"gradient_checkpointing=5 .*has 2 to choose from"):
+        load_model(llama(), gradient_checkpointing=5)
+
+
 def test_meta_tensors_are_refused(llama: Callable[..., Any]) -> None:
     with torch.device("meta"):
         model = llama()

@@ -1,9 +1,15 @@
 """Parameter groups and schedules."""
 
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
 import pytest
 import torch
 from torch import nn
 
+from lit_ift import InstructionDataModule, SFTModule
 from lit_ift.errors import UserError
 from lit_ift.optim import (
     ConstantSchedule,
@@ -11,6 +17,7 @@ from lit_ift.optim import (
     LinearSchedule,
     configured_options,
     keep_configuration,
+    lost_updates,
     parameter_groups,
     vector_names,
 )
@@ -124,3 +131,31 @@ def test_another_optimizers_checkpoint_is_refused() -> None:
     sgd.load_state_dict(torch.optim.AdamW([parameter], lr=1.0).state_dict())
     with pytest.raises(UserError, match=r"another optimizer: it has no .*momentum"):
         keep_configuration(sgd, [], configured)
+
+
+def test_updates_that_half_precision_loses() -> None:
+    """Halfway to its neighbour, a weight of bfloat16 just does not move."""
+    weights = torch.logspace(-5, 0, 200).to(torch.bfloat16)
+    for rate in (5e-7, 1e-4):
+        optimizer = torch.optim.SGD([nn.Parameter(weights.clone()), nn.Parameter(torch.ones(50))], lr=rate)
+        share, largest = lost_updates(optimizer)
+        stays = (weights.float() - rate).to(torch.bfloat16) == weights
+        assert 0 < share <= stays.float().mean() < share + 0.1
+        assert largest == rate
+    assert lost_updates(torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=1e-9))[0] == 0
+
+
+def test_a_run_that_would_not_learn_is_warned_of(model_folder: Path, data_file: Path) -> None:
+    def fit(precision: Any, rate: float) -> None:
+        module = SFTModule(str(model_folder), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate))
+        trainer = L.Trainer(
+            accelerator="cpu", precision=precision, max_steps=1, logger=False, enable_checkpointing=False
+        )
+        trainer.fit(module, datamodule=InstructionDataModule(str(data_file), batch_size=2))
+
+    with pytest.warns(UserWarning, match=r"\d+% of the trained weights would not move.*5e-07.*bf16-mixed"):
+        fit("bf16-true", 5e-7)
+    for precision, rate in (("bf16-true", 1e-2), ("bf16-mixed", 5e-7), ("32-true", 5e-7)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*would not move")
+            fit(precision, rate)
