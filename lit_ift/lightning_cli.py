@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from lit_ift.callbacks import AnswerWriter, HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
+from lit_ift.callbacks import AnswerWriter, HuggingFaceExport, LossCurves, LostRanks, RunCheckpoint, TaskAccuracy
 
 # The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
 from lit_ift.data import FeedbackDataModule, InstructionDataModule, TasksDataModule  # noqa: F401
@@ -30,6 +30,7 @@ CALLBACKS: Final[dict[str, type[L.Callback]]] = {
     "tasks": TaskAccuracy,
     "export": HuggingFaceExport,
     "predictions": AnswerWriter,
+    "lost_ranks": LostRanks,
 }
 """Callbacks that every run has, by the name of their group of options."""
 

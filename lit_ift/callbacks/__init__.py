@@ -6,6 +6,7 @@ from lit_ift.callbacks.confidence import ConfidenceRecorder
 from lit_ift.callbacks.curves import LossCurves
 from lit_ift.callbacks.export import HuggingFaceExport
 from lit_ift.callbacks.half import HalfFineTuning
+from lit_ift.callbacks.lost_ranks import LostRanks
 from lit_ift.callbacks.predictions import AnswerWriter
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "HalfFineTuning",
     "HuggingFaceExport",
     "LossCurves",
+    "LostRanks",
     "RunCheckpoint",
     "TaskAccuracy",
 ]

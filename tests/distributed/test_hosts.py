@@ -1,0 +1,125 @@
+"""One run on two hosts that are joined by a wire, with what can happen to a host and to the wire."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from hosts import Host, environment, two_hosts, why_not
+
+REASON = why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+PORT = 29_511
+
+Pair = tuple[Host, Host]
+Build = Callable[..., list[str]]
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Pair]:
+    with two_hosts(tmp_path) as both:
+        yield both
+
+
+@pytest.fixture
+def command(tmp_path: Path, model_folder: Path, data_file: Path) -> Build:
+    """`lit-ift fit` on 21 rows in global batches of 4, 6 steps an epoch, as a module and its arguments."""
+
+    def build(trace: Path, *more: str, seconds: float = 0.0, batch_size: int = 2) -> list[str]:
+        options = {
+            "model": "IFTModule",
+            "model.init_args.model": model_folder,
+            "model.init_args.optimizer": "torch.optim.SGD",
+            "model.init_args.optimizer.init_args.lr": 0.05,
+            "data": "InstructionDataModule",
+            "data.init_args.train": data_file,
+            "data.init_args.batch_size": batch_size,
+            "data.init_args.max_length": 512,
+            "trainer.accelerator": "cpu",
+            "trainer.max_epochs": 2,
+            "trainer.default_root_dir": tmp_path / "out",
+            "trainer.enable_progress_bar": "false",
+            "trainer.callbacks+": "trace.Trace",
+            "trainer.callbacks.path": trace,
+            "trainer.callbacks.seconds": seconds,
+            "export.enabled": "false",
+            "curves.enabled": "false",
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return ["lit_ift", "fit", *words, *more]
+
+    return build
+
+
+def ddp(timeout: int = 30) -> list[str]:
+    name = "lightning.pytorch.strategies.DDPStrategy"
+    words = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", name]
+    return [*words, "--trainer.strategy.init_args.timeout", f"0:00:{timeout:02}"]
+
+
+def launch(hosts: Pair, command: list[str]) -> None:
+    for host in hosts:
+        where = ["--node-rank", str(host.number), "--master-addr", hosts[0].address, "--master-port", str(PORT)]
+        host.torchrun(where, command)
+
+
+def wait_for_steps(trace: Path, number: int, hosts: Pair, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not trace.is_file() or len(trace.read_text().splitlines()) < number:
+        assert time.monotonic() < deadline, [host.output()[-2000:] for host in hosts]
+        time.sleep(0.1)
+
+
+def end(host: Host, within: float) -> int:
+    """Exit code of the host's agent."""
+    try:
+        return host.agents[-1].wait(within)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"host {host.number} still runs after {within} s: {host.output()[-2000:]}")
+
+
+def losses(trace: Path) -> list[float]:
+    return [float.fromhex(line.split()[1]) for line in trace.read_text().splitlines()]
+
+
+def test_two_hosts_train_as_one(hosts: Pair, command: Build, tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    words = [sys.executable, "-m", *command(alone, batch_size=4)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    launch(hosts, command(together, *ddp()))
+    for host in hosts:
+        assert end(host, 180) == 0, host.output()[-3000:]
+    assert len(losses(alone)) == 12
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-6)
+
+
+def test_a_lost_host_ends_the_other(hosts: Pair, command: Callable[..., list[str]], tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    launch(hosts, command(trace, *ddp(), seconds=0.3))
+    wait_for_steps(trace, 2, hosts)
+    hosts[1].kill()
+    assert end(hosts[0], 60) != 0
+    assert "rank 1 on" in hosts[0].output()
+    assert "was lost" in hosts[0].output()
+
+
+def test_a_cut_wire(hosts: Pair, command: Build, tmp_path: Path) -> None:
+    """For a short time it is waited for; after the timeout both ends give up and say whom they miss."""
+    trace = tmp_path / "trace"
+    launch(hosts, command(trace, *ddp(timeout=15), seconds=0.3))
+    wait_for_steps(trace, 2, hosts)
+    hosts[1].cable(plugged=False)
+    time.sleep(10)
+    stopped_at = len(losses(trace))
+    hosts[1].cable(plugged=True)
+    wait_for_steps(trace, stopped_at + 2, hosts)
+    hosts[1].cable(plugged=False)
+    for host, missed in ((hosts[0], "rank 1 on"), (hosts[1], "rank 0 on")):
+        assert end(host, 60) != 0
+        assert missed in host.output()
