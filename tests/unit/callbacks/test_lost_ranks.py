@@ -1,4 +1,4 @@
-"""Signs of life: who fell silent is named, and nobody else is. Two processes meet in tests/distributed/test_hosts.py."""
+"""Signs of life: who fell silent is named, nobody else is. Two processes meet in tests/distributed/test_hosts.py."""
 
 import threading
 from types import SimpleNamespace
