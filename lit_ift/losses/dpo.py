@@ -19,7 +19,8 @@ def dpo_loss(
     """Sigmoid loss on the difference of implicit rewards (arXiv:2305.18290, Eq. 7).
 
     ``loss = -(1 - ε) log σ(h) - ε log σ(-h)``, ``h = r_chosen - r_rejected``, ``r = β (log π - log π_ref)``.
-    With ``ε > 0`` it is conservative DPO (cDPO, Mitchell 2023), which supposes that a share ε of the labels is wrong.
+    With ``ε > 0`` it is conservative DPO (cDPO, Mitchell 2023, Eq. 3), which supposes that a share ε of the labels is
+    wrong.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).

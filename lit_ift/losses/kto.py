@@ -59,8 +59,8 @@ def kto_loss(
 
     With ``r = β (log π - log π_ref)``:
 
-    - ``kto`` (arXiv:2402.01306, Eq. 8): desirable ``λ_D (1 - σ(r - β z0))``, undesirable ``λ_U (1 - σ(β z0 - r))``.
-    - ``apo_zero`` (arXiv:2408.06266, unpaired): the same with z0 = 0; ``kl`` is not used.
+    - ``kto`` (arXiv:2402.01306, Eq. 7): desirable ``λ_D (1 - σ(r - β z0))``, undesirable ``λ_U (1 - σ(β z0 - r))``.
+    - ``apo_zero`` (arXiv:2408.06266, Eq. 7 taken apart): the same with z0 = 0; ``kl`` is not used.
 
     Args:
         logps: summed log-probability of the answers [nats], (B,).
@@ -69,7 +69,8 @@ def kto_loss(
         kl: z0 >= 0 [nats], see ``kl_baseline``, a scalar; no gradient flows into it.
         beta: pull towards the reference [1/nat], above 0.
         desirable_weight: λ_D, at least 0.
-        undesirable_weight: λ_U, at least 0; λ_D n_D / (λ_U n_U) should lie in [1, 4/3] for n_D and n_U such answers.
+        undesirable_weight: λ_U, at least 0; λ_D n_D / (λ_U n_U) should lie in [1, 4/3] for n_D and n_U such answers
+            (Eq. 8).
         variant: what answers are compared with.
 
     Returns:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class UFTModule(FeedbackModule):
     """One implicit reward for all kinds of rows (UFT, arXiv:2410.21438; UNA, arXiv:2408.15339).
 
-    ``r = β (log π - log π_ref)``, summed over an answer (Eq. 5). Rows with a score s pull σ(r) to s: instruction rows
-    have s = 1, thumbs s in {0, 1}, scored rows s in [0, 1] (Eq. 6). Pairs have ``-log σ(r_chosen - r_rejected)``
-    (Eq. 7), with both ways weighted where a row says how likely the chosen answer is the better one. Every row
-    counts once.
+    ``r = β (log π - log π_ref)``, summed over an answer (Eq. 5). Each row's loss is on its own feedback (Eq. 6 and 7):
+    rows with a score s pull σ(r) to s, where instruction rows have s = 1, thumbs s in {0, 1}, scored rows s in [0, 1];
+    pairs have ``-log σ(r_chosen - r_rejected)``, with both ways weighted where a row says how likely the chosen answer
+    is the better one. Every row counts once.
 
     Logged besides the loss: ``loss/<kind>`` of each kind of rows that there are, ``rewards/mean`` and ``score_error``
     = |σ(r) - s| of rows with a score, ``rewards/chosen|rejected|margins|accuracies`` of pairs, and ``kl`` as for
