@@ -23,6 +23,9 @@ def ada_dpo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO with a temperature for each pair, small where the preference is unclear and large where it is clear.
 
+    The defaults are those of the authors' code for language models, which leaves the term ρτ out of the loss: it has no
+    gradient, as τ is fixed.
+
     ``loss = min over τ in [τ_min, τ_max] of -τ log σ(h/τ) + ρ τ``, ``ρ = ρ0 - log 2``, ``h`` as in DPO. No gradient
     flows through τ; at the minimum there is none anyway (envelope theorem). With τ_min = τ_max = 1 it is DPO plus ρ.
 
@@ -56,8 +59,8 @@ def ada_dpo_loss(
         raise ValueError(f"rho0={rho0} must be above 0 and below log 2 = {math.log(2):.4f}")
     chosen, rejected = beta * chosen_ratios, beta * rejected_ratios
     h = chosen - rejected
-    # The paper (Algorithm 1) takes a few projected Newton steps from τ = 1. They may jump from one end of the interval
-    # to the other where the objective is nearly linear; the exact minimum costs one division.
+    # The authors take a few projected Newton steps from τ = 1 (Algorithm 1; five in their code). They may jump from one
+    # end of the interval to the other where the objective is nearly linear; the exact minimum costs one division.
     tau = (h.detach().abs() / _stationary_ratio(rho0)).clamp(tau_min, tau_max)
     losses = -tau * logsigmoid(h / tau) + (rho0 - math.log(2)) * tau
     return losses, {**reward_metrics(chosen, rejected), "tau": tau}

@@ -30,7 +30,8 @@ def exo_loss(
         reference_chosen_logps: of the chosen answers under the reference, no gradient, (P,).
         reference_rejected_logps: of the rejected answers under the reference, (P,).
         beta: β_π of the paper, pull towards the reference [1/nat], above 0.
-        label_smoothing: ε in (0, 0.5). Not 0: the divergence from a label that is certain is infinite.
+        label_smoothing: ε in (0, 0.5). Not 0: the divergence from a label that is certain is infinite. TRL's default;
+            the authors' code has e^-10 for ε and 1 for 1 - ε.
 
     Returns:
         Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.

@@ -37,8 +37,8 @@ def orpo_loss(
     """Likelihood of the chosen answer and the odds ratio of both (arXiv:2403.07691, Eq. 6 and 7).
 
     ``loss = nll_chosen - β log σ(log odds_chosen - log odds_rejected)``, ``odds = p / (1 - p)``, with p the geometric
-    mean of the probabilities of an answer's tokens (Eq. 3 and 4) and ``nll = -log p``. The paper's λ is β. TRL's nll
-    is over prompt and answer and averages over the tokens of the batch.
+    mean of the probabilities of an answer's tokens (Eq. 3 and 4) and ``nll = -log p``. The paper's λ is β. The nll of
+    TRL, and by default of the authors' code, is over prompt and answer and averages over the tokens of the batch.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).

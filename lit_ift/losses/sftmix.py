@@ -14,8 +14,8 @@ from lit_ift.losses.logprobs import Head
 def confidence_pairs(confidence: Tensor, trained: Tensor) -> Tensor:
     """Pair the most confident half of a micro-batch with the least confident half, k-th with k-th.
 
-    The paper halves the whole data set; halving the micro-batch finds every example a partner. With an odd number of
-    examples the one in the middle has none.
+    The paper halves the whole data set and pairs at random; halving the micro-batch finds every example a partner. With
+    an odd number of examples the one in the middle has none.
 
     Args:
         confidence: larger is more confident, (B,).

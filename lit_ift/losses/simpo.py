@@ -42,8 +42,8 @@ def simpo_loss(
         chosen_lengths: trained tokens of the chosen answers, (P,).
         rejected_lengths: of the rejected answers, (P,).
         beta: scale of the rewards [1/nat], above 0.
-        gamma_over_beta: target margin γ divided by β, at least 0; the authors' ``gamma_beta_ratio``. TRL's
-            ``simpo_gamma`` is γ itself.
+        gamma_over_beta: target margin γ divided by β, at least 0; the authors' ``gamma_beta_ratio``, which they advise
+            to search from 0.5 on (their code's default is 0.25). TRL's ``simpo_gamma`` is γ itself.
         label_smoothing: ε in [0, 0.5).
         sft_weight: w, at least 0. The nll is that of each answer; TRL (``cpo_alpha``) takes the mean over all chosen
             tokens of the batch.

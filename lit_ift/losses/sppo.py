@@ -17,8 +17,8 @@ def sppo_hard_loss(
     """Squared distance of each log-ratio from its win rate (arXiv:2405.00675, Eq. 4.7), with hard labels.
 
     ``loss = (ρ_chosen - 1/(2β))² + (ρ_rejected + 1/(2β))²``, ``ρ = log π - log π_ref``; the paper's η is 1/β. The paper
-    estimates the win rate P of each answer with a preference model; here P is 1 for the chosen and 0 for the rejected
-    answer, as in the authors' code and TRL (``sppo_hard``).
+    and its authors' code take the win rate P of each answer from a preference model; here P is 1 for the chosen and 0
+    for the rejected answer, as in TRL (``sppo_hard``). The authors' code has half of this sum.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).

@@ -29,7 +29,7 @@ def tdpo_loss(
     - ``tdpo1``: ``loss = -log σ(h - β (D_rejected - D_chosen))``
     - ``tdpo2``: ``loss = -log σ(h - α β (D_rejected - sg(D_chosen)))``: no gradient flows into D of the chosen answer.
 
-    With α = 0 the second is DPO.
+    With α = 0 the second is DPO. In the authors' code the configuration chooses the first.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).

@@ -24,6 +24,10 @@ def importance_weights(
     ``w_t = k exp(μ clamp(sign · log π⁺/π⁻, L, U))``: a chosen answer's tokens count the more the more π⁺ prefers them
     (sign 1), those of a rejected one the less (sign -1).
 
+    The authors' code clamps the same signed ratio, but maps it to weights by a straight line ([-1.5, 1.5] to
+    [0.7, 1.3], ``threshold_and_scale``), and gives the last token of an answer the weight 0. As configured it weights
+    all other tokens by 1 (``binary``, 100 %).
+
     Args:
         log_ratio: log π⁺ - log π⁻ of each token, any shape.
         mask: true at trained tokens, same shape.

@@ -23,8 +23,9 @@ def tpo_loss(
     """Preference without a reference, and the likelihood of a gold answer (arXiv:2405.16681).
 
     ``loss = -log σ(h) + α nll_gold``, ``h = r_chosen - r_rejected``, ``r = β log π``; ``hinge`` takes
-    ``max(0, 1 - h)`` instead. The nll is per token of each gold answer. The paper writes a sum over tokens; TRL takes
-    the mean over all gold tokens of the batch.
+    ``max(0, 1 - h)`` instead. The nll is per token of each gold answer. The paper writes a sum over tokens; the
+    authors' code and TRL take the mean over all gold tokens of the batch. The defaults are those of the authors'
+    recipes for base models; for instruction-tuned ones they set α to 0.05, which is their code's default.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -79,7 +80,8 @@ def tpo_l_loss(
         gold_logps: summed log-probability of the gold answers, (P,).
         gold_lengths: trained tokens of the gold answers, (P,).
         beta: scale of the rewards [1/nat], above 0.
-        gamma: γ, at least 0; TRL's ``tpo_l_gamma``.
+        gamma: γ, at least 0; the authors' and TRL's ``tpo_l_gamma``. The authors search it with β, model by model
+            (Mistral 7B: 1.6 with β = 2).
         alpha: weight of the gold answer, at least 0.
 
     Returns:
