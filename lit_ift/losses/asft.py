@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_ift.losses.margins import mean_logps
-from lit_ift.losses.rewards import check_pair_shapes, check_positive, reward_metrics
+from lit_ift.losses.rewards import check_positive, check_same_length, reward_metrics
 
 
 def asft_loss(
@@ -36,7 +36,7 @@ def asft_loss(
     Raises:
         ValueError: shapes differ, or ``beta`` is out of range.
     """
-    check_pair_shapes(
+    check_same_length(
         chosen_logps=chosen_logps,
         rejected_logps=rejected_logps,
         chosen_lengths=chosen_lengths,

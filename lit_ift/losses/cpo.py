@@ -9,8 +9,8 @@ from lit_ift.losses.rewards import (
     check_at_least,
     check_between,
     check_choice,
-    check_pair_shapes,
     check_positive,
+    check_same_length,
     reward_metrics,
 )
 
@@ -56,7 +56,7 @@ def cpo_loss(
     Raises:
         ValueError: shapes differ, or an option is out of range or has no effect.
     """
-    check_pair_shapes(
+    check_same_length(
         chosen_logps=chosen_logps,
         rejected_logps=rejected_logps,
         chosen_lengths=chosen_lengths,

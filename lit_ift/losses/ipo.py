@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lit_ift.losses.margins import log_ratios, mean_logps
-from lit_ift.losses.rewards import check_bool, check_pair_shapes, check_positive, reward_metrics
+from lit_ift.losses.rewards import check_bool, check_positive, check_same_length, reward_metrics
 
 
 def ipo_loss(
@@ -44,7 +44,7 @@ def ipo_loss(
     """
     check_positive(beta=beta)
     check_bool(average=average, reference_free=reference_free)
-    check_pair_shapes(chosen_logps=chosen_logps, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
+    check_same_length(chosen_logps=chosen_logps, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     chosen, rejected = log_ratios(
         chosen_logps,
         rejected_logps,

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lit_ift.losses.rewards import check_between, check_positive
+from lit_ift.losses.rewards import check_between, check_positive, check_same_length
 
 Variant = Literal["kto", "apo_zero"]
 
@@ -36,7 +36,7 @@ def kl_baseline(mismatched_logps: Tensor, reference_mismatched_logps: Tensor, we
         ValueError: the shapes differ.
     """
     weights = torch.ones_like(mismatched_logps) if weights is None else weights.to(mismatched_logps.dtype)
-    _check_shapes(
+    check_same_length(
         mismatched_logps=mismatched_logps, reference_mismatched_logps=reference_mismatched_logps, weights=weights
     )
     log_ratios = (mismatched_logps - reference_mismatched_logps).detach().masked_fill(weights == 0, 0.0)
@@ -80,7 +80,7 @@ def kto_loss(
         ValueError: shapes differ, ``is_desirable`` is not bool, or an option is out of range.
     """
     check_kto_options(beta, desirable_weight, undesirable_weight, variant)
-    _check_shapes(logps=logps, reference_logps=reference_logps, is_desirable=is_desirable)
+    check_same_length(logps=logps, reference_logps=reference_logps, is_desirable=is_desirable)
     if is_desirable.dtype != torch.bool:
         raise ValueError(f"is_desirable is {is_desirable.dtype}, not bool")
     if kl.ndim:
@@ -92,10 +92,3 @@ def kto_loss(
         is_desirable, desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain)
     )
     return losses, {"rewards": rewards.detach()}
-
-
-def _check_shapes(**tensors: Tensor) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
-        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"These must all have the same shape (B,); got {listed}")

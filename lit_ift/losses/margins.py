@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.rewards import check_pair_shapes
+from lit_ift.losses.rewards import check_same_length
 
 MAX_EXPONENT = 30.0
 """Where `bounded_expm1` turns into its tangent: e^30 squared and summed is still a finite float32."""
@@ -25,7 +25,7 @@ def log_ratios(
     Raises:
         ValueError: the shapes differ or are not (P,).
     """
-    check_pair_shapes(
+    check_same_length(
         chosen_logps=chosen_logps,
         rejected_logps=rejected_logps,
         reference_chosen_logps=reference_chosen_logps,

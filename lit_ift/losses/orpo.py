@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_ift.losses.margins import mean_logps, sigmoid_loss
-from lit_ift.losses.rewards import check_pair_shapes, check_positive, reward_metrics
+from lit_ift.losses.rewards import check_positive, check_same_length, reward_metrics
 
 NEAREST_TO_ZERO: Final = -torch.finfo(torch.float32).eps
 """Mean log-probability from which on `log_odds` is its tangent, the same in every precision."""
@@ -54,7 +54,7 @@ def orpo_loss(
     Raises:
         ValueError: shapes differ, or an option is out of range.
     """
-    check_pair_shapes(
+    check_same_length(
         chosen_logps=chosen_logps,
         rejected_logps=rejected_logps,
         chosen_lengths=chosen_lengths,

@@ -6,12 +6,12 @@ from collections.abc import Collection
 from torch import Tensor
 
 
-def check_pair_shapes(**tensors: Tensor) -> None:
-    """Raise ValueError unless all tensors are (P,) with the same P."""
+def check_same_length(**tensors: Tensor) -> None:
+    """Raise ValueError unless all tensors are vectors of one length, such as (P,)."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"All inputs of a pair loss must have the same shape (P,); got {listed}")
+        raise ValueError(f"These must have the same shape, of one dimension; got {listed}")
 
 
 def check_number(**options: float) -> None:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from lit_ift.losses.cumsum import at_least_float32
 from lit_ift.losses.margins import mean_logps
-from lit_ift.losses.rewards import check_pair_shapes
+from lit_ift.losses.rewards import check_same_length
 
 
 def check_token_shapes(nll: Tensor, mask: Tensor) -> None:
@@ -67,5 +67,5 @@ def chosen_sft_loss(chosen_logps: Tensor, chosen_lengths: Tensor) -> tuple[Tenso
     Raises:
         ValueError: shapes differ.
     """
-    check_pair_shapes(chosen_logps=chosen_logps, chosen_lengths=chosen_lengths)
+    check_same_length(chosen_logps=chosen_logps, chosen_lengths=chosen_lengths)
     return -mean_logps(chosen_logps, chosen_lengths), {}

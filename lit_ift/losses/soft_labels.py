@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from lit_ift.losses.margins import log_ratios
-from lit_ift.losses.rewards import check_pair_shapes, check_positive, reward_metrics
+from lit_ift.losses.rewards import check_positive, check_same_length, reward_metrics
 
 
 def gdpo_loss(
@@ -87,5 +87,5 @@ def _log_ratios(
     preference: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """``log π - log π_ref`` of the chosen and of the rejected answers, (P,) each."""
-    check_pair_shapes(chosen_logps=chosen_logps, preference=preference)
+    check_same_length(chosen_logps=chosen_logps, preference=preference)
     return log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)

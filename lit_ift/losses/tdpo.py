@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.rewards import check_between, check_pair_shapes, check_positive, reward_metrics
+from lit_ift.losses.rewards import check_between, check_positive, check_same_length, reward_metrics
 
 Variant = Literal["tdpo1", "tdpo2"]
 
@@ -51,7 +51,7 @@ def tdpo_loss(
         ValueError: shapes differ, an option is out of range, or ``alpha`` is given to ``tdpo1``.
     """
     chosen_kl, rejected_kl = chosen_token_kl.sum(-1), rejected_token_kl.sum(-1)
-    check_pair_shapes(
+    check_same_length(
         chosen_logps=chosen_logps,
         rejected_logps=rejected_logps,
         reference_chosen_logps=reference_chosen_logps,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.rewards import check_pair_shapes, check_positive, reward_metrics
+from lit_ift.losses.rewards import check_positive, check_same_length, reward_metrics
 
 
 def importance_weights(
@@ -95,7 +95,7 @@ def tis_dpo_loss(
     rejected = beta * _weighted_log_ratio(
         "rejected", rejected_token_logps, reference_rejected_token_logps, rejected_token_weights
     )
-    check_pair_shapes(chosen=chosen, rejected=rejected)
+    check_same_length(chosen=chosen, rejected=rejected)
     return -logsigmoid(chosen - rejected), reward_metrics(chosen, rejected)
 
 

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from lit_ift.losses.margins import mean_logps, sigmoid_loss
-from lit_ift.losses.rewards import check_at_least, check_choice, check_pair_shapes, check_positive, reward_metrics
+from lit_ift.losses.rewards import check_at_least, check_choice, check_positive, check_same_length, reward_metrics
 
 LossType = Literal["sigmoid", "hinge"]
 
@@ -43,7 +43,7 @@ def tpo_loss(
     Raises:
         ValueError: shapes differ, or an option is out of range.
     """
-    check_pair_shapes(
+    check_same_length(
         chosen_logps=chosen_logps, rejected_logps=rejected_logps, gold_logps=gold_logps, gold_lengths=gold_lengths
     )
     check_positive(beta=beta)
@@ -90,7 +90,7 @@ def tpo_l_loss(
     Raises:
         ValueError: shapes differ, or an option is out of range.
     """
-    check_pair_shapes(
+    check_same_length(
         chosen_logps=chosen_logps,
         rejected_logps=rejected_logps,
         chosen_lengths=chosen_lengths,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from lit_ift.losses.rewards import check_pair_shapes, reward_metrics
+from lit_ift.losses.rewards import check_same_length, reward_metrics
 
 Discrepancy = Literal["mse", "bce"]
 
@@ -65,7 +65,7 @@ def uft_pair_loss(
     Raises:
         ValueError: shapes differ.
     """
-    check_pair_shapes(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards, preference=preference)
+    check_same_length(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards, preference=preference)
     margin = chosen_rewards - rejected_rewards
     losses = -preference * logsigmoid(margin) - (1 - preference) * logsigmoid(-margin)
     return losses, reward_metrics(chosen_rewards, rejected_rewards)
