@@ -1,11 +1,8 @@
 """Aligned supervised fine-tuning through absolute likelihood (Wang et al. 2024, arXiv:2409.10571). Shapes: P pairs."""
 
-import math
-
-import torch
 from torch import Tensor
 
-from lit_ift.losses.margins import mean_logps
+from lit_ift.losses.margins import log_complement, mean_logps
 from lit_ift.losses.rewards import check_positive, check_same_length, reward_metrics
 
 
@@ -47,19 +44,3 @@ def asft_loss(
     rejected = mean_logps(rejected_logps, rejected_lengths)
     losses = -(1 + beta) * chosen - beta * log_complement(rejected)
     return losses, {"nll": -chosen.detach(), **reward_metrics(beta * chosen, beta * rejected)}
-
-
-def log_complement(logps: Tensor) -> Tensor:
-    """``log(1 - p)`` from ``log p``, any shape, accurate near p = 0 and near p = 1.
-
-    Within one rounding step of p = 1, where it tends to minus infinity, it goes on as a straight line with the slope
-    that it has there. So value and gradient are finite, and the gradient still lowers p.
-    """
-    closest = -torch.finfo(logps.dtype).eps
-    inside = logps.clamp(max=closest)
-    # As `inside` stays off 0, both are finite everywhere. That matters: the gradient of the one not taken is multiplied
-    # by 0, which does not undo an infinity.
-    near_one = torch.log(-torch.expm1(inside))
-    near_zero = torch.log1p(-torch.exp(inside))
-    line = (logps - closest).clamp(min=0) / math.expm1(closest)
-    return torch.where(inside > -math.log(2), near_one, near_zero) + line

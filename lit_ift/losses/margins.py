@@ -1,6 +1,7 @@
 """Arithmetic that several pair losses share, safe at the extremes. Shapes: P pairs."""
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from lit_ift.losses.rewards import check_same_length
 
 MAX_EXPONENT = 30.0
 """Where `bounded_expm1` turns into its tangent: e^30 squared and summed is still a finite float32."""
+NEAREST_TO_ZERO: Final = -torch.finfo(torch.float32).eps
+"""Log-probability from which on `log_complement` is its tangent, the same in every precision."""
 
 
 def log_ratios(
@@ -53,3 +56,25 @@ def bounded_expm1(exponent: Tensor) -> Tensor:
     # Not `exponent - curved`, whose two large gradients would cancel, and the small one with them.
     straight = (exponent - MAX_EXPONENT).relu()
     return torch.expm1(exponent.clamp(max=MAX_EXPONENT)) + math.exp(MAX_EXPONENT) * straight
+
+
+def log_complement(logp: Tensor) -> Tensor:
+    """``log(1 - p)`` of ``p = e^logp``, any shape, with all digits near p = 0 and near p = 1; logp is at most 0.
+
+    It tends to minus infinity at p = 1, and so does its slope ``-p / (1 - p)``. From logp = -2^-23 on, the tangent at
+    that point takes over: it is -16.9 at p = 1, with the slope 1 - 2^23, so that values and gradients stay finite, and
+    a gradient remains.
+    """
+    curved = logp.clamp(max=NEAREST_TO_ZERO)
+    straight = (logp - NEAREST_TO_ZERO).relu()  # not `logp - curved`: its large gradients would not cancel exactly
+    slope = math.exp(NEAREST_TO_ZERO) / math.expm1(NEAREST_TO_ZERO)
+    # `curved` stays off 0, so that both are finite everywhere: the gradient of the one not taken is multiplied by 0,
+    # which does not undo an infinity.
+    near_one = torch.log(-torch.expm1(curved))
+    near_zero = torch.log1p(-torch.exp(curved))
+    return torch.where(curved > -math.log(2), near_one, near_zero) + slope * straight
+
+
+def log_odds(logp: Tensor) -> Tensor:
+    """``log(p / (1 - p))`` of ``p = e^logp``, any shape, logp at most 0; finite at p = 1, see ``log_complement``."""
+    return logp - log_complement(logp)

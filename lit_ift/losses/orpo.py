@@ -1,29 +1,9 @@
 """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691). Shapes: P pairs."""
 
-import math
-from typing import Final
-
-import torch
 from torch import Tensor
 
-from lit_ift.losses.margins import mean_logps, sigmoid_loss
+from lit_ift.losses.margins import log_odds, mean_logps, sigmoid_loss
 from lit_ift.losses.rewards import check_positive, check_same_length, reward_metrics
-
-NEAREST_TO_ZERO: Final = -torch.finfo(torch.float32).eps
-"""Mean log-probability from which on `log_odds` is its tangent, the same in every precision."""
-
-
-def log_odds(logp: Tensor) -> Tensor:
-    """``log(p / (1 - p))`` of ``p = e^logp``, any shape, logp at most 0.
-
-    Odds are infinite at p = 1, and so is their slope 1 / (1 - p). From logp = -2^-23 on, the tangent at that point
-    takes over: the log-odds are 16.9 at p = 1, with the slope 2^23, so that values and gradients stay finite, and a
-    gradient remains. ``log(-expm1(x))`` keeps all digits of 1 - p near p = 1, where ``log1p(-exp(x))`` loses them;
-    far from there it may round to 0, which is nothing next to logp.
-    """
-    curved = logp.clamp(max=NEAREST_TO_ZERO)
-    straight = (logp - NEAREST_TO_ZERO).relu()  # not `logp - curved`: its large gradients would not cancel exactly
-    return curved - torch.log(-torch.expm1(curved)) + straight / -math.expm1(NEAREST_TO_ZERO)
 
 
 def orpo_loss(

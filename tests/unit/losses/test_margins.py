@@ -1,11 +1,11 @@
 """The arithmetic that pair losses share."""
 
-from math import exp
+from math import exp, expm1, log
 
 import pytest
 import torch
 
-from lit_ift.losses.margins import MAX_EXPONENT, bounded_expm1, mean_logps
+from lit_ift.losses.margins import MAX_EXPONENT, NEAREST_TO_ZERO, bounded_expm1, log_complement, log_odds, mean_logps
 
 
 def test_mean_over_one_token_and_over_none() -> None:
@@ -29,3 +29,34 @@ def test_bounded_expm1_is_exact_below_and_straight_above_the_bound(dtype: torch.
     torch.testing.assert_close(value.detach(), expected, rtol=1e-6, atol=0)
     (gradient,) = torch.autograd.grad(value.sum(), beyond)
     torch.testing.assert_close(gradient, torch.full((3,), slope, dtype=dtype), rtol=1e-6, atol=0)
+
+
+def test_log_complement_is_accurate_on_both_sides() -> None:
+    """In float32 against float64, where e^a is 1e-20 as well as where it is 1 - 1e-6."""
+    logps = torch.tensor([-46.0, -20.0, -5.0, -log(2), -0.5, -1e-3, -1e-6])
+    truth = torch.log1p(-torch.exp(logps.double()))
+    truth[-2:] = torch.log(-torch.expm1(logps[-2:].double()))
+    torch.testing.assert_close(log_complement(logps).double(), truth, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_odds_keep_their_digits(dtype: torch.dtype) -> None:
+    """log p - log(1 - p) and its slope 1 / (1 - p), from p of next to 1 to p of next to 0."""
+    exact = [-1e-6, -1e-5, -1e-3, -0.1, -log(2), -3.0, -40.0, -1e4]
+    logp = torch.tensor(exact, dtype=dtype, requires_grad=True)
+    odds = log_odds(logp)
+    (slope,) = torch.autograd.grad(odds.sum(), logp)
+    given = [value.item() for value in logp.detach()]
+    # log(1 - p) below p = e^-40 is nothing next to log p
+    assert odds.tolist() == pytest.approx([x - log(-expm1(x)) for x in given], rel=1e-6, abs=1e-6)
+    assert slope.tolist() == pytest.approx([-1 / expm1(x) for x in given], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_odds_end_in_their_tangent(dtype: torch.dtype) -> None:
+    """At p = 1 they are those of 1 - p = 2^-23, plus 2^-23 times the slope 2^23; both dtypes agree."""
+    logp = torch.tensor([NEAREST_TO_ZERO, 0.0], dtype=dtype, requires_grad=True)
+    odds = log_odds(logp)
+    assert odds.tolist() == pytest.approx([23 * log(2), 23 * log(2) + 1], rel=1e-6)
+    (slope,) = torch.autograd.grad(odds.sum(), logp)
+    assert slope.tolist() == pytest.approx([2.0**23, 2.0**23], rel=1e-6)
