@@ -3,8 +3,8 @@
 from typing import Literal, get_args
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
+from lit_ift.losses.margins import log_ratios, sigmoid_loss
 from lit_ift.losses.rewards import check_between, check_positive, check_same_length, reward_metrics
 
 Variant = Literal["tdpo1", "tdpo2"]
@@ -51,14 +51,7 @@ def tdpo_loss(
         ValueError: shapes differ, an option is out of range, or ``alpha`` is given to ``tdpo1``.
     """
     chosen_kl, rejected_kl = chosen_token_kl.sum(-1), rejected_token_kl.sum(-1)
-    check_same_length(
-        chosen_logps=chosen_logps,
-        rejected_logps=rejected_logps,
-        reference_chosen_logps=reference_chosen_logps,
-        reference_rejected_logps=reference_rejected_logps,
-        chosen_kl=chosen_kl,
-        rejected_kl=rejected_kl,
-    )
+    check_same_length(chosen_logps=chosen_logps, chosen_kl=chosen_kl, rejected_kl=rejected_kl)
     check_positive(beta=beta)
     if variant not in get_args(Variant):
         raise ValueError(f"variant={variant!r} is not one of {', '.join(map(repr, get_args(Variant)))}")
@@ -66,9 +59,8 @@ def tdpo_loss(
         raise ValueError(f"alpha={alpha} has no effect on variant='tdpo1'; leave it out or take 'tdpo2'")
     alpha = 0.5 if alpha is None else alpha
     check_between(0, float("inf"), alpha=alpha)
-    chosen = chosen_logps - reference_chosen_logps
-    rejected = rejected_logps - reference_rejected_logps
+    chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
     penalty = rejected_kl - chosen_kl if variant == "tdpo1" else alpha * (rejected_kl - chosen_kl.detach())
-    losses = -logsigmoid(beta * (chosen - rejected - penalty))
+    losses = sigmoid_loss(beta * (chosen - rejected - penalty))
     metrics = reward_metrics(beta * (chosen + chosen_kl), beta * (rejected + rejected_kl))
     return losses, {**metrics, "kl/chosen": chosen_kl.detach(), "kl/rejected": rejected_kl.detach()}
