@@ -21,7 +21,7 @@ Select = Callable[[Tensor], Tensor]
 
 _CHUNK_ELEMENTS = 2**25
 """Logits held at once: 128 MiB in float32."""
-_CHUNK_SIZE = 512
+CHUNK_SIZE = 512
 """Positions whose logits are held at once where the vocabulary size is not told."""
 
 
@@ -98,7 +98,7 @@ def head_logps(
         with torch.no_grad():
             return logps_n, targets_n.new_empty(0) if select is None else select(logits_nV.detach())
 
-    chunk_size = _CHUNK_SIZE if chunk_size is None else chunk_size
+    chunk_size = CHUNK_SIZE if chunk_size is None else chunk_size
     if hidden.shape[0] <= chunk_size:
         return score(hidden, targets)
     parts = [

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lit_ift.losses.cumsum import at_least_float32
-from lit_ift.losses.logprobs import Head
+from lit_ift.losses.logprobs import CHUNK_SIZE, Head
 
 
 def confidence_pairs(confidence: Tensor, trained: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def mixup_loss(
     lam: Tensor,
     head: Head,
     *,
-    chunk_size: int = 512,
+    chunk_size: int = CHUNK_SIZE,
 ) -> Tensor:
     """Cross-entropy of mixed hidden states with equally mixed targets, at each position.
 

@@ -9,7 +9,7 @@ from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
 from lit_ift.losses.cumsum import at_least_float32
-from lit_ift.losses.logprobs import _CHUNK_SIZE, Head, target_mask
+from lit_ift.losses.logprobs import CHUNK_SIZE, Head, target_mask
 
 
 def token_kl(
@@ -48,7 +48,7 @@ def token_kl(
             f"hidden of shape {tuple(hidden.shape)}, reference_hidden of shape {tuple(reference_hidden.shape)} and "
             f"labels of shape {tuple(labels.shape)} must be (B, T, D), (B, T, D') and (B, T)"
         )
-    chunk_size = _CHUNK_SIZE if chunk_size is None else chunk_size
+    chunk_size = CHUNK_SIZE if chunk_size is None else chunk_size
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} is not a positive number of positions")
 
