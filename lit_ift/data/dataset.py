@@ -30,9 +30,9 @@ class EncodedDataset(Dataset[list[EncodedRow]]):
 
     Args:
         rows: the encoded rows.
-        partners: for each row another one, or -1, (R,). A row with a partner gets a further side ``mismatched``: its
-            own prompt with the partner's answer. It is made when the row is asked for, from the stored rows alone.
-            Its prompt loses its start where it would be too long.
+        partners: for each row the number of another row's answer, or -1, (R,). A row with a partner gets a further
+            side ``mismatched``: its own prompt with that answer. It is made when the row is asked for, from the stored
+            rows alone. Its prompt loses its start where it would be too long.
         max_length: most tokens of such a side.
 
     Attributes:
@@ -52,6 +52,7 @@ class EncodedDataset(Dataset[list[EncodedRow]]):
         self.side_counts = rows.side_counts
         """Answers of each row."""
         self._side_lengths = rows.side_lengths
+        self._stored_offsets = first_answers(rows)
         if (self.partners >= 0).any():
             self._add_mismatched()
         self.answer_offsets: npt.NDArray[np.int64] = np.cumsum(self.side_counts) - self.side_counts
@@ -67,9 +68,9 @@ class EncodedDataset(Dataset[list[EncodedRow]]):
         if self.max_length is None:
             raise ValueError("mismatched sides need a max_length")
         mine = np.flatnonzero(self.partners >= 0)
-        prompts = self.rows.first_targets
-        answers = (self.rows.lengths - prompts)[self.partners[mine]]
-        kept = _kept_of_prompt(prompts[mine], answers, self.max_length)
+        before = self.rows.first_targets
+        answers = (self.rows.side_lengths - before)[self.partners[mine]]
+        kept = _kept_of_prompt(before[self._stored_offsets[mine]], answers, self.max_length)
         lengths = kept + np.minimum(answers, self.max_length - kept)
         self._side_lengths = np.insert(self._side_lengths, np.cumsum(self.side_counts)[mine], lengths)
         self.side_counts = self.side_counts + (self.partners >= 0)
@@ -86,7 +87,9 @@ class EncodedDataset(Dataset[list[EncodedRow]]):
         if partner < 0:
             return row
         assert self.max_length is not None
-        extra = mismatched_example(row.sides["answer"], self.rows[partner].sides["answer"], self.max_length)
+        other = int(np.searchsorted(self._stored_offsets, partner, side="right")) - 1
+        answer = list(self.rows[other].sides.values())[partner - int(self._stored_offsets[other])]
+        extra = mismatched_example(next(iter(row.sides.values())), answer, self.max_length)
         return replace(row, sides={**row.sides, MISMATCHED: extra})
 
     def padded_lengths(self, pad_to_multiple_of: int | None) -> list[int]:
@@ -139,8 +142,14 @@ class EncodedDataset(Dataset[list[EncodedRow]]):
         """SHA-256 of ids, kinds, tokens and targets of all rows, mismatched sides included."""
         digest = hashlib.sha256(self.rows.content_digest.encode())
         if (self.partners >= 0).any():
-            digest.update(f"mismatched up to {self.max_length}".encode() + self.partners.tobytes())
+            digest.update(f"mismatched answers up to {self.max_length}".encode() + self.partners.tobytes())
         return digest.hexdigest()
+
+
+def first_answers(rows: StoredRows) -> npt.NDArray[np.int64]:
+    """The number of each row's first answer among all answers of the rows, (R,)."""
+    offsets: npt.NDArray[np.int64] = np.cumsum(rows.side_counts) - rows.side_counts
+    return offsets
 
 
 def mismatched_example(row: Example, other: Example, max_length: int) -> Example:

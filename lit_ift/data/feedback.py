@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_ift.data.collate import Batch, collate
 from lit_ift.data.collate_feedback import collate_feedback
 from lit_ift.data.datamodule import Split
-from lit_ift.data.dataset import EncodedDataset
+from lit_ift.data.dataset import EncodedDataset, first_answers
 from lit_ift.data.instruction import InstructionDataModule
 from lit_ift.data.match import RowParts, check_match, parts_of, route
 from lit_ift.data.rows import ROW_KINDS, EncodedRow, RowKind
@@ -87,8 +87,8 @@ class FeedbackDataModule(InstructionDataModule):
     (attribute ``parts``) a batch is a mapping from the name of each part to such a batch. A row goes to the part that
     the option ``part`` of its source names, by default to the one named as its kind.
 
-    Rows that the trainer's module does not train on are refused in `setup`. A module that compares each thumb with a
-    mismatched answer (``needs_mismatched``) gets it as a further side of the unpaired rows.
+    Rows that the trainer's module does not train on are refused in `setup`. A module that compares answers with
+    mismatched ones (``needs_mismatched``) gets one as a further side of each unpaired row and of each pair.
 
     With `tokens_per_batch` and without `packing`, every row counts as if it had as many answers as the row with the
     most, for all answers of a batch are padded alike. If rows have different numbers of answers, `packing` is the
@@ -166,25 +166,31 @@ class FeedbackDataModule(InstructionDataModule):
 
 
 def mismatched_partners(split: str, rows: StoredRows, groups: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    """For each row the one whose answer its prompt is put before as ``mismatched``; -1 for none, (R,).
+    """For each row the answer that its prompt is put before as ``mismatched``; -1 for none, (R,).
 
     Args:
         split: for messages.
         rows: of the split.
-        groups: rows whose unpaired ones are combined with each other, ascending; the last one gets the first.
+        groups: rows whose thumbs and pairs are combined with each other, ascending. Each gets an answer of the next
+            one, the last one of the first; pairs give their chosen and their rejected answer by turns.
+
+    Returns:
+        Numbers of answers, as `EncodedDataset` counts those of the stored rows.
 
     Raises:
-        UserError: a group has a single unpaired row.
+        UserError: a group has a single thumb or pair.
     """
     partners = np.full(len(rows), -1, dtype=np.int64)
+    pair = ROW_KINDS.index("preference")
     for group in groups:
-        unpaired = group[rows.kinds[group] == ROW_KINDS.index("unpaired")]
-        if len(unpaired) == 1:
+        judged = group[np.isin(rows.kinds[group], [ROW_KINDS.index("unpaired"), pair])]
+        if len(judged) == 1:
             raise UserError(
-                f"data.{split}: {rows[int(unpaired[0])].row_id} is the only unpaired row, but the module compares each "
-                "answer with that of another one. Add rows."
+                f"data.{split}: {rows[int(judged[0])].row_id} is the only row with a judged answer, but the module "
+                "compares each answer with that of another row. Add rows."
             )
-        partners[unpaired] = np.roll(unpaired, -1)
+        by_turns = (np.arange(len(judged)) % 2) * (rows.kinds[judged] == pair)
+        partners[judged] = np.roll(first_answers(rows)[judged] + by_turns, -1)
     return partners
 
 

@@ -135,7 +135,7 @@ class StoredRows(Sequence[EncodedRow]):
 
     @cached_property
     def first_targets(self) -> npt.NDArray[np.int64]:
-        """Tokens of each row before its first target; all of them where there is none. Looks at every token."""
+        """Tokens of each side before its first target, row by row; all where there is none. Looks at every token."""
         empty = np.zeros(0, dtype=np.int64)
         return np.concatenate([empty, *(c.first_targets() for c in self._columns)])
 
@@ -192,7 +192,8 @@ class _Columns:
         self.side_lengths: npt.NDArray[np.int64] = lengths.values.to_numpy().astype(np.int64)
 
     def first_targets(self) -> npt.NDArray[np.int64]:
-        starts, ends = self.token_ends[:-1], self.token_ends[1:]
+        ends = self.token_ends[0] + np.cumsum(self.side_lengths)
+        starts = ends - self.side_lengths
         targets = np.append(np.flatnonzero(self.is_target), self.token_ends[-1])
         found: npt.NDArray[np.int64] = np.minimum(targets[np.searchsorted(targets, starts)], ends) - starts
         return found

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306), without pairs. Shapes: B answers."""
+"""Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306). Shapes: B answers."""
 
 import math
 from typing import Literal, get_args

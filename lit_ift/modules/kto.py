@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimization on unpaired answers. Shapes: R rows with A answers, M of them mismatched."""
+"""Kahneman-Tversky optimization on judged answers. Shapes: R rows with A answers, N of them judged, M mismatched."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lit_ift.losses.kto import Variant, check_kto_options, kl_baseline, kto_loss
 from lit_ift.modules.feedback import AnswerScores, FeedbackModule
+from lit_ift.modules.packed import unpacked
+from lit_ift.modules.rows import FeedbackRows
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.window import Weighted
 
@@ -17,12 +19,17 @@ if TYPE_CHECKING:
 class KTOModule(FeedbackModule):
     """Learns from single answers, each with a thumb up or down (KTO, arXiv:2402.01306).
 
+    A pair is taken apart, as in the paper: its chosen answer is a thumb up, its rejected one a thumb down. Its loss is
+    the mean of both, and it counts twice, so that every answer counts once. How much better the chosen answer is, and
+    a third answer, make no difference.
+
     The KL baseline is the mean reward of answers to other rows' prompts, which the data module puts beside each row;
     the mean is over the micro-batch on all ranks, so unlike everything else here the loss depends on how a batch is
     split. Take micro-batches of several rows.
 
     Logged besides the loss: ``rewards/chosen`` and ``logps/chosen`` [nats] of thumbs up, ``rewards/rejected`` and
-    ``logps/rejected`` of thumbs down, and ``kl``, the baseline [nats].
+    ``logps/rejected`` of thumbs down, ``rewards/margins`` and ``rewards/accuracies`` of pairs, and ``kl``, the
+    baseline [nats].
 
     Args:
         model: see ``CausalLMModule``.
@@ -36,7 +43,7 @@ class KTOModule(FeedbackModule):
         ValueError: an option is out of range.
     """
 
-    kinds = frozenset({"unpaired"})
+    kinds = frozenset({"unpaired", "preference"})
 
     def __init__(
         self,
@@ -56,30 +63,49 @@ class KTOModule(FeedbackModule):
         self.undesirable_weight = undesirable_weight
         self.variant: Variant = variant
 
+    def example_weights(self, batch: Batch) -> Tensor:
+        """The number of judged answers of each row whose answers all have trained tokens, else 0, (R,) float32."""
+        weights = super().example_weights(batch)
+        return weights * (1 + FeedbackRows.of(batch, len(unpacked(batch)["labels"])).kind("preference").float())
+
     def example_losses(self, batch: Batch) -> ExampleLosses:
         answers = self.score_answers(self.hidden_states(self.embed(batch["input_ids"]), batch), batch)
         reference = self.reference.logps(self, batch).to(answers.logps.dtype)
-        own = answers.rows.answers("answer")
-        is_desirable = answers.rows.scores > 0.5
+        rows = answers.rows
+        chosen, rejected, single = (rows.answers(side) for side in ("chosen", "rejected", "answer"))
+        is_up = rows.scores[rows.rows[single]] > 0.5
+        up, down = torch.cat([chosen, single[is_up]]), torch.cat([rejected, single[~is_up]])
+        judged = torch.cat([up, down])
         kl = self._baseline(answers, reference)
-        logps = answers.logps[own]
-        losses, _ = kto_loss(
-            logps,
-            reference[own],
-            is_desirable,
+        values, metrics = kto_loss(
+            answers.logps[judged],
+            reference[judged],
+            torch.arange(len(judged), device=judged.device) < len(up),
             kl,
             beta=self.beta,
             desirable_weight=self.desirable_weight,
             undesirable_weight=self.undesirable_weight,
             variant=self.variant,
         )
-        up, down = is_desirable.float(), (~is_desirable).float()
-        rewards = self.beta * (logps - reference[own]).detach()
+        counts = torch.bincount(rows.rows[judged], minlength=len(rows))
+        losses = values.new_zeros(len(rows)).index_add(0, rows.rows[judged], values) / counts
+
+        def by_row(of_judged: Tensor, which: Tensor) -> Weighted:
+            """Values of some answers, of which a row has one at most."""
+            place, found = (values.new_zeros(len(rows)) for _ in range(2))
+            return Weighted(place.index_put((rows.rows[which],), of_judged), found.index_fill(0, rows.rows[which], 1.0))
+
+        rewards, logps = metrics["rewards"], answers.logps.detach()
+        up_rewards, down_rewards = by_row(rewards[: len(up)], up), by_row(rewards[len(up) :], down)
+        margins = up_rewards.values - down_rewards.values
+        is_pair = rows.kind("preference").to(margins.dtype)
         return losses, {
-            "rewards/chosen": Weighted(rewards, up),
-            "rewards/rejected": Weighted(rewards, down),
-            "logps/chosen": Weighted(logps.detach(), up),
-            "logps/rejected": Weighted(logps.detach(), down),
+            "rewards/chosen": up_rewards,
+            "rewards/rejected": down_rewards,
+            "rewards/margins": Weighted(margins, is_pair),
+            "rewards/accuracies": Weighted((margins > 0).to(margins.dtype), is_pair),
+            "logps/chosen": by_row(logps[up], up),
+            "logps/rejected": by_row(logps[down], down),
             "kl": kl.expand(len(losses)),
         }
 

@@ -104,7 +104,7 @@ def test_a_run_on_rows_of_all_kinds(tmp_path: Path, paths: dict[str, str], optio
     for batches in module.seen.values():
         rows = [row for batch in batches for row in batch]
         assert len(rows) == len(set(rows)) == sum(COUNTS.values())
-    assert module.answers == 2 * (ANSWERS + COUNTS["unpaired"])
+    assert module.answers == 2 * (ANSWERS + COUNTS["unpaired"] + COUNTS["preference"])
 
 
 def test_packing_changes_no_loss(tmp_path: Path, paths: dict[str, str]) -> None:

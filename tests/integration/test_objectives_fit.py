@@ -62,7 +62,7 @@ OBJECTIVES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...], set[str]]] = {
     "dpo": (PreferenceModule, {"loss": "dpo"}, ("preference",), {"rewards/accuracies", "logps/chosen", "kl"}),
     "simpo": (PreferenceModule, {"loss": "simpo"}, ("preference",), {"rewards/margins", "logps/rejected"}),
     "tdpo": (PreferenceModule, {"loss": "tdpo"}, ("preference",), {"rewards/accuracies"}),
-    "kto": (KTOModule, {}, ("unpaired",), {"rewards/chosen", "rewards/rejected", "kl"}),
+    "kto": (KTOModule, {}, ("unpaired", "preference"), {"rewards/chosen", "rewards/accuracies", "kl"}),
     "uft": (
         UFTModule,
         {"beta": 0.1},
@@ -153,14 +153,14 @@ def test_the_first_rewards_are_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "message"),
+    ("module", "kind", "message"),
     [
-        (lambda: KTOModule(model()), "KTOModule"),
-        (lambda: PreferenceModule(model(), loss="tpo"), "gold"),
-        (lambda: MixedModule(model(), parts={"instruction": ObjectivePart("SFTModule")}), "preference"),
+        (lambda: KTOModule(model()), "scored", "KTOModule"),
+        (lambda: PreferenceModule(model(), loss="tpo"), "preference", "gold"),
+        (lambda: MixedModule(model(), parts={"instruction": ObjectivePart("SFTModule")}), "preference", "preference"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused_before_training(module: Any, message: str, tmp_path: Path) -> None:
-    files = write_feedback(tmp_path, preference=4)
+def test_rows_that_do_not_fit_are_refused_before_training(module: Any, kind: str, message: str, tmp_path: Path) -> None:
+    files = write_feedback(tmp_path, **{kind: 4})
     with pytest.raises(UserError, match=message):
-        fit(module(), [files["preference"]])
+        fit(module(), [files[kind]])

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_answers_are_numbered_row_by_row() -> None:
 
 
 def test_an_unpaired_row_is_put_before_the_next_answer() -> None:
-    dataset = dataset_of([GOOD, SINGLE, BAD, PAIR, LAST], [2, -1, 4, -1, 0])
+    dataset = dataset_of([GOOD, SINGLE, BAD, PAIR, LAST], [2, -1, 5, -1, 0])
     first, single, second, pair, last = dataset[[0, 1, 2, 3, 4]]
     assert (single, pair) == (SINGLE, PAIR)
     assert list(first.sides) == ["answer", "mismatched"]
@@ -78,6 +79,20 @@ def test_an_unpaired_row_is_put_before_the_next_answer() -> None:
     assert dataset.lengths == [14, 4, 15, 12, 7]
     assert dataset.answer_offsets.tolist() == [0, 2, 3, 5, 7]
     assert dataset[[~0]][0].sides["mismatched"].num_targets == 0
+
+
+def test_pairs_take_and_give_mismatched_answers() -> None:
+    dataset = dataset_of([GOLD, GOOD, PAIR], [3, 5, 2])
+    gold, good, pair = dataset[[0, 1, 2]]
+    assert list(gold.sides) == ["chosen", "rejected", "gold", "mismatched"]
+    assert gold.sides["mismatched"].input_ids == [10, 1003, 1004]
+    assert good.sides["mismatched"].input_ids == [1000, 1001, 1002, 112, 113, 114, 115, 116]  # PAIR's rejected answer
+    assert pair.sides["mismatched"].input_ids == [10, 11, 211, 212, 213]  # GOLD's third answer
+    assert dataset.lengths == [12, 13, 17]
+    # The sides of a pair need not agree in what comes before their first target.
+    other = replace(PAIR, sides={**PAIR.sides, "rejected": make_example(4, 3, "p:1", first=110)})
+    (good,) = dataset_of([GOOD, other], [2, -1])[[0]]
+    assert good.sides["mismatched"].input_ids == [1000, 1001, 1002, 114, 115, 116]
 
 
 @pytest.mark.parametrize(
@@ -108,16 +123,18 @@ def some_rows(draw: st.DrawFn) -> list[EncodedRow]:
     return rows
 
 
-def unpaired_partners(rows: Sequence[EncodedRow]) -> list[int]:
-    unpaired = [i for i, row in enumerate(rows) if row.kind == "unpaired"]
-    following = dict(zip(unpaired, unpaired[1:] + unpaired[:1], strict=True))
-    return [following.get(i, -1) for i in range(len(rows))]
+def judged_partners(rows: Sequence[EncodedRow]) -> list[int]:
+    """Thumbs and pairs get the last answer of the next such row."""
+    last = list(accumulate(len(row.sides) for row in rows))
+    judged = [i for i, row in enumerate(rows) if row.kind in ("unpaired", "preference")]
+    following = dict(zip(judged, judged[1:] + judged[:1], strict=True))
+    return [last[following[i]] - 1 if i in following else -1 for i in range(len(rows))]
 
 
 @settings(deadline=None, max_examples=60)
 @given(some_rows(), st.integers(2, 30))
 def test_lengths_are_those_of_the_rows(rows: list[EncodedRow], max_length: int) -> None:
-    dataset = dataset_of(rows, unpaired_partners(rows), max_length)
+    dataset = dataset_of(rows, judged_partners(rows), max_length)
     made = dataset[list(range(len(rows)))]
     assert dataset.lengths == [row.num_tokens for row in made]
     assert dataset.side_counts.tolist() == [len(row.sides) for row in made]
@@ -132,7 +149,7 @@ def test_lengths_are_those_of_the_rows(rows: list[EncodedRow], max_length: int) 
 def test_no_batch_is_larger_than_the_budget(
     rows: list[EncodedRow], multiple: int | None, packing: bool, num_replicas: int, spare: int
 ) -> None:
-    dataset = dataset_of(rows, unpaired_partners(rows))
+    dataset = dataset_of(rows, judged_partners(rows))
     lengths = dataset.lengths if packing else dataset.padded_lengths(multiple)
     budget = max(lengths) + spare
     seen: list[str] = []
@@ -154,7 +171,7 @@ def test_no_batch_is_larger_than_the_budget(
 
 
 def test_reference_log_probabilities_by_row() -> None:
-    dataset = dataset_of([PAIR, SINGLE, GOOD, BAD], [-1, -1, 3, 2])
+    dataset = dataset_of([PAIR, SINGLE, GOOD, BAD], [-1, -1, 4, 3])
     assert dataset.reference_logps_of([0]) is None
     dataset.reference_logps = np.arange(1, 8, dtype=np.float64)
     assert dataset.reference_logps is not None
@@ -212,9 +229,9 @@ def test_the_digest_tells_mismatched_sides_apart() -> None:
     rows = [PAIR, GOOD, BAD]
     digests = [
         dataset_of(rows).content_digest,
-        dataset_of(rows, [-1, 2, 1]).content_digest,
-        dataset_of(rows, [-1, 2, 1], max_length=8).content_digest,
-        dataset_of(rows, [-1, 1, 2]).content_digest,
+        dataset_of(rows, [-1, 3, 2]).content_digest,
+        dataset_of(rows, [-1, 3, 2], max_length=8).content_digest,
+        dataset_of(rows, [-1, 2, 3]).content_digest,
     ]
     assert len(set(digests)) == 4
     assert dataset_of(rows, [-1, -1, -1]).content_digest == digests[0]
@@ -223,7 +240,7 @@ def test_the_digest_tells_mismatched_sides_apart() -> None:
 def test_many_rows() -> None:
     """More than one record batch."""
     rows = [make_row("unpaired", (1 + i % 3, 1 + i % 5), row_id=f"f:{i}") for i in range(BATCH + 5)]
-    dataset = dataset_of(rows, unpaired_partners(rows))
+    dataset = dataset_of(rows, judged_partners(rows))
     indices = [0, BATCH - 1, BATCH, BATCH + 4]
     made = dataset[indices]
     assert [row.num_tokens for row in made] == [dataset.lengths[i] for i in indices]

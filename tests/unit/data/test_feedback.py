@@ -277,9 +277,10 @@ def test_mismatched_sides_come_and_go_with_the_module(paths: dict[str, str], tok
     data = FeedbackDataModule(sources, tokenizer=tokenizer, batch_size=99, cache=False)
     with_trainer(data, kto).setup("fit")
     dataset = data.datasets["train"]
-    assert dataset.partners.tolist() == [-1] * 6 + [7, 8, 9, 6]
+    # Answers 0 to 11 are those of the pairs, which give the chosen and the rejected one by turns.
+    assert dataset.partners.tolist() == [3, 4, 7, 8, 11, 12, 13, 14, 15, 0]
     (batch,) = data.train_dataloader()
-    assert sorted(batch["answer_sides"].tolist()) == [0] * 4 + [1] * 6 + [2] * 6 + [4] * 4
+    assert sorted(batch["answer_sides"].tolist()) == [0] * 4 + [1] * 6 + [2] * 6 + [4] * 10
     data.setup("fit")
     assert data.datasets["train"] is dataset  # with all that was computed for it
     with_trainer(data, taker("unpaired", "preference")).setup("fit")
@@ -287,7 +288,7 @@ def test_mismatched_sides_come_and_go_with_the_module(paths: dict[str, str], tok
     assert data.datasets["train"].content_digest != dataset.content_digest
     one = write_feedback(tmp_path, unpaired=1)["unpaired"]
     alone = FeedbackDataModule(one, tokenizer=tokenizer, cache=False)
-    with pytest.raises(UserError, match=r"data.train: \S*unpaired.jsonl:1 is the only unpaired row"):
+    with pytest.raises(UserError, match=r"data.train: \S*unpaired.jsonl:1 is the only row with a judged"):
         with_trainer(alone, kto).setup("fit")
 
 
