@@ -3,7 +3,8 @@
 Shapes: R rows of all parts of a batch.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +31,8 @@ class ObjectivePart:
 
     Args:
         objective: name of a module of this package, or the import path of a ``CausalLMModule``.
-        options: its arguments, without those of the model and the run.
+        options: its arguments, without those of the model and the run. An object among them, such as the
+            ``token_weights`` of TIS-DPO, is written as ``class_path`` and ``init_args``.
         weight: weight of each of its rows in the mean, above 0.
     """
 
@@ -72,8 +74,7 @@ class MixedModule(CausalLMModule):
             if "/" in name or not name:
                 raise ValueError(f"The part name {name!r} must not be empty or contain '/'.")
         super().__init__(model, **kwargs)
-        # Checkpoints are loaded with weights_only, which takes plain values.
-        self.save_hyperparameters({"parts": {name: asdict(part) for name, part in parts.items()}})
+        self.save_hyperparameters({"parts": {name: _plain(name, part) for name, part in parts.items()}})
         self.part_weights = {name: part.weight for name, part in parts.items()}
         # In a plain dictionary, so that the model which they share is saved and optimized once.
         self.parts: dict[str, CausalLMModule] = {name: self._build(name, part) for name, part in parts.items()}
@@ -91,8 +92,9 @@ class MixedModule(CausalLMModule):
             raise ValueError(
                 f"parts.{name}.options has {strange[0]!r}, which the parts share. Set it beside parts, for all of them."
             )
+        options = {option: _made(f"parts.{name}.options.{option}", value) for option, value in part.options.items()}
         try:
-            return cls(self.model_spec, **part.options)
+            return cls(self.model_spec, **options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"parts.{name} ({cls.__name__}): {error}") from error
 
@@ -157,15 +159,46 @@ class MixedModule(CausalLMModule):
 def _find(name: str, objective: str) -> type[CausalLMModule]:
     import lit_ift.modules as modules
 
-    module, _, attribute = objective.rpartition(".")
-    try:
-        found = getattr(import_module(module) if module else modules, attribute)
-    except (ImportError, AttributeError) as error:
-        offered = ", ".join(n for n in modules.__all__ if n.endswith("Module"))
-        raise ValueError(
-            f"parts.{name}.objective={objective!r} cannot be imported ({error}). Name one of {offered}, or give the "
-            "import path of a class."
-        ) from error
+    offered = ", ".join(n for n in modules.__all__ if n.endswith("Module"))
+    remedy = f"Name one of {offered}, or give the import path of a class."
+    found = _imported(f"parts.{name}.objective", objective, remedy)
     if not (isinstance(found, type) and issubclass(found, CausalLMModule)) or issubclass(found, MixedModule):
         raise ValueError(f"parts.{name}.objective={objective!r} is no objective on a language model.")
     return found
+
+
+def _plain(name: str, part: ObjectivePart) -> dict[str, Any]:
+    """A part without the objects among its options: checkpoints are loaded with weights_only, which takes none."""
+    hidden = _find(name, part.objective).not_saved
+    kept = {key: value for key, value in part.options.items() if key not in hidden or _is_described(value)}
+    return asdict(replace(part, options=kept))
+
+
+def _is_described(value: Any) -> bool:
+    """Whether a value stands for an object, as ``class_path`` and ``init_args``."""
+    return isinstance(value, Mapping) and "class_path" in value
+
+
+def _made(where: str, value: Any) -> Any:
+    """The object that a ``class_path`` with its ``init_args`` describes; any other value, or the object, as it is."""
+    if not _is_described(value):
+        return value
+    path, strange = value["class_path"], sorted(set(value) - {"class_path", "init_args"})
+    if strange:
+        raise ValueError(f"{where} has {strange[0]!r} beside class_path. Put the arguments into init_args.")
+    cls = _imported(f"{where}.class_path", path, "Give the import path of a class.")
+    if not isinstance(cls, type):
+        raise ValueError(f"{where}.class_path={path!r} is no class.")
+    try:
+        return cls(**(value.get("init_args") or {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} ({cls.__name__}): {error}") from error
+
+
+def _imported(where: str, path: Any, remedy: str) -> Any:
+    """What an import path names; a name alone is one of ``lit_ift.modules``."""
+    module, _, attribute = str(path).rpartition(".")
+    try:
+        return getattr(import_module(module or "lit_ift.modules"), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where}={path!r} cannot be imported ({error}). {remedy}") from error

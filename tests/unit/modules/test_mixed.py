@@ -1,14 +1,17 @@
 """Several objectives in one step are the weighted sum of each alone."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from feedback import encoded_row, feedback_batch, pairs
+from jsonargparse import ArgumentParser
 from tiny import tiny_model
+from transformers import AutoModelForCausalLM
 
 from lit_ift.errors import UserError
-from lit_ift.modules import IFTModule, MixedModule, PreferenceModule
+from lit_ift.modules import CausalLMModule, ContrastiveWeights, IFTModule, MixedModule, PreferenceModule
 from lit_ift.modules.mixed import ObjectivePart
 
 INSTRUCTIONS = [encoded_row("instruction", "answer", seed=i) for i in range(3)]
@@ -17,6 +20,10 @@ PARTS = {
     "instruction": ObjectivePart("IFTModule", {"lam": 0.3}, weight=1.0),
     "preference": ObjectivePart("PreferenceModule", {"options": {"beta": 0.2}, "reference": "cached"}, weight=0.5),
 }
+
+
+def with_weights(**token_weights: Any) -> ObjectivePart:
+    return ObjectivePart("PreferenceModule", {"loss": "tis_dpo", "token_weights": token_weights})
 
 
 def batch(packed: bool = False) -> dict[str, Any]:
@@ -85,6 +92,10 @@ def test_the_model_is_saved_and_optimized_once() -> None:
         (ObjectivePart("IFTModule", weight=0.0), "must be above 0"),
         (ObjectivePart("MixedModule"), "no objective"),
         (ObjectivePart("torch.nn.Linear"), "no objective"),
+        (with_weights(class_path="NoSuch"), "options.token_weights.class_path='NoSuch' cannot be imported"),
+        (with_weights(class_path="math.pi"), "is no class"),
+        (with_weights(class_path="ContrastiveWeights", positive="a"), "'positive' beside class_path"),
+        (with_weights(class_path="ContrastiveWeights"), r"token_weights \(ContrastiveWeights\): .*'positive'"),
     ],
 )
 def test_unfit_parts_are_refused(part: ObjectivePart, message: str) -> None:
@@ -95,3 +106,42 @@ def test_unfit_parts_are_refused(part: ObjectivePart, message: str) -> None:
 def test_a_batch_that_is_not_divided_is_refused() -> None:
     with pytest.raises(UserError, match="a batch for each of the parts instruction, preference"):
         mixed(tiny_model()).check_batch(feedback_batch(INSTRUCTIONS))
+
+
+@pytest.mark.parametrize("from_yaml", [False, True])
+def test_a_part_takes_an_object_as_class_path_and_init_args(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_yaml: bool
+) -> None:
+    """TIS-DPO in a part is TIS-DPO alone. The parser of the command line makes the object, Python code need not."""
+    for seed, name in enumerate(("positive", "negative"), start=1):
+        tiny_model(seed=seed).save_pretrained(tmp_path / name)
+    arguments = {"positive": str(tmp_path / "positive"), "negative": str(tmp_path / "negative"), "mu": 0.5}
+    monkeypatch.setattr("lit_ift.modules.base.load_model", load_here)
+    options = {"loss": "tis_dpo", "options": {"beta": 0.2}, "reference": "model"}
+    weights = {"class_path": "lit_ift.modules.ContrastiveWeights", "init_args": arguments}
+    part = {"objective": "PreferenceModule", "options": {**options, "token_weights": weights}}
+    if from_yaml:
+        parser = ArgumentParser()
+        parser.add_subclass_arguments(CausalLMModule, "model")
+        described = {"class_path": "MixedModule", "init_args": {"model": "policy", "parts": {"preference": part}}}
+        module = parser.instantiate_classes(parser.parse_object({"model": described})).model
+    else:
+        module = MixedModule("policy", parts={"preference": ObjectivePart(**part)})
+    assert isinstance(module.parts["preference"].token_weights, ContrastiveWeights)
+    torch.save(dict(module.hparams), tmp_path / "hparams")
+    saved = torch.load(tmp_path / "hparams", weights_only=True)["parts"]["preference"]["options"]
+    assert saved == (options if from_yaml else {**options, "token_weights": weights})
+
+    alone = PreferenceModule("policy", **options, token_weights=ContrastiveWeights(**arguments))
+    # The reference is still the policy, so that the weights show in the gradient alone.
+    gradients = []
+    for one, some in ((module, {"preference": feedback_batch(PAIRS)}), (alone, feedback_batch(PAIRS))):
+        one.configure_model()
+        head = one.model.get_output_embeddings().weight
+        gradients.append(torch.autograd.grad(one.example_losses(some)[0].sum(), head)[0])
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients)
+
+
+def load_here(model: str, **_: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(model) if Path(model).is_dir() else tiny_model()
