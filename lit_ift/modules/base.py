@@ -134,7 +134,7 @@ class CausalLMModule(ExampleMeanModule):
     """Arguments that are objects, and so no hyperparameters: a checkpoint is loaded with plain values only."""
 
     needs_mismatched: bool = False
-    """Whether its unpaired rows must come with the answer to another prompt."""
+    """Whether its thumbs and pairs must come with the answer to another prompt."""
 
     def __init__(
         self,
