@@ -17,6 +17,8 @@ TRAINER_COMMANDS = {
 
 MODEL_COMMANDS = {"merge": "make a whole model of a LoRA adapter and its base model"}
 
+LAKE_COMMANDS = {"frozen-lake": "compare objectives on the game of the IFT paper, whose optimum is known"}
+
 DATA_COMMANDS = {
     "check": "say what became of every row; fail if a threshold is exceeded",
     "preview": "print rows in colour: what is trained on, prompt, padding",
@@ -37,6 +39,7 @@ examples:
   lit-ift fit --config configs/ift/smollm2-135m.yaml --print_config
   lit-ift data check --config configs/ift/smollm2-135m.yaml
   lit-ift merge checkpoints/runs/version_0/model merged
+  lit-ift frozen-lake --config configs/frozen-lake/default.yaml
 
 `lit-ift COMMAND --help` lists a command's options.
 """
@@ -61,7 +64,8 @@ examples:
 
 def help_text() -> str:
     """The top-level help."""
-    commands = {**TRAINER_COMMANDS, **MODEL_COMMANDS, "data": f"look at the data first: {', '.join(DATA_COMMANDS)}"}
+    look = {"data": f"look at the data first: {', '.join(DATA_COMMANDS)}"}
+    commands = {**TRAINER_COMMANDS, **MODEL_COMMANDS, **look, **LAKE_COMMANDS}
     return _HELP.format(commands=_listed(commands))
 
 
@@ -71,7 +75,7 @@ def data_help_text() -> str:
 
 
 def _listed(commands: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name:<10} {text}" for name, text in commands.items())
+    return "\n".join(f"  {name:<11} {text}" for name, text in commands.items())
 
 
 def command_first(argv: Sequence[str]) -> list[str]:
@@ -99,8 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_data_command(words[1:])
     if words[0] == "merge":
         return _run_merge(words[1:])
+    if words[0] in LAKE_COMMANDS:
+        return _run_lake(words[1:])
     if words[0] not in TRAINER_COMMANDS:
-        return _unknown_command("lit-ift", words[0], [*TRAINER_COMMANDS, *MODEL_COMMANDS, "data"])
+        return _unknown_command("lit-ift", words[0], [*TRAINER_COMMANDS, *MODEL_COMMANDS, "data", *LAKE_COMMANDS])
     return _run_trainer_command(words)
 
 
@@ -135,6 +141,24 @@ def _run_data_command(words: list[str]) -> int:
         if os.environ.get("LIT_IFT_TRACEBACK"):
             raise
         print(f"lit-ift data {words[0]}: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run_lake(words: list[str]) -> int:
+    from argparse import ArgumentError
+
+    from lit_ift.errors import UserError
+    from lit_ift.lake.command import run
+
+    try:
+        return run(words)
+    except ArgumentError as error:
+        print(f"lit-ift frozen-lake: error: {str(error).strip()}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        if os.environ.get("LIT_IFT_TRACEBACK"):
+            raise
+        print(f"lit-ift frozen-lake: error: {error}", file=sys.stderr)
         return 1
 
 

@@ -35,6 +35,7 @@ class Outcome:
         curves: metric -> its value over training, (N, K).
         policies: probability of every action in every cell at the end, (N, S, A).
         visits: expected number of visits to every cell in one sampled game, mean over seeds, (S,).
+        moves: moves on the lake that a policy made to be trained; only on-policy methods make any.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Outcome:
     curves: dict[str, Array]
     policies: Array
     visits: Array
+    moves: float = 0.0
 
     def mean(self, metric: str) -> float:
         """Mean over seeds."""
