@@ -18,7 +18,10 @@ from lit_ift.losses import PAIR_LOSSES
 from lit_ift.strategies import FSDP2Strategy
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+LAKE = {f"frozen-lake/{name}" for name in ("default", "8x8", "slippery", "fork")}
+"""Studies rather than runs of a trainer: test_lake_configs.py."""
+ALL_CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in ALL_CONFIGS if path.parent.name != "frozen-lake"]
 HERE = [
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1"),
     *("--trainer.strategy", "auto", "--trainer.precision", "32-true"),
@@ -64,7 +67,7 @@ class DryCLI(LitIFTCLI):
 
 
 def test_all_are_found() -> None:
-    names = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in CONFIGS}
+    names = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ALL_CONFIGS}
     objectives, models = ("ift", "sft"), ("smollm2-135m", "qwen2.5-0.5b", "mistral-7b-paper")
     of_feedback = {f"{o}/{m}" for o in ("preference", "kto", "mixed", "sftmix") for m in ("smollm2-135m", "mistral-7b")}
     # DPO is what configs/preference has; cDPO is DPO with an option.
@@ -76,8 +79,9 @@ def test_all_are_found() -> None:
         *of_losses,
         *("sequential/first", "sequential/second"),
         *(f"strategy/{name}" for name in ("ddp", "fsdp2", "fsdp2-offload")),
+        *LAKE,
     }
-    assert len(CONFIGS) == 48
+    assert (len(CONFIGS), len(LAKE)) == (48, 4)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
