@@ -268,7 +268,7 @@ class KTO(_FromRoutes):
         is_desirable = torch.tensor([True, False])
 
         def of_member(logps: Tensor, reference: Tensor) -> Tensor:
-            kl = kl_baseline(logps.flip(0), reference.flip(0))
+            kl = kl_baseline(logps, reference)  # A mean over both rows, whichever is mismatched with which.
             return kto_loss(
                 logps,
                 reference,

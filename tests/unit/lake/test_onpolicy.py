@@ -37,6 +37,26 @@ def test_returns_are_discounted_from_each_move_on() -> None:
     assert (games.moves[0, :, 0] % 4).tolist() == game.chosen.actions
 
 
+def test_reinforces_loss_game_by_game() -> None:
+    """The sum over moves of log π times what the game won beyond the mean of the others, over the number of games."""
+    game = small_game()
+    policy = members_of(game, [0, 1])
+    train(PolicyModule(policy, SFT().begin(lesson_of(game, policy)), [1e-2], 30, 0.1))
+    lesson, table = lesson_of(game, policy), policy.table()
+    games = play(table.detach().exp(), lesson, policy.seeds, 3, 6)
+    losses = Reinforce(games=6).begin(lesson).losses(policy, 3)
+    for member in range(2):
+        total = torch.zeros((), dtype=torch.float64)
+        won = games.returns[member, 0]
+        assert 0 < int((won > 0).sum()) < 6
+        for g in range(6):
+            others = torch.cat([won[:g], won[g + 1 :]]).mean()
+            for move, playing, gain in zip(*(part[member, :, g] for part in games), strict=True):
+                if playing:
+                    total += (gain - others) * table[member, move // 4, move % 4]
+        torch.testing.assert_close(losses[member], -total / 6, rtol=1e-10, atol=1e-12)
+
+
 def test_reinforce_estimates_the_policy_gradient() -> None:
     """With very many games it comes near the gradient of the exact chance of success, taken through the recursion."""
     game = small_game()
