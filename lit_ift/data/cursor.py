@@ -114,6 +114,7 @@ class TrainingCursor:
         max_steps ended early.
         """
         total = self._batches_trained()
+        self._begin_what_was_only_announced()
         if self._position is None:
             trainer = self._trainer
             progress = None if trainer is None else trainer.fit_loop.epoch_progress.current
@@ -122,6 +123,16 @@ class TrainingCursor:
             self._position = Position(self._position.epoch + 1, 0, total)
         return self._position.epoch
 
+    def _begin_what_was_only_announced(self) -> None:
+        """Have Lightning train an epoch of which the checkpoint, written in on_train_epoch_start, saw no batch.
+
+        It restores the batches of the epoch before, and would take the new one for done.
+        """
+        if self._trainer is not None and self._trainer.fit_loop.restarted_on_epoch_start:
+            epoch = self._trainer.fit_loop.epoch_loop
+            epoch.restarting = False
+            epoch.reset_restart_stage()
+
     def _seek(self, sampler: LengthGroupedBatchSampler) -> None:
         assert self._position is not None
         epoch, done, _ = self._position
@@ -129,14 +140,18 @@ class TrainingCursor:
             # A checkpoint from before an option existed was written without it.
             now = sampler.order_options
             then = {key: self._resumed.get(key) for key in now}
+            shared = _global_batch(now) is not None and _global_batch(now) == _global_batch(then)
             changed = [
-                f"{name} {then[key]} (now {now[key]})" for key, name in ORDER_OPTIONS.items() if then[key] != now[key]
+                f"{name} {then[key]} (now {now[key]})"
+                for key, name in ORDER_OPTIONS.items()
+                if then[key] != now[key] and not (shared and key in ("world_size", "batch_size"))
             ]
             if changed:
                 raise UserError(
                     f"The checkpoint was written inside epoch {epoch}, after {done} batches of a run with "
                     f"{', '.join(changed)}. The rest of that epoch cannot be told under other values: resume with the "
-                    "same ones, or from a checkpoint written at the end of an epoch."
+                    "same ones, or from a checkpoint written at the end of an epoch. Another number of processes will "
+                    "do where data.batch_size times that number stays the same."
                 )
         sampler.resume(epoch=epoch, start=done)
 
@@ -151,3 +166,9 @@ class TrainingCursor:
             return 0
         # `completed` is one behind in the hooks in which checkpoints are written.
         return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
+
+
+def _global_batch(options: dict[str, Any]) -> int | None:
+    """Rows a batch over all processes, on which alone the order hangs; None where batches are cut by tokens."""
+    rows, processes = options["batch_size"], options["world_size"]
+    return None if rows is None or processes is None else int(rows) * int(processes)

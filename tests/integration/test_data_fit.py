@@ -268,6 +268,7 @@ CUTS = [
     ("on_validation_end", 5),
     ("on_train_batch_end", 8),
     ("on_validation_end", 9),
+    ("on_train_epoch_start", 5),
 ]
 # Worker processes take long to start, so they get the cases that differ for them.
 CASES = [(*cut, late, 0) for cut in CUTS for late in (False, True)]
@@ -346,6 +347,15 @@ def test_resuming_inside_an_epoch_needs_the_same_order(tmp_path: Path) -> None:
     other.load_state_dict({**state, "world_size": 2})
     with pytest.raises(UserError, match=r"number of processes 2 \(now 1\)"):
         other.train_dataloader()
+    # Two processes of 2 rows a batch had the same batches as one of 4.
+    other = data(tmp_path)
+    other.setup("fit")
+    other.load_state_dict({**state, "world_size": 2, "batch_size": 2})
+    rest = [batch["row_ids"] for batch in other.train_dataloader()]
+    assert len(rest) == 3
+    fresh = data(tmp_path)
+    fresh.setup("fit")
+    assert rest == [batch["row_ids"] for batch in fresh.train_dataloader()][2:]
     # At an epoch's end another batch size is nothing to refuse, and evaluation never minds.
     module = Recorder()
     trainer(tmp_path, max_epochs=2).fit(
