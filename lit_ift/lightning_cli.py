@@ -9,17 +9,29 @@ from pathlib import Path
 from typing import Any, Final
 
 import lightning as L
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
-from lit_ift.callbacks import AnswerWriter, HuggingFaceExport, LossCurves, LostRanks, RunCheckpoint, TaskAccuracy
+from lit_ift.callbacks import (
+    AnswerWriter,
+    HuggingFaceExport,
+    LossCurves,
+    LostRanks,
+    RandomState,
+    RunCheckpoint,
+    TaskAccuracy,
+)
 
 # The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
 from lit_ift.data import FeedbackDataModule, InstructionDataModule, TasksDataModule  # noqa: F401
 from lit_ift.errors import UserError
+from lit_ift.loggers import RunTable
 from lit_ift.modules import CausalLMModule
+from lit_ift.resume import RUNS, Resume, ResumePoint, resume_point
 
 OUTPUT_ROOT = "checkpoints"
 """Where runs are written unless ``trainer.default_root_dir`` says otherwise."""
@@ -79,10 +91,29 @@ class LitIFTCLI(LightningCLI):
         for group, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, group)
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--resume",
+                type=Resume,
+                default="never",
+                help="go on where the same command was stopped: auto begins anew if there is nothing to go on with, "
+                "require fails then, never always begins anew (default)",
+            )
+            parser.add_argument(
+                "--run_name",
+                type=str | None,
+                default=None,
+                help=f"folder of the run in <default_root_dir>/{RUNS}; version_<n> by default",
+            )
+        return parser
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would let the checkpoint's hyperparameters overrule it."""
 
     def instantiate_classes(self) -> None:
+        self._resumed = self._resume_point() if self.subcommand == "fit" else None
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
@@ -91,20 +122,74 @@ class LitIFTCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer", default={})
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
-            kwargs["logger"] = default_loggers(config.get("default_root_dir") or OUTPUT_ROOT)
+            root = config.get("default_root_dir") or OUTPUT_ROOT
+            kwargs["logger"] = default_loggers(root, self._get(self.config_init, "run_name"), self._resumed)
         given = config.get("callbacks") or []
         callbacks = given if isinstance(given, list) else [given]
         shows_progress = config.get("enable_progress_bar") is not False and not config.get("barebones")
+        added: list[L.Callback] = []
+        if not any(isinstance(callback, RandomState) for callback in callbacks):
+            added.append(RandomState())
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             # One line of text, which also reads well in a log file; Lightning's choice would show nothing there.
-            kwargs["callbacks"] = [*callbacks, TQDMProgressBar(refresh_rate=1 if sys.stdout.isatty() else 10)]
+            added.append(TQDMProgressBar(refresh_rate=1 if sys.stdout.isatty() else 10))
+        kwargs["callbacks"] = [*callbacks, *added]
         return super().instantiate_trainer(**kwargs)
 
+    def _resume_point(self) -> ResumePoint | None:
+        """What ``--resume`` finds, and says so.
 
-def default_loggers(root: str | Path) -> list[Logger]:
-    """CSV and TensorBoard in one folder, ``<root>/runs/version_<n>``; left alone they would number it twice."""
-    table = CSVLogger(save_dir=root, name="runs")
-    return [table, TensorBoardLogger(save_dir=root, name="runs", version=f"version_{table.version}")]
+        Raises:
+            UserError: it fits neither the other options nor what is there.
+        """
+        config = self.config[self.subcommand]
+        mode: Resume = config["resume"]
+        if mode != "never" and config.get("ckpt_path") is not None:
+            raise UserError(
+                f"--resume {mode} looks for a checkpoint, and --ckpt_path gives one. Leave one of them out."
+            )
+        if mode != "never" and config.trainer.logger not in (None, True) and config.checkpoint.dirpath is None:
+            raise UserError(
+                f"--resume {mode} does not know where a run with loggers of its own keeps its checkpoints. Set "
+                "checkpoint.dirpath."
+            )
+        parser = self._parser(self.subcommand)
+        found, notes = resume_point(
+            mode,
+            Path(config.trainer.default_root_dir or OUTPUT_ROOT),
+            config=yaml.safe_load(parser.dump(config, skip_none=False)),
+            run_name=config["run_name"],
+            dirpath=None if config.checkpoint.dirpath is None else str(config.checkpoint.dirpath),
+        )
+        for note in notes:
+            rank_zero_info(note)
+        if mode != "never" and found is None:
+            rank_zero_info("--resume auto: this run begins anew.")
+        return found
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is None:
+            kwargs["weights_only"] = True  # A checkpoint is data; one that needs code to be restored is refused.
+        if self._resumed is not None:
+            kwargs["ckpt_path"] = str(self._resumed.checkpoint)
+        return kwargs
+
+
+def default_loggers(root: str | Path, run_name: str | None = None, resumed: ResumePoint | None = None) -> list[Logger]:
+    """CSV and TensorBoard in one folder, ``<root>/runs/version_<n>``; left alone they would number it twice.
+
+    Args:
+        root: root of outputs.
+        run_name: folder of the run, instead.
+        resumed: what is resumed, in its own folder if it had one.
+    """
+    name = run_name if resumed is None else resumed.run
+    table = RunTable(save_dir=root, name=RUNS, version=name)
+    version = table.version if isinstance(table.version, str) else f"version_{table.version}"
+    # What a killed run logged after its checkpoint is logged again.
+    purge: dict[str, Any] = {} if resumed is None else {"purge_step": resumed.next_logged_step}
+    return [table, TensorBoardLogger(save_dir=root, name=RUNS, version=version, **purge)]
 
 
 def explain_argument_error(error: ArgumentError, command: str) -> str:

@@ -1,28 +1,68 @@
 """Training checkpoints with the defaults that a fine-tuning run wants."""
 
+import re
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor, distributed
+from torch.utils._pytree import tree_map_only
+
+from lit_ift.errors import UserError
+from lit_ift.loggers import RunTable
+from lit_ift.strategies.atomic import (
+    DirectCheckpointIO,
+    put_in_place,
+    remove_leftovers,
+    staging_path,
+    why_not_writable,
+    writes_shards,
+)
+
+PREEMPTED: Final = 128 + signal.SIGTERM
+"""Exit code after SIGTERM, as shells and schedulers know it: 143."""
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keeps the best checkpoint by ``val/loss``, and the last one.
+    """Keeps the best checkpoint by ``val/loss``, and the last ones to resume from.
 
     Without validation data there is nothing to compare: the newest checkpoint is kept instead, and that is said.
     A checkpoint that can resume training also holds, under ``data_reports``, what became of the rows of each split.
 
+    A checkpoint to resume from is written between two optimizer steps: after the validation, where one is due, and
+    never while gradients are accumulated, for those would be lost. It appears under its name when it is whole and on
+    the disk; what a killed run had begun to write is removed by the next one. If it cannot be written (disk full),
+    training ends with an error and the earlier ones stay.
+
+    On SIGTERM, which schedulers send before they take a machine away, every rank ends its optimizer step, together
+    they write a checkpoint, and the process ends with exit code 143.
+
     Args:
         dirpath: folder; ``<log_dir>/checkpoints`` by default.
-        filename: as for ``ModelCheckpoint``.
+        filename: of the best ones, as for ``ModelCheckpoint``.
         monitor: the metric to compare by; None keeps the newest.
         mode: whether smaller or larger is better.
         save_top_k: how many of the best to keep; -1 keeps all, 0 none.
-        save_last: also keep ``last.ckpt``.
+        save_last: keep checkpoints to resume from.
         save_weights_only: leave the optimizer out; such a checkpoint cannot resume training.
-        every_n_train_steps: how often, in optimizer steps; after each validation by default.
+        every_n_train_steps: how often to write one to resume from, in optimizer steps; after each validation by
+            default. The best are looked for after each validation.
+        keep_last: how many to resume from are kept. A single file is ``last.ckpt``; several, or folders of shards, are
+            ``last-step=<n>.ckpt``.
+        async_save: write them while training goes on, from a copy in main memory.
+
+    Raises:
+        UserError: `keep_last` is not positive.
     """
 
     def __init__(
@@ -35,6 +75,8 @@ class RunCheckpoint(ModelCheckpoint):
         save_last: bool = True,
         save_weights_only: bool = False,
         every_n_train_steps: int | None = None,
+        keep_last: int = 1,
+        async_save: bool = False,
     ) -> None:
         super().__init__(
             dirpath=dirpath,
@@ -47,8 +89,48 @@ class RunCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             auto_insert_metric_name=False,
         )
-
+        if keep_last < 1:
+            raise UserError(f"checkpoint.keep_last={keep_last} must be at least 1. Set save_last to false for none.")
+        self.keep_last = keep_last
+        self.async_save = async_save
         self._configured = monitor, save_top_k
+        self._last_step = self._compared_step = 0
+        self._owed = False
+        self._sigterm = threading.Event()
+        self._unlogged: dict[str, Any] = {}
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+        self._side_group: Any = None
+
+    @property
+    def state_key(self) -> str:
+        # Not what became of `monitor` where there is no validation data: a resumed run asks before it knows that.
+        return self._generate_state_key(
+            monitor=self._configured[0], mode=self.mode, every_n_train_steps=self._every_n_train_steps
+        )
+
+    # Set-up ------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._last_step = self._compared_step = 0
+            self._owed, self._unlogged = False, {}
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit" or trainer.fast_dev_run or not (self.save_top_k or self.save_last):  # type: ignore[attr-defined]
+            return
+        folder = Path(str(self.dirpath))
+        problem = None
+        if trainer.is_global_zero:
+            problem = why_not_writable(folder)
+            for path in remove_leftovers(folder) if problem is None else []:
+                rank_zero_info(f"Removed a checkpoint that was not written to its end: {path}")
+        if problem := trainer.strategy.broadcast(problem):
+            raise UserError(
+                f"Checkpoints cannot be written to {folder}: {problem}. Set checkpoint.dirpath or "
+                "trainer.default_root_dir to a folder that can be written to."
+            )
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO and not writes_shards(trainer.strategy):
+            trainer.strategy.checkpoint_io = DirectCheckpointIO()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.monitor, self.save_top_k = self._configured
@@ -57,10 +139,301 @@ class RunCheckpoint(ModelCheckpoint):
             self.monitor = None
             self.save_top_k = min(self.save_top_k, 1)
         super().on_train_start(trainer, pl_module)
+        self._take_sigterm(trainer)
+        self._continue_tables(trainer)
+
+    def _take_sigterm(self, trainer: L.Trainer) -> None:
+        """Note SIGTERM and go on. Lightning's handler has all ranks talk from inside it, which can hang them."""
+        self._sigterm.clear()
+        if threading.current_thread() is not threading.main_thread():
+            return
+        launcher = trainer.strategy.launcher
+
+        def note(number: int, frame: Any) -> None:
+            if not self._sigterm.is_set() and isinstance(launcher, _SubprocessScriptLauncher):
+                launcher.kill(signal.SIGTERM)
+            self._sigterm.set()
+
+        signal.signal(signal.SIGTERM, note)  # The Trainer puts back what was there before it began.
+
+    # When --------------------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return
+        epoch = trainer.fit_loop.epoch_loop
+        assert trainer.fit_loop._data_fetcher is not None
+        # A run resumed from here would skip the validation, or the end of the epoch, if these come next.
+        if not epoch._should_check_val_fx(trainer.fit_loop._data_fetcher) and not epoch._num_ready_batches_reached():
+            self._between_steps(trainer, due=self._is_due(trainer))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.monitor is not None and self._compared_step != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._compared_step = trainer.global_step
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        due = self._is_due(trainer) or self._every_n_train_steps < 1
+        if trainer.fit_loop._should_accumulate():
+            self._owed |= due
+        else:
+            self._between_steps(trainer, due=due)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        by_epochs = self._every_n_train_steps < 1 and not _validates(trainer)
+        # The last one tells a run that is started once more that there is nothing left to do.
+        ends = _is_over(trainer)
+        self._between_steps(trainer, due=self._is_due(trainer) or by_epochs or ends)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._finish_together(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        try:
+            self.finish_writing()
+        except UserError as error:
+            exception.add_note(str(error))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.finish_writing()
+        if self._writer is not None:
+            self._writer.shutdown()
+            self._writer = None
+        self._side_group = None
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        return self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
+
+    def _between_steps(self, trainer: L.Trainer, due: bool) -> None:
+        """Write what is due; end the run if any rank was told to."""
+        due, self._owed = due or self._owed, False
+        preempted = trainer.strategy.reduce_boolean_decision(self._sigterm.is_set(), all=False)
+        if (due or preempted) and self._last_step != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            candidates = self._monitor_candidates(trainer)
+            if self.monitor is None:
+                self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+        if preempted:
+            self._finish_together(trainer)
+            rank_zero_info(
+                f"SIGTERM: stopped after optimizer step {trainer.global_step}. Checkpoint: "
+                f"{self.last_model_path or 'none, because checkpoint.save_last is false'}"
+            )
+            raise SIGTERMException(PREEMPTED)
+
+    # What --------------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         reports = getattr(getattr(trainer, "datamodule", None), "reports", {})
         checkpoint["data_reports"] = {split: report.summary() for split, report in reports.items()}
+        loop = trainer.fit_loop.epoch_loop
+        accumulated = loop.batch_progress.current.ready % trainer.accumulate_grad_batches
+        checkpoint["accumulated_batches"] = accumulated if trainer.fit_loop._should_accumulate() else 0
+        checkpoint["logged"] = {
+            "folder": trainer.loggers[0].log_dir if trainer.loggers else None,
+            "rows": {
+                logger.name: logger.experiment.rows
+                for logger in trainer.loggers
+                if trainer.is_global_zero and isinstance(logger, RunTable)
+            },
+            "next_step": loop._batches_that_stepped + trainer.validating,  # Counted on after the validation.
+            "pending": _not_yet_logged(trainer),
+        }
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":
+            return
+        self._last_step = self._last_global_step_saved = checkpoint["global_step"]
+        self._unlogged = checkpoint.get("logged", {})
+        if accumulated := checkpoint.get("accumulated_batches"):
+            rank_zero_warn(
+                f"The checkpoint was written after {accumulated} batches of an optimizer step, whose gradients it does "
+                "not hold: that step is taken with the other batches alone. Resume from a last checkpoint instead."
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        # What the killed run wrote after this checkpoint is written again, under the same names.
+        self._enable_version_counter = self.dirpath != state_dict.get("dirpath")
+
+    def _continue_tables(self, trainer: L.Trainer) -> None:
+        """Where the run goes on in its own folder, drop the rows after the checkpoint and add the one it came before.
+
+        Lightning logs a step's metrics after the hook in which checkpoints are written.
+        """
+        logged, self._unlogged = self._unlogged, {}
+        if not logged or not trainer.loggers or logged["folder"] != trainer.loggers[0].log_dir:
+            return
+        for logger in trainer.loggers:
+            if trainer.is_global_zero and isinstance(logger, RunTable):
+                logger.experiment.keep(logged["rows"][logger.name])
+            if logged["pending"]:
+                logger.log_metrics(logged["pending"], step=logged["next_step"])
+                logger.save()
+
+    # How ---------------------------------------------------------------------------------------------------------
+
+    def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if not self.save_last:
+            return
+        several = self.keep_last > 1 or writes_shards(trainer.strategy)
+        name = "last-step={step}" if several else "last"
+        path = self.format_checkpoint_name(monitor_candidates, name)
+        version = self.STARTING_VERSION
+        while self._enable_version_counter and path != self.last_model_path and self.file_exists(path, trainer):
+            path = self.format_checkpoint_name(monitor_candidates, name, ver=version)
+            version += 1
+        self.last_model_path = path
+        self._save_checkpoint(trainer, path)
+        self._last_step = trainer.global_step
+        if several:
+            for old in self._older_than_kept(trainer):
+                self._remove_checkpoint(trainer, old)
+
+    def _older_than_kept(self, trainer: L.Trainer) -> list[str]:
+        """Checkpoints to resume from that are one too many, the new one counted though it may not be there yet."""
+        found = {str(path) for path in Path(str(self.dirpath)).glob("last-step=*.ckpt")} | {self.last_model_path}
+        return trainer.strategy.broadcast(sorted(found, key=_step_of)[: -self.keep_last])
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        """Write on all ranks under another name, then rename; raise on all of them if it fails on one."""
+        path = Path(trainer.strategy.broadcast(filepath))
+        staged = staging_path(path)
+        self._finish_together(trainer)
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+        if self.async_save:
+            self._start_writing(self._asynchronous_job(trainer, checkpoint, staged), path, staged, trainer)
+        else:
+            problem = None
+            try:
+                trainer.strategy.save_checkpoint(checkpoint, str(staged))
+            except (OSError, RuntimeError) as error:  # torch makes the latter of the former.
+                problem = _cannot_write(path, error)
+            _raise_together(trainer, problem)
+            try:
+                if trainer.is_global_zero:
+                    put_in_place(staged, path)
+            except OSError as error:
+                problem = _cannot_write(path, error)
+            _raise_together(trainer, problem)
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = filepath
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(self)
+
+    def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        if self._writer is None:
+            super()._remove_checkpoint(trainer, filepath)
+        else:  # Not before the one that takes its place is there; the queue is worked off in its order.
+            writing = self._writing
+
+            def remove() -> None:
+                if writing is not None:
+                    writing.result()
+                trainer.strategy.remove_checkpoint(filepath)
+
+            self._writing = self._writer.submit(remove)
+
+    def finish_writing(self) -> None:
+        """Wait for the checkpoints that are being written.
+
+        Raises:
+            UserError: one could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _finish_together(self, trainer: L.Trainer) -> None:
+        problem = None
+        try:
+            self.finish_writing()
+        except UserError as error:
+            problem = str(error)
+        if self.async_save:
+            _raise_together(trainer, problem)
+
+    def _start_writing(self, write: Callable[[], None], path: Path, staged: Path, trainer: L.Trainer) -> None:
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+
+        def job() -> None:
+            try:
+                write()
+                if trainer.is_global_zero:
+                    put_in_place(staged, path)
+            except (OSError, RuntimeError) as error:
+                raise UserError(_cannot_write(path, error)) from error
+
+        self._writing = self._writer.submit(job)
+
+    def _asynchronous_job(self, trainer: L.Trainer, checkpoint: dict[str, Any], staged: Path) -> Callable[[], None]:
+        """Copy the checkpoint to main memory, and return what is left to do by a thread."""
+        if not writes_shards(trainer.strategy):
+            if not trainer.is_global_zero:
+                return lambda: None
+            copy = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint)
+            return lambda: trainer.strategy.checkpoint_io.save_checkpoint(copy, str(staged))
+        from torch.distributed.checkpoint.state_dict_saver import async_save
+
+        if self._side_group is None:  # Training's own messages must not get between those of the writing threads.
+            self._side_group = distributed.new_group(backend="gloo")
+        staged.mkdir(parents=True, exist_ok=True)
+        shards = {"state_dict": checkpoint.pop("state_dict")}
+        shards |= {f"optimizer_{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
+        if trainer.is_global_zero:
+            torch.save(checkpoint, staged / "meta.pt")
+        written = async_save(shards, checkpoint_id=staged, process_group=self._side_group)
+        assert isinstance(written, Future)
+        return lambda: wait_for(written)
+
+
+def wait_for(writing: Future[Any]) -> None:
+    """Wait until it is done, or raise what went wrong."""
+    writing.result()
+
+
+def _raise_together(trainer: L.Trainer, problem: str | None) -> None:
+    """Raise on every rank what went wrong on any, so that none waits for another."""
+    problems: list[str | None] = [problem]
+    if trainer.world_size > 1:
+        problems = [None] * trainer.world_size
+        distributed.all_gather_object(problems, problem)
+    for rank, seen in enumerate(problems):
+        if seen is not None:
+            raise UserError(seen if len(problems) == 1 else f"Rank {rank}: {seen}")
+
+
+def _cannot_write(path: Path, error: Exception) -> str:
+    kept = ", ".join(sorted(str(p) for p in path.parent.glob("*.ckpt")))
+    return (
+        f"The checkpoint {path} could not be written: {type(error).__name__}: {error}. Earlier checkpoints are as they "
+        f"were: {kept or 'there is none'}. Make room or mend the folder, then start again with --resume auto."
+    )
+
+
+def _not_yet_logged(trainer: L.Trainer) -> dict[str, float]:
+    """Metrics of the optimizer step that was just taken, if Lightning is yet to log them."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    connector = trainer._logger_connector
+    if progress.processed == progress.completed or not trainer.training or not connector.should_update_logs:
+        return {}
+    metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return metrics and {**metrics, "epoch": trainer.current_epoch}
+
+
+def _is_over(trainer: L.Trainer) -> bool:
+    """At the end of an epoch: whether there is no other one."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    limits = (epochs.processed, trainer.max_epochs), (trainer.global_step, trainer.max_steps)
+    return trainer.should_stop or any(limit not in (None, -1) and count >= limit for count, limit in limits)
+
+
+def _step_of(path: str) -> int:
+    found = re.search(r"step=(\d+)", Path(path).name)
+    return int(found[1]) if found else 0
 
 
 def _validates(trainer: L.Trainer) -> bool:
