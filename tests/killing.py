@@ -1,0 +1,360 @@
+"""Runs ``lit-ift fit`` on a tiny model in forked processes, kills them, starts them again, and compares the traces.
+
+Forking pays for the heavy imports once. Each rank of each attempt writes what it does to a file, line by line, so that
+SIGKILL loses none of it. Events are counted alike in all runs; a kill point is the number of an event.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from tiny import tiny_model, tiny_tokenizer
+
+from lit_ift.callbacks import checkpoint as run_checkpoint
+
+_TIMED = ("train/tokens_per_s",)
+_OF_STEPS = ("train/loss", "train/grad_norm", "train/lam", "train/lr")
+
+
+class Killer:
+    """Counts events in this process and sends SIGKILL to its group at a given one."""
+
+    def __init__(self, at: int | None, folder: Path, rank: int) -> None:
+        self.at, self.count = at, 0
+        self.log = (folder / f"events-{rank}.txt").open("w")
+
+    def event(self, name: str) -> None:
+        self.count += 1
+        self.log.write(f"{name}\n")
+        self.log.flush()
+        if self.count == self.at:
+            os.killpg(0, signal.SIGKILL)
+
+
+KILLER: Killer | None = None
+
+
+def event(name: str) -> None:
+    if KILLER is not None:
+        KILLER.event(name)
+
+
+class Trace(L.Callback):
+    """Writes row ids and losses of every batch, every validation, and a hash of the last weights.
+
+    Args:
+        path: file to add to; the rank is appended to its name.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def write(self, trainer: L.Trainer, *words: object) -> None:
+        with Path(f"{self.path}.{trainer.global_rank}").open("a") as file:
+            file.write(json.dumps(words) + "\n")
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.write(trainer, "start", trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        event("batch start")
+
+    def on_before_backward(self, *_: Any) -> None:
+        event("before backward")
+
+    def on_after_backward(self, *_: Any) -> None:
+        event("after backward")
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        event("before the optimizer step")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        rows, losses = module.latest_losses
+        number = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        values = [float(loss).hex() for loss in losses]
+        stepped = not trainer.fit_loop._should_accumulate()
+        logged = {name: float(trainer.callback_metrics[name]).hex() for name in _OF_STEPS} if stepped else {}
+        self.write(trainer, "batch", number, trainer.current_epoch, trainer.global_step, rows, values, logged)
+        event("batch end")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        event("inside a validation")
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        if not trainer.sanity_checking:
+            number = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            self.write(trainer, "validation", number, float(trainer.callback_metrics["val/loss"]).hex())
+            event("validation end")
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        event("epoch start")
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        event("epoch end")
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        weights = hashlib.sha256()
+        for parameter in module.parameters():
+            weights.update(parameter.detach().numpy().tobytes())
+        self.write(trainer, "end", weights.hexdigest())
+        event("train end")
+
+
+@dataclass
+class Job:
+    """A command that trains a tiny model in a folder of its own.
+
+    Args:
+        folder: of its outputs and traces.
+        words: the command after ``lit-ift``.
+        ranks: processes that train together.
+        attempts: exit codes of the ranks of each attempt.
+    """
+
+    folder: Path
+    words: list[str]
+    ranks: int = 1
+    attempts: list[list[int]] = field(default_factory=list)
+
+    def start(self, kill_at: int | None = None, kill_rank: int = 0, extra: Sequence[str] = ()) -> list[int]:
+        """Start it; the process of `kill_rank` kills itself at an event."""
+        port, pids = _free_port(), []
+        for rank in range(self.ranks):
+            pid = os.fork()
+            if pid == 0:
+                self._child([*self.words, *extra], rank, port, kill_at if rank == kill_rank else None)
+            pids.append(pid)
+        return pids
+
+    def run(self, kill_at: int | None = None, kill_rank: int = 0, extra: Sequence[str] = ()) -> list[int]:
+        """Start it and wait; return the exit codes of the ranks, negative for signals."""
+        self.attempts.append(wait(self.start(kill_at, kill_rank, extra)))
+        return self.attempts[-1]
+
+    def events(self, rank: int = 0) -> list[str]:
+        """Names of the events of the latest attempt."""
+        return (self.folder / f"events-{rank}.txt").read_text().splitlines()
+
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+    def traces(self) -> list[list[list[Any]]]:
+        """For each rank the lines of all attempts."""
+        return [
+            [json.loads(line) for line in Path(f"{self.folder / 'trace'}.{rank}").read_text().splitlines()]
+            for rank in range(self.ranks)
+        ]
+
+    def table(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv, but for what depends on the clock."""
+        # A run that was killed before its first checkpoint is followed by one in a new folder.
+        run = max((self.folder / "out" / "runs").iterdir(), key=lambda path: path.name)
+        with (run / "metrics.csv").open() as file:
+            return [{k: v for k, v in row.items() if k not in _TIMED} for row in csv.DictReader(file)]
+
+    def _child(self, words: list[str], rank: int, port: int, kill_at: int | None) -> None:
+        global KILLER
+        code = 70
+        try:
+            os.setpgid(0, 0)
+            file = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            if self.ranks > 1:
+                _as_torchrun_would(rank, self.ranks, port)
+            torch.set_num_threads(1)
+            KILLER = Killer(kill_at, self.folder, rank)
+            _count_writing()
+            from lit_ift.cli import main
+
+            code = main(words)
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _as_torchrun_would(rank: int, ranks: int, port: int) -> None:
+    os.environ |= {
+        **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks)),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "forked",
+    }
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only as of_trainer
+
+    rank_zero_only.rank = of_trainer.rank = rank
+
+
+def _count_writing() -> None:
+    """Make events of the moments in which a checkpoint is half written, and around its renaming."""
+    save, put = torch.save, run_checkpoint.put_in_place
+
+    def half_and_whole(checkpoint: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        save(checkpoint, file, *args, **kwargs)
+        if isinstance(file, io.BufferedWriter):
+            file.flush()
+            whole = os.fstat(file.fileno()).st_size
+            os.ftruncate(file.fileno(), whole // 2)
+            event("checkpoint half written")
+            file.seek(0)
+            save(checkpoint, file, *args, **kwargs)
+
+    def around(staged: Path, path: Path) -> None:
+        event("checkpoint written")
+        put(staged, path)
+        event("checkpoint renamed")
+
+    torch.save = half_and_whole
+    run_checkpoint.put_in_place = around
+
+
+def wait(pids: Sequence[int], timeout: float = 180.0, grace: float = 2.0) -> list[int]:
+    """Exit codes of the processes, negative for signals; once one has failed, the others are killed as torchrun does.
+
+    Args:
+        pids: the processes.
+        timeout: for all of them [s].
+        grace: what the others get after the first failure [s].
+    """
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + timeout
+    while len(codes) < len(pids):
+        for pid in pids:
+            if pid in codes:
+                continue
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+                if codes[pid] != 0:
+                    deadline = min(deadline, time.monotonic() + grace)
+        if time.monotonic() > deadline:
+            for pid in pids:
+                if pid not in codes:
+                    os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return [codes[pid] for pid in pids]
+
+
+def write_inputs(folder: Path) -> None:
+    """A tiny model with dropout, and 47 rows; to be called once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_model("llama", dtype=torch.float32, attention_dropout=0.2).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    for name, count in (("train", 40), ("val", 7)):
+        rows = [{"prompt": f"Say {i} times b", "completion": "b" * (1 + i % 7)} for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_job(
+    inputs: Path, folder: Path, *, workers: int = 0, ranks: int = 1, packing: bool = False, **more: Any
+) -> Job:
+    """IFT with a noisy λ on 40 rows: 2 epochs of 7 batches on each of one or two ranks, steps of 3 batches.
+
+    A validation comes after batch 4 of an epoch, inside a step, and another one after its last batch, whose step is
+    short.
+    """
+    folder.mkdir(parents=True)
+    options = {
+        "model": "IFTModule",
+        "model.init_args.model": inputs / "model",
+        "model.init_args.lam_noise": 0.3,
+        "model.init_args.optimizer": "torch.optim.AdamW",
+        "model.init_args.optimizer.init_args.lr": 0.01,
+        "data": "InstructionDataModule",
+        "data.init_args.train": inputs / "train.jsonl",
+        "data.init_args.val": inputs / "val.jsonl",
+        "data.init_args.batch_size": 6 // ranks,
+        "data.init_args.packing": packing,
+        "data.init_args.num_workers": workers,
+        "data.init_args.cache_dir": inputs / "cache",
+        "trainer.accelerator": "cpu",
+        "trainer.devices": ranks,
+        "trainer.strategy": "ddp" if ranks > 1 else "auto",
+        "trainer.max_epochs": 2,
+        "trainer.accumulate_grad_batches": 3,
+        "trainer.val_check_interval": 4,
+        "trainer.num_sanity_val_steps": 1,
+        "trainer.enable_progress_bar": False,
+        "trainer.enable_model_summary": False,
+        "trainer.default_root_dir": folder / "out",
+        "trainer.callbacks": json.dumps(
+            [{"class_path": "killing.Trace", "init_args": {"path": str(folder / "trace")}}]
+        ),
+        "checkpoint.every_n_train_steps": 2,
+        "export.enabled": False,
+        "curves.enabled": False,
+        "resume": "auto",
+        **more,
+    }
+    words = [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()]
+    return Job(folder, ["fit", *words], ranks)
+
+
+def attempts_of(trace: list[list[Any]]) -> list[list[list[Any]]]:
+    """A rank's lines, cut where the command was started again."""
+    parts: list[list[list[Any]]] = []
+    for line in trace:
+        if line[0] == "start":
+            parts.append([])
+        parts[-1].append(line)
+    return parts
+
+
+def problems(job: Job, whole: Job) -> list[str]:
+    """How the attempts of a job differ from one that was never killed; none if it is the same to the last bit.
+
+    Every line that any attempt wrote must be one of the unbroken run, in its order, and each attempt must go on at a
+    point that the one before had reached.
+    """
+    found = [f"attempt {i}: exit code 1" for i, codes in enumerate(job.attempts) if 1 in codes and -9 not in codes]
+    for rank, (ours, theirs) in enumerate(zip(job.traces(), whole.traces(), strict=True)):
+        reference = theirs[1:]
+        reached = 0
+        for number, attempt in enumerate(attempts_of(ours)):
+            begun, lines = attempt[0][1], attempt[1:]
+            if not lines:
+                continue
+            if lines[0] not in reference:
+                found.append(f"rank {rank}, attempt {number}, begun at {begun}: {lines[0]} is not in the unbroken run")
+                continue
+            at = reference.index(lines[0])
+            if at > reached:
+                found.append(f"rank {rank}, attempt {number}: skipped {reference[reached:at]}")
+            for line, expected in zip(lines, reference[at:], strict=False):
+                if line != expected:
+                    found.append(f"rank {rank}, attempt {number}, begun at {begun}: {line} instead of {expected}")
+                    break
+            reached = at + len(lines)
+        if reached != len(reference):
+            found.append(f"rank {rank}: ended at line {reached} of {len(reference)}")
+    if job.table() != whole.table():
+        found.append(f"metrics.csv differs: {len(job.table())} rows, {len(whole.table())} in the unbroken run")
+    return found
