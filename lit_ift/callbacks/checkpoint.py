@@ -175,7 +175,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         due = self._is_due(trainer) or self._every_n_train_steps < 1
         if trainer.fit_loop._should_accumulate():
-            self._owed |= due
+            self._owed |= due and self._last_step != trainer.global_step
         else:
             self._between_steps(trainer, due=due)
 
