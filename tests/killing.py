@@ -200,6 +200,7 @@ def _print_to(file: int) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    warnings.simplefilter("default")
     warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
     for name in (None, "lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
@@ -321,9 +322,7 @@ def make_job(
         "trainer.enable_progress_bar": False,
         "trainer.enable_model_summary": False,
         "trainer.default_root_dir": folder / "out",
-        "trainer.callbacks": json.dumps(
-            [{"class_path": "killing.Trace", "init_args": {"path": str(folder / "trace")}}]
-        ),
+        "trainer.callbacks": json.dumps([trace]),
         "checkpoint.every_n_train_steps": 2,
         "export.enabled": False,
         "curves.enabled": False,

@@ -56,7 +56,9 @@ def test_one_process_goes_on_with_the_rows_of_two(inputs: Path, whole: Job, tmp_
     job = make_job(inputs, tmp_path / "job", ranks=2, run_name="mine")
     at = [i for i, event in enumerate(whole.events(), start=1) if event == "after backward"][8]
     assert job.run(at)[0] == -signal.SIGKILL
-    alone = Job(job.folder, [*job.words, "--trainer.strategy=auto", "--trainer.devices=1", "--data.init_args.batch_size=6"])
+    alone = Job(
+        job.folder, [*job.words, "--trainer.strategy=auto", "--trainer.devices=1", "--data.init_args.batch_size=6"]
+    )
     before = len(job.traces()[0])
     assert alone.run() == [0], alone.log()
     assert "was written by 2 processes, and now there are 1: dropout" in alone.log()
