@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from lit_ift.errors import UserError
 from lit_ift.loggers import RunTable
 from lit_ift.strategies.atomic import (
-    DirectCheckpointIO,
+    AtomicCheckpointIO,
     put_in_place,
     remove_leftovers,
     staging_path,
@@ -130,7 +130,7 @@ class RunCheckpoint(ModelCheckpoint):
                 "trainer.default_root_dir to a folder that can be written to."
             )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO and not writes_shards(trainer.strategy):
-            trainer.strategy.checkpoint_io = DirectCheckpointIO()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.monitor, self.save_top_k = self._configured
@@ -194,6 +194,8 @@ class RunCheckpoint(ModelCheckpoint):
             self.finish_writing()
         except UserError as error:
             exception.add_note(str(error))
+        if trainer.is_global_zero and self.dirpath is not None and Path(str(self.dirpath)).is_dir():
+            remove_leftovers(Path(str(self.dirpath)))  # On a full disk, room for other things.
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.finish_writing()

@@ -27,15 +27,19 @@ _SHARDS_INDEX: Final = ".metadata"
 """The file that torch.distributed.checkpoint writes last."""
 
 
-class DirectCheckpointIO(TorchCheckpointIO):
-    """Writes straight into the file; Lightning's own goes through memory and the machine's temporary folder."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a file whole or not at all. Lightning's own goes through memory and the machine's temporary folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if storage_options is not None:
             raise TypeError("storage_options are not supported")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("wb") as file:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = path if path.name.endswith(_STAGED) else staging_path(path)
+        with staged.open("wb") as file:
             torch.save(checkpoint, file)
+        if staged != path:
+            put_in_place(staged, path)
 
 
 def staging_path(path: Path) -> Path:

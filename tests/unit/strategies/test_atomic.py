@@ -1,0 +1,81 @@
+"""Checkpoints that are there whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_ift.errors import UserError
+from lit_ift.strategies import atomic
+from lit_ift.strategies.atomic import AtomicCheckpointIO, put_in_place, read_header, remove_leftovers, staging_path
+
+
+def content(path: Path) -> dict[str, str]:
+    """Files below a path, or the file itself."""
+    return {str(file.relative_to(path)): file.read_text() for file in [path, *path.rglob("*")] if file.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("exists", [None, "file", "folder"])
+def test_what_is_written_takes_the_place_of_what_was_there(tmp_path: Path, kind: str, exists: str | None) -> None:
+    def write(path: Path, kind: str, text: str) -> None:
+        if kind == "folder":
+            path.mkdir()
+            path = path / "shard"
+        path.write_text(text)
+
+    path = tmp_path / "last.ckpt"
+    staged = staging_path(path)
+    write(staged, kind, "new")
+    if exists:
+        write(path, exists, "old")
+    put_in_place(staged, path)
+    assert content(path) == ({".": "new"} if kind == "file" else {"shard": "new"})
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_text("old")
+    staging_path(path).write_text("new")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        put_in_place(staging_path(path), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.glob("*.ckpt")) == [path]  # What is not whole does not look like a checkpoint.
+    assert remove_leftovers(tmp_path) == [staging_path(path)]
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_headers(tmp_path: Path) -> None:
+    whole = {"loops": {}, "global_step": 3, "state_dict": {"w": torch.zeros(1000)}}
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint(whole, path)
+    assert read_header(path)["global_step"] == 3
+    assert list(tmp_path.iterdir()) == [path]
+
+    shards = tmp_path / "b.ckpt"
+    shards.mkdir()
+    torch.save(whole, shards / "meta.pt")
+    with pytest.raises(UserError, match=r"b.ckpt is no checkpoint: it has no .metadata"):
+        read_header(shards)
+    (shards / ".metadata").touch()
+    assert read_header(shards)["global_step"] == 3
+
+    (tmp_path / "cut.ckpt").write_bytes(path.read_bytes()[:2000])
+    torch.save({"loops": Path}, tmp_path / "code.ckpt")
+    torch.save([1], tmp_path / "list.ckpt")
+    for name, message in (("cut", "cannot be read"), ("code", "only code could restore"), ("list", "no checkpoint")):
+        with pytest.raises(UserError, match=message):
+            read_header(tmp_path / f"{name}.ckpt")
+
+
+def test_folders_that_can_be_written_to(tmp_path: Path) -> None:
+    assert atomic.why_not_writable(tmp_path / "new" / "folder") is None
+    (tmp_path / "file").touch()
+    assert "file" in (atomic.why_not_writable(tmp_path / "file" / "x") or "")
