@@ -194,7 +194,7 @@ class RunCheckpoint(ModelCheckpoint):
             self.finish_writing()
         except UserError as error:
             exception.add_note(str(error))
-        if trainer.is_global_zero and self.dirpath is not None and Path(str(self.dirpath)).is_dir():
+        if trainer.is_global_zero and trainer.state.fn == "fit" and Path(str(self.dirpath)).is_dir():
             remove_leftovers(Path(str(self.dirpath)))  # On a full disk, room for other things.
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
