@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ift.data.chat import ConversationEncoder
 from lit_ift.data.verifiable import TaskItem, VerifiableDataModule
@@ -41,7 +41,7 @@ class TaskAccuracy(Callback):
     Needs a data module with ``eval_items`` and ``score`` (``VerifiableDataModule``), such as ``TasksDataModule``;
     with any other it does nothing. Answers are greedy. An answer counts as right if its verifier gives the full score
     of 1; part scores, which some verifiers give for a right form, are kept in ``<log_dir>/answers.json`` and do not
-    count. Logs ``tasks/<task>`` and ``tasks/mean`` in [0, 1].
+    count. Logs ``tasks/<task>`` and ``tasks/mean`` in [0, 1]. Ranks share the work, together where they share a model.
 
     Args:
         items_per_task: held-out items of each task.
@@ -74,10 +74,12 @@ class TaskAccuracy(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: "CausalLMModule") -> None:  # type: ignore[override]
         if self._applies(trainer):
             self.after = self._answer(trainer, pl_module, "after training")
-            path = self._save(trainer)
-            self._report(trainer)
-            if path is not None:
-                print(f"All answers: {path}")
+            run = trainer.log_dir  # Lightning answers with a broadcast: all ranks must ask.
+            if trainer.is_global_zero:
+                path = self._save(run)
+                self._report(trainer)
+                if path is not None:
+                    print(f"All answers: {path}")
 
     def accuracies(self) -> dict[str, dict[str, float]]:
         """Share of right answers in each task, and its mean over tasks: ``{"task": {"before": …, "after": …}}``."""
@@ -96,12 +98,7 @@ class TaskAccuracy(Callback):
         return {**table, "mean": means} if means else table
 
     def _applies(self, trainer: L.Trainer) -> bool:
-        if not self.enabled or not isinstance(getattr(trainer, "datamodule", None), VerifiableDataModule):
-            return False
-        if trainer.world_size > 1:
-            rank_zero_warn("Task accuracy is measured in single-process runs only; evaluate the exported model.")
-            return False
-        return True
+        return self.enabled and isinstance(getattr(trainer, "datamodule", None), VerifiableDataModule)
 
     def _answer(self, trainer: L.Trainer, module: "CausalLMModule", when: str) -> list[Answer]:
         from tqdm import tqdm
@@ -111,12 +108,21 @@ class TaskAccuracy(Callback):
         items: list[TaskItem] = list(data.eval_items(self.items_per_task))
         encoder = ConversationEncoder(tokenizer)
         prompts = [encoder.encode_prompt(item.messages) for item in items]
+        mine = range(trainer.global_rank, len(items), trainer.world_size)
         stream = generate_answers(
             module.model,
             tokenizer,
-            prompts,
+            [prompts[i] for i in mine],
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
+        )
+        shown = tqdm(
+            stream,
+            total=len(mine),
+            desc=f"Answers {when}",
+            unit="answer",
+            leave=False,
+            disable=not trainer.is_global_zero,
         )
         answers = {
             i: Answer(
@@ -127,15 +133,19 @@ class TaskAccuracy(Callback):
                 answer=text.strip(),
                 score=data.score(items[i], text),
             )
-            for i, text in tqdm(stream, total=len(items), desc=f"Answers {when}", unit="answer", leave=False)
+            for i, text in ((mine[position], text) for position, text in shown)
         }
+        if trainer.world_size > 1:
+            of_ranks: list[dict[int, Answer]] = [{} for _ in range(trainer.world_size)]
+            dist.all_gather_object(of_ranks, answers)
+            answers = {i: answer for of_rank in of_ranks for i, answer in of_rank.items()}
         return [answers[i] for i in range(len(items))]
 
-    def _save(self, trainer: L.Trainer) -> Path | None:
+    def _save(self, run: str | None) -> Path | None:
         """Write every answer; returns the file, or None without a run folder."""
-        if trainer.log_dir is None:
+        if run is None:
             return None
-        path = Path(trainer.log_dir) / "answers.json"
+        path = Path(run) / "answers.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "accuracies": self.accuracies(),

@@ -32,8 +32,9 @@ from lit_ift import (
     SFTModule,
     UFTModule,
 )
-from lit_ift.callbacks import HuggingFaceExport
+from lit_ift.callbacks import HuggingFaceExport, TaskAccuracy
 from lit_ift.callbacks.half import HalfFineTuning
+from lit_ift.data import TaskItem
 from lit_ift.models.shard import gathered, is_sharded
 from lit_ift.modules import ObjectivePart, reference_cache
 from lit_ift.modules.reference_cache import weights_digest
@@ -73,6 +74,17 @@ class Record(Callback):
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         if not trainer.sanity_checking:
             self.validations.append(float(trainer.callback_metrics["val/loss"]))
+
+
+class Questions(InstructionDataModule):
+    """Five questions, so that two ranks that answer two at a time have unequal numbers of batches."""
+
+    def eval_items(self, limit_per_task: int | None = None) -> list[TaskItem]:
+        turns = [[{"role": "user", "content": f"Question {i} " + "x" * i}] for i in range(5)]
+        return [TaskItem("spell", messages, "b", f"question {i}") for i, messages in enumerate(turns)]
+
+    def score(self, item: TaskItem, answer: str) -> float:
+        return float("b" in answer)
 
 
 def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str) -> None:
@@ -147,6 +159,12 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         found = trainer.predict(module, datamodule=data)
         return {"answers": {row["row_id"]: row["answer"] for batch in found or [] for row in batch}}
 
+    def answers_questions() -> dict[str, Any]:
+        callback = TaskAccuracy(max_new_tokens=4, batch_size=2)
+        data = Questions(train=rows, val=rows, batch_size=8 // RANKS)
+        fit(make(SFTModule), data, callback, max_steps=1)
+        return {"answers": {f"{a.row_id} {i}": a.answer for i in (0, 1) for a in (callback.before, callback.after)[i]}}
+
     def exports(lora: bool) -> dict[str, Any]:
         folder = f"{out}.{'adapter' if lora else 'model'}"
         module = make(SFTModule, tied, dtype="float32", lora=LORA if lora else None)
@@ -182,6 +200,7 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         "uft": lambda: fit(pair(UFTModule, reference="cached"), answers(*files)),
         "mixed": lambda: fit(pair(MixedModule, parts=PARTS), answers("instruction", "preference")),
         "predict": predicts,
+        "tasks": answers_questions,
         "export": lambda: exports(lora=False),
         "export lora": lambda: exports(lora=True),
     }

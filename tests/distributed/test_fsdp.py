@@ -110,6 +110,12 @@ def test_ranks_answer_together(runs: dict[str, list[Results]]) -> None:
     assert len(first) != len(second)
 
 
+def test_ranks_share_the_questions_of_tasks(runs: dict[str, list[Results]]) -> None:
+    single = runs["single"][0]["tasks"]["answers"]
+    assert len(single) == 2 * 5
+    assert [rank["tasks"]["answers"] for rank in runs["double"]] == [single, single]
+
+
 @pytest.mark.parametrize(
     ("case", "file"), [("export", "model.safetensors"), ("export lora", "adapter_model.safetensors")]
 )

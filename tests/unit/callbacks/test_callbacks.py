@@ -184,14 +184,6 @@ def test_callbacks_start_afresh_in_a_second_fit(tmp_path: Path) -> None:
     assert curves.points["train/loss"] != first["train/loss"][:3]
 
 
-def test_sharded_weights_are_announced_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_ift.callbacks.export._is_sharded", lambda trainer: True)
-    run = trainer(tmp_path, HuggingFaceExport(dirpath=tmp_path / "model"))
-    with pytest.warns(UserWarning, match=r"no model folder will be written.*export_model"):
-        run.fit(SFTModule(tiny_model()), loader())
-    assert not (tmp_path / "model").exists()
-
-
 def test_an_export_in_the_way_is_found_before_training(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("mine")
