@@ -89,7 +89,7 @@ class Questions(InstructionDataModule):
 
 def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str) -> None:
     torch.set_num_threads(1)
-    reference_cache.BATCH_TOKENS = 60  # type: ignore[misc]  # Several batches, of which one rank has one more.
+    reference_cache.BATCH_TOKENS = 200  # type: ignore[misc]  # 7 batches of pairs: one rank has one more.
     files = {path.stem: str(path) for path in sorted(Path(feedback).iterdir())}
 
     def instructions(size: int = 8, **options: Any) -> Any:
