@@ -20,7 +20,7 @@ COMMANDS = [
 
 
 def test_every_command_is_covered() -> None:
-    assert len(COMMANDS) == 17
+    assert len(COMMANDS) == 18
     assert {shlex.split(command)[0] for command in COMMANDS} == {"make", "lit-ift"}
 
 
@@ -72,6 +72,14 @@ def test_lit_ift_commands(
         shown = capsys.readouterr().out
         assert {"check": "rows read", "preview": "Say 1 times b", "build": "cached in"}[words[1]] in shown
         assert (here / "report.html").is_file() is ("--html" in command)
+        return
+    if words[0] == "frozen-lake":
+        budget = ("updates", "tuning_seeds", "seeds", "points")
+        small = [word for name in budget for word in (f"--protocol.{name}", "2")]
+        small += ["--protocol.learning_rates", "[0.01]", "--start.updates", "2", "--reinforce.games", "2"]
+        assert main([*shlex.split(command)[1:], *small, "--ppo.games", "2"]) == 0
+        assert (here / "checkpoints/frozen-lake/summary.png").is_file()
+        assert len(list((here / "checkpoints/frozen-lake").glob("play-*.gif"))) == 10
         return
     if words[0] == "merge":
         training = next(c for c in COMMANDS if "configs/uft/" in c)
