@@ -108,6 +108,7 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
             strategy=FSDP2Strategy(**given) if SHARDED else "auto",
             precision=precision,
             **{"max_epochs": 1, "gradient_clip_val": 0.5, **options},
+            default_root_dir=Path(out).parent,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -153,6 +154,7 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
             accelerator="cpu",
             devices=RANKS,
             strategy=FSDP2Strategy() if SHARDED else "auto",
+            default_root_dir=Path(out).parent,
             logger=False,
             enable_progress_bar=False,
         )
