@@ -90,10 +90,12 @@ class Host:
         for agent in self.agents:
             agent.wait()
 
-    def terminate(self) -> None:
-        """SIGTERM to every process of the host, as a scheduler sends it."""
-        for pid in _ip("netns", "pids", self.namespace).stdout.split():
-            os.kill(int(pid), signal.SIGTERM)
+    def send(self, number: signal.Signals, *, agent: bool) -> None:
+        """A signal to the training process, and to the agent that watches over it as well if asked for."""
+        for pid in map(int, _ip("netns", "pids", self.namespace).stdout.split()):
+            is_agent = b"torch.distributed.run" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            if agent or not is_agent:
+                os.kill(pid, number)
 
     def cable(self, *, plugged: bool) -> None:
         """Cut the network of the host, or mend it."""

@@ -1,5 +1,6 @@
 """One run on two hosts that are joined by a wire, with what can happen to a host and to the wire."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -56,16 +57,34 @@ def command(tmp_path: Path, model_folder: Path, data_file: Path) -> Build:
     return build
 
 
+TWO_NODES = ["--trainer.num_nodes", "2", "--trainer.devices", "1"]
+
+
 def ddp(timeout: int = 30) -> list[str]:
     name = "lightning.pytorch.strategies.DDPStrategy"
-    words = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", name]
-    return [*words, "--trainer.strategy.init_args.timeout", f"0:00:{timeout:02}"]
+    return [*TWO_NODES, "--trainer.strategy", name, "--trainer.strategy.init_args.timeout", f"0:00:{timeout:02}"]
+
+
+def fsdp(*, every: int) -> list[str]:
+    """FSDP2 that may be started over: a checkpoint after every few steps, and what is found of it resumed."""
+    words = [*TWO_NODES, "--trainer.strategy", "lit_ift.strategies.FSDP2Strategy", "--resume", "auto"]
+    words += ["--trainer.strategy.init_args.timeout_minutes", "0.5"]
+    return [*words, "--checkpoint.monitor", "null", "--checkpoint.every_n_train_steps", str(every)]
 
 
 def launch(hosts: Pair, command: list[str]) -> None:
     for host in hosts:
         where = ["--node-rank", str(host.number), "--master-addr", hosts[0].address, "--master-port", str(PORT)]
         host.torchrun(where, command)
+
+
+def launch_elastic(hosts: Pair, command: list[str], *numbers: int) -> None:
+    """The agents agree among themselves who is there, and start over when a process is lost."""
+    for number in numbers or (0, 1):
+        where = ["--rdzv-backend", "c10d", "--rdzv-id", "job", "--rdzv-endpoint", f"{hosts[0].address}:{PORT}"]
+        where += ["--local-addr", hosts[number].address, "--max-restarts", "2"]
+        where += ["--rdzv-conf", f"is_host={1 - number},join_timeout=90,last_call_timeout=5"]
+        hosts[number].torchrun(where, command)
 
 
 def wait_for_steps(trace: Path, number: int, hosts: Pair, timeout: float = 120) -> None:
@@ -84,19 +103,57 @@ def end(host: Host, within: float) -> int:
 
 
 def losses(trace: Path) -> list[float]:
-    return [float.fromhex(line.split()[1]) for line in trace.read_text().splitlines()]
+    """Of all steps in order; a step that was taken again must have come out the same to the last bit."""
+    found: dict[int, str] = {}
+    for line in trace.read_text().splitlines():
+        step, loss = line.split()
+        assert found.setdefault(int(step), loss) == loss, f"step {step}"
+    assert list(found) == list(range(1, len(found) + 1))
+    return [float.fromhex(loss) for loss in found.values()]
 
 
-def test_two_hosts_train_as_one(hosts: Pair, command: Build, tmp_path: Path) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    words = [sys.executable, "-m", *command(alone, batch_size=4)]
+@pytest.fixture
+def alone(command: Build, tmp_path: Path) -> list[float]:
+    """Losses of one process on one host."""
+    trace = tmp_path / "alone"
+    words = [sys.executable, "-m", *command(trace, "--trainer.default_root_dir", str(tmp_path / "one"), batch_size=4)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
-    launch(hosts, command(together, *ddp()))
+    assert len(losses(trace)) == 12
+    return losses(trace)
+
+
+def test_two_hosts_train_as_one_though_a_process_dies(
+    hosts: Pair, command: Build, alone: list[float], tmp_path: Path
+) -> None:
+    """FSDP2 over the wire. The agents start both processes over, and these go on from the last checkpoint."""
+    trace = tmp_path / "trace"
+    launch_elastic(hosts, command(trace, *fsdp(every=3), seconds=0.3))
+    wait_for_steps(trace, 5, hosts)
+    hosts[1].send(signal.SIGKILL, agent=False)
     for host in hosts:
         assert end(host, 180) == 0, host.output()[-3000:]
-    assert len(losses(alone)) == 12
-    assert losses(together) == pytest.approx(losses(alone), rel=1e-6)
+    assert "after optimizer step 3" in hosts[0].output()
+    assert losses(trace) == pytest.approx(alone, rel=1e-6)
+
+
+def test_two_hosts_are_told_to_stop_and_go_on(hosts: Pair, command: Build, alone: list[float], tmp_path: Path) -> None:
+    """SIGTERM on one host, as before it is taken away: both end at the same step, and the same command goes on."""
+    trace = tmp_path / "trace"
+    launch(hosts, command(trace, *fsdp(every=100), seconds=0.3))
+    wait_for_steps(trace, 4, hosts)
+    hosts[1].send(signal.SIGTERM, agent=True)
+    for host in hosts:
+        assert end(host, 60) != 0
+    reached = len(losses(trace))
+    assert reached < 12
+    assert f"SIGTERM: stopped after optimizer step {reached}" in hosts[0].output()
+    launch(hosts, command(trace, *fsdp(every=100), seconds=0.3))
+    for host in hosts:
+        assert end(host, 180) == 0, host.output()[-3000:]
+    assert f"after optimizer step {reached}" in hosts[0].output()
+    assert len(trace.read_text().splitlines()) == 12
+    assert losses(trace) == pytest.approx(alone, rel=1e-6)
 
 
 def test_a_lost_host_ends_the_other(hosts: Pair, command: Callable[..., list[str]], tmp_path: Path) -> None:
