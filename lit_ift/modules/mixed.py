@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PER_PART: Final = {"detach_input_embeddings": False, "reduction": "sequence"}
 """Options of ``CausalLMModule`` that each part has for itself, with their defaults; the others are of the whole run."""
 
+OF_THE_MODEL: Final = ("tokenizer", "revision", "dtype", "attn_implementation", "trust_remote_code")
+"""Options of the run by which a part may load more: a reference model, the tokenizer."""
+
 
 @dataclass
 class ObjectivePart:
@@ -77,14 +80,17 @@ class MixedModule(CausalLMModule):
         self.save_hyperparameters({"parts": {name: _plain(name, part) for name, part in parts.items()}})
         self.part_weights = {name: part.weight for name, part in parts.items()}
         # In a plain dictionary, so that the model which they share is saved and optimized once.
-        self.parts: dict[str, CausalLMModule] = {name: self._build(name, part) for name, part in parts.items()}
+        of_model = {option: kwargs[option] for option in OF_THE_MODEL if option in kwargs}
+        self.parts: dict[str, CausalLMModule] = {
+            name: self._build(name, part, of_model) for name, part in parts.items()
+        }
 
     @property
     def kinds(self) -> frozenset[RowKind]:  # type: ignore[override]
         """Rows that any part learns from."""
         return frozenset().union(*(part.kinds for part in self.parts.values()))
 
-    def _build(self, name: str, part: ObjectivePart) -> CausalLMModule:
+    def _build(self, name: str, part: ObjectivePart, of_model: Mapping[str, Any]) -> CausalLMModule:
         cls = _find(name, part.objective)
         shared = set(signature(CausalLMModule.__init__).parameters) - {"self", *PER_PART}
         strange = sorted(shared & set(part.options))
@@ -94,7 +100,8 @@ class MixedModule(CausalLMModule):
             )
         options = {option: _made(f"parts.{name}.options.{option}", value) for option, value in part.options.items()}
         try:
-            return cls(self.model_spec, **options)
+            # Whether the shared model keeps its dropout, and that of its adapter, has been decided.
+            return cls(self.model_spec, disable_dropout=False, **of_model, **options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"parts.{name} ({cls.__name__}): {error}") from error
 

@@ -143,5 +143,28 @@ def test_a_part_takes_an_object_as_class_path_and_init_args(
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("options", [{"disable_dropout": False}, {"lora": {"lora_dropout": 0.1}}])
+def test_parts_leave_the_dropout_of_a_ready_model_alone(options: dict[str, Any]) -> None:
+    dropout = 0.0 if "lora" in options else 0.1
+    module = MixedModule(tiny_model("gpt2", resid_pdrop=dropout), parts=PARTS, **options)
+    assert 0.1 in {layer.p for layer in module.model.modules() if isinstance(layer, torch.nn.Dropout)}
+
+
+def test_the_reference_of_a_part_is_loaded_as_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[dict[str, Any]] = []
+
+    def load(model: str, **options: Any) -> Any:
+        loaded.append({"model": model, **options})
+        return tiny_model()
+
+    monkeypatch.setattr("lit_ift.modules.base.load_model", load)
+    options = {"revision": "v2", "dtype": "float64", "attn_implementation": "eager", "trust_remote_code": True}
+    parts = {"preference": ObjectivePart("PreferenceModule", {"reference": "model"})}
+    MixedModule("policy", parts=parts, **options).configure_model()
+    assert [{name: call[name] for name in ("model", *options)} for call in loaded] == [
+        {"model": "policy", **options}
+    ] * 2
+
+
 def load_here(model: str, **_: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(model) if Path(model).is_dir() else tiny_model()
