@@ -3,6 +3,7 @@
 Shapes: R rows of all parts of a batch.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
@@ -58,7 +59,8 @@ class MixedModule(CausalLMModule):
 
     Args:
         model: see ``CausalLMModule``.
-        parts: the objectives by name.
+        parts: the objectives by name. A part may be a mapping with the fields of ``ObjectivePart``, as checkpoints have
+            it.
         **kwargs: see ``CausalLMModule``; of the model and the run as a whole.
 
     Raises:
@@ -68,12 +70,15 @@ class MixedModule(CausalLMModule):
     def __init__(self, model: "str | PreTrainedModel", *, parts: dict[str, ObjectivePart], **kwargs: Any) -> None:
         if not parts:
             raise ValueError("parts={} names no objective. Give at least one.")
+        parts = {name: _described(name, part) for name, part in parts.items()}
         strange = [option for option, default in PER_PART.items() if kwargs.get(option, default) != default]
         if strange:
             raise ValueError(f"{strange[0]} is an option of each part. Set it in the part's options.")
         for name, part in parts.items():
-            if not part.weight > 0:
-                raise ValueError(f"parts.{name}.weight={part.weight} must be above 0. Leave out a part to drop it.")
+            if not 0 < part.weight < math.inf:
+                raise ValueError(
+                    f"parts.{name}.weight={part.weight} must be finite and above 0. Leave out a part to drop it."
+                )
             if "/" in name or not name:
                 raise ValueError(f"The part name {name!r} must not be empty or contain '/'.")
         super().__init__(model, **kwargs)
@@ -117,6 +122,11 @@ class MixedModule(CausalLMModule):
         for _, part in found:
             part.share_model(self)
         return found
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # The one hook that an objective of this package has: SFTMix draws anew in each micro-batch.
+        for name, part in self._of(batch):
+            part.on_train_batch_start(batch[name], batch_idx)
 
     def check_batch(self, batch: Batch) -> None:
         # Evaluation may have no row for some part; in training the data module sees to it that there are all.
@@ -163,15 +173,38 @@ class MixedModule(CausalLMModule):
         return own if len(own) == num_rows else super().row_ids({}, batch_idx, num_rows)
 
 
+def _described(name: str, part: Any) -> ObjectivePart:
+    """A part, also from the plain mapping that hyperparameters of a checkpoint hold."""
+    if isinstance(part, ObjectivePart):
+        return part
+    if not isinstance(part, Mapping):
+        raise ValueError(f"parts.{name}={part!r} is no part. Give it an objective, and perhaps options and a weight.")
+    try:
+        return ObjectivePart(**part)
+    except TypeError as error:
+        raise ValueError(f"parts.{name}: {error}. A part has an objective, options and a weight.") from error
+
+
 def _find(name: str, objective: str) -> type[CausalLMModule]:
     import lit_ift.modules as modules
 
-    offered = ", ".join(n for n in modules.__all__ if n.endswith("Module"))
+    offered = ", ".join(name for name in modules.__all__ if _is_objective(getattr(modules, name)))
     remedy = f"Name one of {offered}, or give the import path of a class."
     found = _imported(f"parts.{name}.objective", objective, remedy)
+    if not _is_objective(found):
+        raise ValueError(f"parts.{name}.objective={objective!r} is no objective on a language model. {remedy}")
+    objective_class: type[CausalLMModule] = found
+    return objective_class
+
+
+def _is_objective(found: Any) -> bool:
+    """Whether it is a module that says what a loss is, and has no parts itself."""
     if not (isinstance(found, type) and issubclass(found, CausalLMModule)) or issubclass(found, MixedModule):
-        raise ValueError(f"parts.{name}.objective={objective!r} is no objective on a language model.")
-    return found
+        return False
+    return any(
+        getattr(found, method) is not getattr(CausalLMModule, method)
+        for method in ("example_losses", "per_example_loss")
+    )
 
 
 def _plain(name: str, part: ObjectivePart) -> dict[str, Any]:

@@ -79,8 +79,8 @@ class SFTMixModule(CausalLMModule):
         self._confidence_of: dict[str, float] | None = None
         self._micro_batch = 0
 
-    def configure_model(self) -> None:
-        super().configure_model()
+    def prepare(self) -> None:
+        super().prepare()
         if self.confidence != "online" and self._confidence_of is None:
             self._confidence_of = read_confidence(self.confidence)
 
@@ -119,7 +119,7 @@ class SFTMixModule(CausalLMModule):
         """(B,); larger is more confident. The perplexity is monotonic in the mean nll, so this ranks alike."""
         if self.confidence == "online":
             return -nll
-        if self._confidence_of is None:
+        if self._confidence_of is None:  # Used without a Trainer.
             self._confidence_of = read_confidence(self.confidence)
         row_ids = batch.get("row_ids") or []
         # A row without an id only keeps ranks in step, and has no trained token.

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from feedback import encoded_row, feedback_batch, pairs
@@ -89,8 +90,12 @@ def test_the_model_is_saved_and_optimized_once() -> None:
         (ObjectivePart("IFTModule", {"lamb": 1}), "lamb"),
         (ObjectivePart("IFTModule", {"lam": 2.0}), r"parts.x \(IFTModule\)"),
         (ObjectivePart("IFTModule", {"dtype": "float32"}), "which the parts share"),
-        (ObjectivePart("IFTModule", weight=0.0), "must be above 0"),
+        (ObjectivePart("IFTModule", weight=0.0), "must be finite and above 0"),
+        (ObjectivePart("IFTModule", weight=float("inf")), "weight=inf must be finite"),
+        ({"objective": "IFTModule", "wieght": 2.0}, "parts.x: .*'wieght'"),
+        ("IFTModule", "parts.x='IFTModule' is no part"),
         (ObjectivePart("MixedModule"), "no objective"),
+        (ObjectivePart("FeedbackModule"), "no objective .* Name one of IFTModule, KTOModule, PreferenceModule, SFTMix"),
         (ObjectivePart("torch.nn.Linear"), "no objective"),
         (with_weights(class_path="NoSuch"), "options.token_weights.class_path='NoSuch' cannot be imported"),
         (with_weights(class_path="math.pi"), "is no class"),
@@ -98,7 +103,7 @@ def test_the_model_is_saved_and_optimized_once() -> None:
         (with_weights(class_path="ContrastiveWeights"), r"token_weights \(ContrastiveWeights\): .*'positive'"),
     ],
 )
-def test_unfit_parts_are_refused(part: ObjectivePart, message: str) -> None:
+def test_unfit_parts_are_refused(part: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MixedModule("never loaded", parts={"x": part})
 
@@ -141,6 +146,33 @@ def test_a_part_takes_an_object_as_class_path_and_init_args(
         gradients.append(torch.autograd.grad(one.example_losses(some)[0].sum(), head)[0])
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(*gradients)
+
+
+def test_a_checkpoint_is_loaded_with_its_parts(tmp_path: Path) -> None:
+    trainer = L.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+    module = mixed(tiny_model())
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "mixed.ckpt")
+    loaded = MixedModule.load_from_checkpoint(tmp_path / "mixed.ckpt", model=tiny_model(seed=1), weights_only=True)
+    assert loaded.part_weights == module.part_weights
+    assert loaded.parts["instruction"].lam_schedule.value == 0.3
+    torch.testing.assert_close(loaded.state_dict(), module.state_dict())
+
+
+def test_sftmix_as_a_part_draws_anew_in_each_micro_batch() -> None:
+    module = MixedModule(tiny_model(), parts={"instruction": ObjectivePart("SFTMixModule")})
+    part = module.parts["instruction"]
+    draws = []
+    for batch_idx in range(2):
+        module.on_train_batch_start({"instruction": feedback_batch(INSTRUCTIONS)}, batch_idx)
+        draws += part._lam(1)
+    assert draws[0] != draws[1]
+
+
+def test_the_files_of_a_part_are_read_before_training(tmp_path: Path) -> None:
+    part = ObjectivePart("SFTMixModule", {"confidence": str(tmp_path / "nowhere")})
+    with pytest.raises(UserError, match="nowhere"):
+        MixedModule(tiny_model(), parts={"instruction": part}).configure_model()
 
 
 @pytest.mark.parametrize("options", [{"disable_dropout": False}, {"lora": {"lora_dropout": 0.1}}])
