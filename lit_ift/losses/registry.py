@@ -171,23 +171,48 @@ class PairLoss:
         given |= {name: torch.full((2, 2), 1.0) for name in PER_TOKEN if name.endswith(("_kl", "_weights"))}
         given |= {name: torch.full((2, 2), True) for name in PER_TOKEN if name.endswith("_mask")}
         given |= {"preference": torch.ones(2), "prompt_embeddings": torch.ones(2, 2)}
-        losses, metrics = self(given)
+        of_policy = [name for name in self.inputs if name.endswith(("_logps", "_kl")) and "reference_" not in name]
+        for name in of_policy:
+            given[name].requires_grad_()
+        with torch.enable_grad():
+            try:
+                returned = self(given)
+            except ValueError:  # It says itself what is wrong, as with a hyperparameter out of range.
+                raise
+            except Exception as error:  # Of a user's own function.
+                raise ValueError(
+                    f"The loss {self.name!r} fails on two made-up pairs: {type(error).__name__}: {error}"
+                ) from error
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping)):
+            raise ValueError(f"The loss {self.name!r} must return losses and a mapping of metrics, not {returned!r}.")
+        losses, metrics = returned
         for name, values in {"losses": losses, **metrics}.items():
-            if values.shape != (2,):
-                raise ValueError(f"The loss {self.name!r} returned {name} of shape {tuple(values.shape)} for 2 pairs.")
+            shape = tuple(values.shape) if isinstance(values, Tensor) else None
+            if shape != (2,):
+                seen = repr(values) if shape is None else f"shape {shape}"
+                raise ValueError(f"The loss {self.name!r} returned {name} of {seen} for 2 pairs, not a tensor (2,).")
+        if not losses.requires_grad:
+            inputs = ", ".join(of_policy) or "none of which comes from the policy"
+            raise ValueError(
+                f"The loss {self.name!r} has no gradient in its inputs ({inputs}), so nothing would train."
+            )
 
 
 def _find(loss: str) -> PairLossFunction:
     if loss in PAIR_LOSSES:
         return PAIR_LOSSES[loss]
     module, _, name = loss.rpartition(".")
-    if not module:
+    if not module or loss.startswith("."):
         raise ValueError(
             f"loss={loss!r} is none of {', '.join(PAIR_LOSSES)}, nor the import path of a function "
             "(package.module.name)."
         )
     try:
         function: PairLossFunction = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"loss={loss!r} cannot be imported: {error}. The folder that it stands in must be on PYTHONPATH."
+        ) from error
     except (ImportError, AttributeError) as error:
         raise ValueError(f"loss={loss!r} cannot be imported: {error}") from error
     if not callable(function):

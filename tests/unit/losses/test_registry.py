@@ -39,6 +39,18 @@ def mean(chosen_logps):
 
 def mean_metric(chosen_logps):
     return -chosen_logps, {"length": torch.tensor(1.0)}
+
+def number_metric(chosen_logps):
+    return -chosen_logps, {"length": 1.0}
+
+def bare(chosen_logps):
+    return -chosen_logps
+
+def failing(chosen_logps, *, scale):
+    return -chosen_logps / scale, {}
+
+def detached(chosen_logps):
+    return -chosen_logps.detach(), {}
 """
 
 
@@ -95,7 +107,7 @@ def test_options_are_copied(own: str) -> None:
     ("loss", "options", "message"),
     [
         ("dop", {}, "loss='dop' is none of dpo, robust_dpo, "),
-        ("no.such.module", {}, "loss='no.such.module' cannot be imported"),
+        ("no.such.module", {}, "loss='no.such.module' cannot be imported: No module named 'no'. The folder that"),
         ("own_pair_losses.missing", {}, "loss='own_pair_losses.missing' cannot be imported"),
         ("own_pair_losses.NUMBER", {}, "loss='own_pair_losses.NUMBER' is not a function"),
         (
@@ -111,6 +123,11 @@ def test_options_are_copied(own: str) -> None:
         ("own_pair_losses.strange", {}, "The loss 'own_pair_losses.strange' asks for entropy."),
         ("own_pair_losses.keyword_only", {}, "The loss 'own_pair_losses.keyword_only' asks for nothing."),
         ("own_pair_losses.mean", {}, "returned losses of shape () for 2 pairs"),
+        ("own_pair_losses.number_metric", {}, "returned length of 1.0 for 2 pairs"),
+        ("own_pair_losses.bare", {}, "must return losses and a mapping of metrics, not tensor("),
+        ("own_pair_losses.failing", {"scale": "1"}, "fails on two made-up pairs: TypeError: unsupported operand"),
+        ("own_pair_losses.detached", {}, "has no gradient in its inputs (chosen_logps), so nothing would train"),
+        ("..own", {}, "loss='..own' is none of dpo"),
         ("own_pair_losses.mean_metric", {}, "returned length of shape () for 2 pairs"),
     ],
 )
