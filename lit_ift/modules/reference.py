@@ -69,11 +69,15 @@ class ReferencePolicy:
             )
         if model is not None and kind not in ("auto", "model"):
             raise ValueError(f"the reference model {model!r} has no effect with reference={kind!r}; use 'model'")
-        if cache_dir is not None and kind in ("adapter", "model"):
-            raise ValueError(f"the reference's cache_dir has no effect with reference={kind!r}; use 'cached'")
+        if cache_dir is not None and (kind in ("adapter", "model") or model is not None or needs_tokens):
+            why = f"reference={kind!r}" if kind != "auto" else "a reference model" if model else "a reference by tokens"
+            raise ValueError(f"the reference's cache_dir {cache_dir!r} has no effect with {why}; leave it out")
         self.kind: ReferenceKind = kind
         self.model = model
         self.needs_tokens = needs_tokens
+        self.cache_dir = cache_dir
+        self.weights_restored = False
+        """Set where a checkpoint's weights are loaded outside of a run: they, then, are the initial policy."""
         self._cached = CachedReference(cache_dir)
         self._second: CausalLMModule | None = None  # No part of the policy: neither saved nor optimized with it.
 
@@ -91,6 +95,12 @@ class ReferencePolicy:
         elif self.kind == "model":
             self._load_second(module)
         elif module._trainer is not None:  # Without one, a checkpoint is being loaded: there is no data yet.
+            if self.weights_restored:
+                rank_zero_warn(
+                    "The module was loaded from a checkpoint, and reference=cached compares with the policy as it "
+                    "was loaded. If the checkpoint is one of this objective, to resume or evaluate its run, make the "
+                    "module anew and give the Trainer ckpt_path instead."
+                )
             self._cached.prepare(module)
 
     @torch.no_grad()
@@ -165,6 +175,11 @@ class ReferencePolicy:
         if self.model is not None:
             return "model"
         if is_adapted(module.model):
+            if self.cache_dir is not None:
+                raise UserError(
+                    f"The reference's cache_dir {self.cache_dir!r} has no effect: the policy has an adapter, which is "
+                    "switched off for the reference. Leave it out, or set reference=cached."
+                )
             return "adapter"
         if self.needs_tokens:
             rank_zero_info(

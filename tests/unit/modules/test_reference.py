@@ -401,6 +401,11 @@ def test_what_auto_means(tmp_path: Path) -> None:
     assert kinds == {"plain": "cached", "lora": "adapter", "tokens": "model", "lora, tokens": "adapter"}
 
 
+def test_a_cache_that_an_adapter_makes_useless_is_refused() -> None:
+    with pytest.raises(UserError, match="cache_dir 'somewhere' has no effect: the policy has an adapter"):
+        WithReference(lora_model(), reference=ReferencePolicy(cache_dir="somewhere")).configure_model()
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -408,6 +413,8 @@ def test_what_auto_means(tmp_path: Path) -> None:
         {"kind": "cached", "needs_tokens": True},
         {"kind": "adapter", "model": "somewhere"},
         {"kind": "model", "cache_dir": "somewhere"},
+        {"model": "elsewhere", "cache_dir": "somewhere"},
+        {"needs_tokens": True, "cache_dir": "somewhere"},
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
