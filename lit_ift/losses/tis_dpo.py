@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.rewards import check_positive, check_same_length, reward_metrics
+from lit_ift.losses.rewards import check_number, check_positive, check_same_length, reward_metrics
+
+
+def check_weight_options(k: float, mu: float, low: float, high: float) -> None:
+    """Raise ValueError, naming the option and its value, unless all four are usable in ``importance_weights``."""
+    check_positive(k=k, mu=mu)
+    check_number(low=low, high=high)
+    if not low <= high:
+        raise ValueError(f"low={low} must be at most high={high}")
 
 
 def importance_weights(
@@ -47,9 +55,7 @@ def importance_weights(
         raise ValueError(
             f"log_ratio of shape {tuple(log_ratio.shape)} and mask of shape {tuple(mask.shape)} must be of one shape"
         )
-    check_positive(k=k, mu=mu)
-    if not low <= high:
-        raise ValueError(f"low={low} must be at most high={high}")
+    check_weight_options(k, mu, low, high)
     if sign not in (1, -1):
         raise ValueError(f"sign={sign} must be 1 (chosen) or -1 (rejected)")
     # The paper clamps log π⁺/π⁻ and has a negative μ for rejected answers. With the sign inside, one interval serves.

@@ -3,6 +3,7 @@
 Shapes: R rows with A answers, D hidden size.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,10 @@ class FeedbackModule(CausalLMModule):
         super().prepare()
         if self.needs_reference:
             self.reference.prepare(self)
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        # Under a Trainer it is its run that goes on, whose reference `prepare` has from before.
+        self.reference.weights_restored |= self._trainer is None
 
     def example_weights(self, batch: Batch) -> Tensor:
         """1 for each row whose answers all have trained tokens, else 0, (R,) float32."""

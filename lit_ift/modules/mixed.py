@@ -123,8 +123,12 @@ class MixedModule(CausalLMModule):
             part.share_model(self)
         return found
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for part in self.parts.values():
+            part.on_load_checkpoint(checkpoint)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # The one hook that an objective of this package has: SFTMix draws anew in each micro-batch.
+        # SFTMix draws anew in each micro-batch.
         for name, part in self._of(batch):
             part.on_train_batch_start(batch[name], batch_idx)
 

@@ -84,6 +84,8 @@ class PreferenceModule(FeedbackModule):
 
     def prepare(self) -> None:
         super().prepare()
+        if self.prompt_embedder is not None:
+            self.prompt_embedder.prepare()
         if self.token_weights is not None:
             self.token_weights.prepare(self)
 

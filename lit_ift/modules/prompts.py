@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_ift.constants import IGNORE_INDEX
+from lit_ift.errors import UserError
 from lit_ift.modules.packed import is_packed, unpacked
 from lit_ift.modules.stepping import Batch
 
@@ -50,21 +51,42 @@ class PromptEmbedder:
     """A sentence-embedding model: the mean of an encoder's last hidden states over a text's tokens.
 
     Args:
-        model: hub id or folder of an encoder that ``AutoModel`` loads, with its tokenizer. It is loaded when first
-            asked, is frozen, and takes no part in checkpoints.
+        model: hub id or folder of an encoder that ``AutoModel`` loads, with its tokenizer. It is frozen, and takes no
+            part in checkpoints.
     """
 
     def __init__(self, model: str) -> None:
         self.source = model
         self._loaded: tuple[Any, Any] | None = None
 
-    def __call__(self, module: "CausalLMModule", batch: Batch) -> Tensor:
-        """Embeddings of the prompts' text, special tokens left out, (A, E)."""
+    def prepare(self) -> None:
+        """Load encoder and tokenizer, unless they are there.
+
+        Raises:
+            UserError: they cannot be loaded.
+        """
         from transformers import AutoModel, AutoTokenizer
 
-        if self._loaded is None:
+        if self._loaded is not None:
+            return
+        try:
             encoder = AutoModel.from_pretrained(self.source).eval().requires_grad_(False)
-            self._loaded = AutoTokenizer.from_pretrained(self.source), encoder
+            tokenizer = AutoTokenizer.from_pretrained(self.source)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"prompt_embedder={self.source!r} cannot be loaded: {error} Give the hub id or folder of an encoder "
+                "with its tokenizer, or leave it out to compare prompts by the policy's own hidden states."
+            ) from error
+        self._loaded = tokenizer, encoder
+
+    def __call__(self, module: "CausalLMModule", batch: Batch) -> Tensor:
+        """Embeddings of the prompts' text, special tokens left out, (A, E).
+
+        Raises:
+            RuntimeError: ``prepare`` was not called.
+        """
+        if self._loaded is None:
+            raise RuntimeError("prepare() was not called")
         tokenizer, encoder = self._loaded
         device = batch["input_ids"].device
         encoder.to(device)

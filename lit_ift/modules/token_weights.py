@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_ift.data.rows import ANSWER_SIDES
-from lit_ift.losses.tis_dpo import importance_weights
+from lit_ift.losses.tis_dpo import check_weight_options, importance_weights
 from lit_ift.modules.reference import ReferencePolicy
 from lit_ift.modules.stepping import Batch
 
@@ -24,11 +24,15 @@ class ContrastiveWeights:
         mu: how strongly the weights follow the ratio.
         low: L, lower bound of the log ratio [nats].
         high: U, upper bound of the log ratio [nats].
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     def __init__(
         self, positive: str, negative: str, *, k: float = 1.0, mu: float = 1.0, low: float = -0.5, high: float = 1.5
     ) -> None:
+        check_weight_options(k, mu, low, high)
         self.k, self.mu, self.low, self.high = k, mu, low, high
         self.positive = ReferencePolicy("model", model=positive, needs_tokens=True)
         self.negative = ReferencePolicy("model", model=negative, needs_tokens=True)

@@ -1,16 +1,20 @@
 """Pairs through one forward pass give what each answer alone gives."""
 
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from feedback import answer_logps, dummy, encoded_row, feedback_batch, pairs
-from tiny import tiny_model
+from rowfiles import write_feedback
+from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 
+from lit_ift.data import FeedbackDataModule
 from lit_ift.errors import UserError
 from lit_ift.losses.registry import PAIR_LOSSES, PairLoss
-from lit_ift.modules import PreferenceModule
+from lit_ift.modules import ContrastiveWeights, MixedModule, ObjectivePart, PreferenceModule
 
 
 def gradients(module: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -132,3 +136,68 @@ def test_rows_of_another_kind_are_refused() -> None:
     module = ready(tiny_model())
     with pytest.raises(UserError, match="scored rows, but PreferenceModule learns from preference rows"):
         module.check_batch(feedback_batch([*pairs(1), encoded_row("scored", "answer", score=0.5)]))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_prompts_are_embedded_by_another_model(tmp_path: Path, packed: bool) -> None:
+    encoder, tokenizer = tiny_model(dtype=torch.float32, seed=7), tiny_tokenizer()
+    encoder.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    module = ready(tiny_model(), loss="rpo", prompt_embedder=str(tmp_path))
+    module.tokenizer = tokenizer
+    module.configure_model()
+    rows = pairs(3)
+    batch = feedback_batch(rows, packed=packed)
+    hidden = module.hidden_states(module.embed(batch["input_ids"]), batch)
+    answers = module.score_answers(hidden, batch)
+    found = module.pair_inputs(hidden, answers, batch)["prompt_embeddings"]
+    for row, embedding in zip(rows, found, strict=True):
+        text = tokenizer.decode(row.sides["chosen"].input_ids[:4], skip_special_tokens=True)
+        ids = torch.tensor([tokenizer(text).input_ids])
+        with torch.no_grad():
+            expected = encoder.model(ids).last_hidden_state[0].mean(0)
+        torch.testing.assert_close(embedding, expected, rtol=1e-4, atol=1e-5)
+    assert not [name for name in module.state_dict() if not name.startswith("model.")]
+
+
+def test_a_prompt_embedder_that_is_not_there_is_told_before_training(tmp_path: Path) -> None:
+    module = ready(tiny_model(), loss="rpo", prompt_embedder=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"prompt_embedder='.*nowhere' cannot be loaded"):
+        module.configure_model()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"k": 0.0}, "k=0.0"), ({"mu": -1.0}, "mu=-1.0"), ({"low": 2.0}, "low=2.0"), ({"high": float("nan")}, "high=nan")],
+)
+def test_token_weights_are_checked_before_anything_is_loaded(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ContrastiveWeights("never loaded", "never loaded", **options)
+
+
+PARTS = {"preference": ObjectivePart("PreferenceModule")}
+
+
+@pytest.mark.parametrize(("cls", "options"), [(PreferenceModule, {}), (MixedModule, {"parts": PARTS})])
+def test_a_module_from_a_checkpoint_warns_that_it_is_its_own_reference(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch, cls: Any, options: Any
+) -> None:
+    monkeypatch.setenv("LIT_IFT_DATA_CACHE", str(tmp_path / "cache"))
+    path = write_feedback(tmp_path, preference=4)["preference"]
+
+    def run(module: Any, *, ckpt_path: str | None = None) -> L.Trainer:
+        module.tokenizer = tiny_tokenizer()
+        trainer = L.Trainer(
+            accelerator="cpu", max_epochs=1 + (ckpt_path is not None), logger=False, enable_checkpointing=False
+        )
+        data = FeedbackDataModule(path, batch_size=2, cache=False)
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=ckpt_path is not None or None)
+        return trainer
+
+    checkpoint = str(tmp_path / "first.ckpt")
+    run(cls(tiny_model(), **options)).save_checkpoint(checkpoint)
+    run(cls(tiny_model(), **options), ckpt_path=checkpoint)
+    assert not [warning for warning in recwarn if "loaded from a checkpoint" in str(warning.message)]
+    loaded = cls.load_from_checkpoint(checkpoint, model=tiny_model(), weights_only=True)
+    with pytest.warns(UserWarning, match="loaded from a checkpoint, and reference=cached compares with the policy as"):
+        run(loaded)
