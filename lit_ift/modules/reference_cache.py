@@ -295,8 +295,9 @@ def _load(entry: _Entry, num_answers: int) -> Logps | None:
         return None
     try:
         record = json.loads(entry.record.read_text(encoding="utf-8"))
-        logps: Logps = np.load(entry.numbers, allow_pickle=False)
-        key, digest = record["key"], record["numbers"]
+        with entry.numbers.open("rb") as file:  # Not by `load`, which takes other formats too.
+            logps: Logps = np.lib.format.read_array(file, allow_pickle=False)
+        key, digest = dict(record["key"]), record["numbers"]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise _refused(entry, f"it cannot be read ({type(error).__name__}: {error})") from error
     differing = sorted(name for name in {*key, *entry.key} if key.get(name) != entry.key.get(name))

@@ -246,6 +246,8 @@ class TestCached:
             ("length", r"shape \(18,\) for 19 answers"),
             ("key", "other precision"),
             ("cut", "cannot be read"),
+            ("zip", "cannot be read"),
+            ("record", "cannot be read"),
         ],
     )
     def test_what_was_tampered_with_is_refused(self, how: str, message: str, tmp_path: Path) -> None:
@@ -262,6 +264,10 @@ class TestCached:
             record.write_text(record.read_text().replace('"32-true"', '"16-true"'))
         elif how == "cut":
             numbers.write_bytes(numbers.read_bytes()[:20])
+        elif how == "zip":
+            numbers.write_bytes(b"PK\x03\x04 and so on")
+        elif how == "record":
+            record.write_text('{"key": null, "numbers": ""}')
         else:
             np.save(numbers, values)
         with pytest.raises(UserError, match=message) as caught:
