@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lit_ift.losses.cumsum import at_least_float32
 from lit_ift.losses.rewards import check_same_length
 
 MAX_EXPONENT = 30.0
@@ -63,8 +64,9 @@ def log_complement(logp: Tensor) -> Tensor:
 
     It tends to minus infinity at p = 1, and so does its slope ``-p / (1 - p)``. From logp = -2^-23 on, the tangent at
     that point takes over: it is -16.9 at p = 1, with the slope 1 - 2^23, so that values and gradients stay finite, and
-    a gradient remains.
+    a gradient remains. Half precision, in which 1 - p has no digits near p = 1, is computed in float32.
     """
+    logp = at_least_float32(logp)
     curved = logp.clamp(max=NEAREST_TO_ZERO)
     straight = (logp - NEAREST_TO_ZERO).relu()  # not `logp - curved`: its large gradients would not cancel exactly
     slope = math.exp(NEAREST_TO_ZERO) / math.expm1(NEAREST_TO_ZERO)

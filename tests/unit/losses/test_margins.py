@@ -60,3 +60,13 @@ def test_log_odds_end_in_their_tangent(dtype: torch.dtype) -> None:
     assert odds.tolist() == pytest.approx([23 * log(2), 23 * log(2) + 1], rel=1e-6)
     (slope,) = torch.autograd.grad(odds.sum(), logp)
     assert slope.tolist() == pytest.approx([2.0**23, 2.0**23], rel=1e-6)
+
+
+@pytest.mark.parametrize("logp", [0.0, -1e-4, -1e-3])
+def test_log_complement_has_a_finite_gradient_in_bfloat16(logp: float) -> None:
+    """There, 1 - p is 0 from p = 0.998 on."""
+    value = torch.tensor(logp, dtype=torch.bfloat16, requires_grad=True)
+    result = log_complement(value)
+    result.backward()
+    torch.testing.assert_close(result, log_complement(value.float()))
+    assert -torch.inf < float(value.grad) < 0
