@@ -215,6 +215,8 @@ def _find(loss: str) -> PairLossFunction:
         ) from error
     except (ImportError, AttributeError) as error:
         raise ValueError(f"loss={loss!r} cannot be imported: {error}") from error
+    except Exception as error:  # Of the user's own module, which may be unfinished.
+        raise ValueError(f"loss={loss!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ValueError(f"loss={loss!r} is not a function.")
     return function

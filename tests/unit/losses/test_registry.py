@@ -57,6 +57,7 @@ def detached(chosen_logps):
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "own_pair_losses.py").write_text(OWN)
+    (tmp_path / "unfinished_losses.py").write_text("def loss(chosen_logps:")
     monkeypatch.syspath_prepend(tmp_path)
     return "own_pair_losses"
 
@@ -108,6 +109,7 @@ def test_options_are_copied(own: str) -> None:
     [
         ("dop", {}, "loss='dop' is none of dpo, robust_dpo, "),
         ("no.such.module", {}, "loss='no.such.module' cannot be imported: No module named 'no'. The folder that"),
+        ("unfinished_losses.loss", {}, "loss='unfinished_losses.loss' cannot be imported: SyntaxError: "),
         ("own_pair_losses.missing", {}, "loss='own_pair_losses.missing' cannot be imported"),
         ("own_pair_losses.NUMBER", {}, "loss='own_pair_losses.NUMBER' is not a function"),
         (
