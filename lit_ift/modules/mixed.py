@@ -85,7 +85,7 @@ class MixedModule(CausalLMModule):
         self.save_hyperparameters({"parts": {name: _plain(name, part) for name, part in parts.items()}})
         self.part_weights = {name: part.weight for name, part in parts.items()}
         # In a plain dictionary, so that the model which they share is saved and optimized once.
-        of_model = {option: kwargs[option] for option in OF_THE_MODEL if option in kwargs}
+        of_model: dict[str, Any] = {option: kwargs[option] for option in OF_THE_MODEL if option in kwargs}
         self.parts: dict[str, CausalLMModule] = {
             name: self._build(name, part, of_model) for name, part in parts.items()
         }
