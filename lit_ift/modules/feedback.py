@@ -121,6 +121,13 @@ class FeedbackModule(CausalLMModule):
                 f"The batch has {' and '.join(wrong)} rows, but {type(self).__name__} learns from "
                 f"{' and '.join(sorted(self.kinds))} rows. Give it such rows by data.class_path=FeedbackDataModule."
             )
+        judged = rows.kind("unpaired", "scored")
+        unfit = judged & ~((rows.scores >= 0) & (rows.scores <= 1))
+        if bool(unfit.any()):
+            raise UserError(
+                f"The batch has an unpaired or scored row whose score is {float(rows.scores[unfit][0]):g}. Such rows "
+                "need scores in [0, 1]; thumbs are 0 or 1."
+            )
 
     def score_answers(self, hidden: Tensor, batch: Batch) -> AnswerScores:
         """Score whole answers from the batch's hidden states, (B, T, D)."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_ift.errors import UserError
 from lit_ift.losses.kto import Variant, check_kto_options, kl_baseline, kto_loss
 from lit_ift.modules.feedback import AnswerScores, FeedbackModule
 from lit_ift.modules.packed import unpacked
@@ -67,6 +68,15 @@ class KTOModule(FeedbackModule):
         """The number of judged answers of each row whose answers all have trained tokens, else 0, (R,) float32."""
         weights = super().example_weights(batch)
         return weights * (1 + FeedbackRows.of(batch, len(unpacked(batch)["labels"])).kind("preference").float())
+
+    def check_batch(self, batch: Batch) -> None:
+        super().check_batch(batch)
+        rows = FeedbackRows.of(batch, len(unpacked(batch)["labels"]))
+        if self.needs_mismatched and not len(rows.answers("mismatched")):
+            raise UserError(
+                "The batch has no mismatched answers, which the KL baseline is estimated from. Use "
+                "data.class_path=FeedbackDataModule, which adds them, or variant='apo_zero', which needs none."
+            )
 
     def example_losses(self, batch: Batch) -> ExampleLosses:
         answers = self.score_answers(self.hidden_states(self.embed(batch["input_ids"]), batch), batch)

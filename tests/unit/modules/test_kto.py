@@ -6,6 +6,7 @@ from feedback import answer_logps, dummy, encoded_row, feedback_batch
 from tiny import tiny_model
 
 from lit_ift.data.rows import EncodedRow
+from lit_ift.errors import UserError
 from lit_ift.modules import KTOModule
 
 ROWS = [encoded_row("unpaired", "answer", "mismatched", score=float(i % 2), seed=i) for i in range(4)]
@@ -98,3 +99,10 @@ def test_metrics_of_pairs() -> None:
     for name, (values, weights) in expected.items():
         assert metrics[name].values.tolist()[: len(values)] == pytest.approx(values, abs=1e-9), name
         assert metrics[name].weights.tolist() == weights, name
+
+
+def test_a_batch_without_mismatched_answers_is_refused() -> None:
+    batch = feedback_batch([encoded_row("unpaired", "answer", score=1.0)])
+    KTOModule(tiny_model(), reference="cached", variant="apo_zero").check_batch(batch)
+    with pytest.raises(UserError, match="no mismatched answers"):
+        KTOModule(tiny_model(), reference="cached").check_batch(batch)

@@ -5,6 +5,7 @@ import torch
 from feedback import answer_logps, encoded_row, feedback_batch, pairs
 from tiny import tiny_model
 
+from lit_ift.errors import UserError
 from lit_ift.modules import UFTModule
 from lit_ift.modules.window import Weighted
 
@@ -70,3 +71,11 @@ def test_unfit_options_are_refused() -> None:
         UFTModule("never loaded", beta=0)
     with pytest.raises(ValueError, match="discrepancy"):
         UFTModule("never loaded", discrepancy="mae")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("score", [None, -0.1, 7.0])
+def test_a_batch_without_usable_scores_is_refused(score: float | None) -> None:
+    module = UFTModule(tiny_model(), reference="cached")
+    module.check_batch(feedback_batch([encoded_row("instruction", "answer"), encoded_row("scored", "answer", score=1)]))
+    with pytest.raises(UserError, match="need scores in"):
+        module.check_batch(feedback_batch([encoded_row("scored", "answer", score=score)]))
