@@ -12,6 +12,7 @@ from lit_ift.errors import UserError
 ORDER_OPTIONS: Final = {
     "world_size": "number of processes",
     "batch_size": "data.batch_size",
+    "accumulate": "trainer.accumulate_grad_batches",
     "tokens_per_batch": "data.tokens_per_batch",
     "packing": "data.packing",
     "pad_to_multiple_of": "data.pad_to_multiple_of",

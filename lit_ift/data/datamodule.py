@@ -354,7 +354,7 @@ class ConversationDataModule(L.LightningDataModule):
         return NoUsableRowError(report)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches; the order is a pure function of seed, epoch and number of processes."""
+        """Shuffled batches; the order is a pure function of seed, epoch and rows of an optimizer step."""
         lengths = self._lengths("train", self.packing)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             # The same first batches must come back in every epoch.
@@ -365,6 +365,7 @@ class ConversationDataModule(L.LightningDataModule):
             sampler = LengthGroupedBatchSampler(
                 lengths,
                 **self._batch_options("train", self.packing),
+                accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
                 group_by_length=self.group_by_length,
                 groups=self.train_groups(),
                 seed=self.seed,

@@ -37,6 +37,8 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
     Args:
         lengths: tokens of each row.
         batch_size: rows a rank and batch.
+        accumulate: with `batch_size`: batches a rank and optimizer step. Which rows a step has then hangs on
+            `batch_size` x `accumulate` x `num_replicas` alone, not on how it is split into them.
         tokens_per_batch: input tokens a rank and batch, instead; padding counts unless rows are packed.
         packing: with `tokens_per_batch`: the batches are packed, so that padding does not count.
         pad_to_multiple_of: with `tokens_per_batch`: what batches are padded to.
@@ -59,6 +61,7 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         lengths: Sequence[int],
         *,
         batch_size: int | None = None,
+        accumulate: int = 1,
         tokens_per_batch: int | None = None,
         packing: bool = False,
         pad_to_multiple_of: int | None = None,
@@ -84,6 +87,7 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
             raise ValueError(f"group_by_length={group_by_length} has no effect with tokens_per_batch, {packing=}")
         self.lengths = lengths
         self.batch_size = batch_size
+        self.accumulate = accumulate if batch_size is not None and shuffle else 1  # Else it has no part in the order.
         self.tokens_per_batch = tokens_per_batch
         self.packing = packing if tokens_per_batch is not None else None
         self.pad_to_multiple_of = pad_to_multiple_of if tokens_per_batch is not None and not packing else None
@@ -115,6 +119,7 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         return {
             "world_size": self.num_replicas,
             "batch_size": self.batch_size,
+            "accumulate": None if self.accumulate == 1 else self.accumulate,
             "tokens_per_batch": self.tokens_per_batch,
             "packing": self.packing,
             "pad_to_multiple_of": self.pad_to_multiple_of,
@@ -162,13 +167,15 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         key = f"{self.seed}/{self.epoch}"
         rows = self._rows.of_epoch(self.epoch if self.shuffle else 0)
         if self.batch_size is not None:
-            batches = global_batches(
+            together = self.batch_size * self.num_replicas
+            of_steps = global_batches(
                 rows.tolist(),
                 self.lengths,
-                global_batch_size=self.batch_size * self.num_replicas,
+                global_batch_size=together * self.accumulate,
                 shuffle_key=key if self.shuffle else None,
                 group_by_length=self.group_by_length,
             )
+            batches = [step[start : start + together] for step in of_steps for start in range(0, len(step), together)]
             return [[batch[rank :: self.num_replicas] for rank in range(self.num_replicas)] for batch in batches]
         return self._plan.draw(rows, _generator(key)) if self.shuffle else self._steps_in_order
 
@@ -236,7 +243,7 @@ def global_batches(
     Args:
         rows: of this epoch.
         lengths: tokens of all rows, indexed by row.
-        global_batch_size: rows a batch over all ranks.
+        global_batch_size: rows a batch over all ranks and everything that they accumulate.
         shuffle_key: seeds the order; None keeps the rows in theirs.
         group_by_length: sort by falling length, within shuffled megabatches if there is a `shuffle_key`.
     """

@@ -311,7 +311,7 @@ def test_a_resumed_run_sees_the_batches_that_an_unbroken_one_would(
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resuming_twice_and_after_max_steps_ended_an_epoch_early(tmp_path: Path, accumulate: int) -> None:
     whole = Recorder()
-    trainer(tmp_path, max_epochs=4).fit(whole, datamodule=data(tmp_path))
+    trainer(tmp_path, max_epochs=4, accumulate_grad_batches=accumulate).fit(whole, datamodule=data(tmp_path))
     seen, path = [], None
     for max_steps in (3, 4, 7):  # epochs of 5 batches, and of 3 steps with accumulation
         module = Recorder()

@@ -37,6 +37,7 @@ def with_trainer(data: Any, module: Any, fn: str = "fit") -> Any:
         is_global_zero=True,
         state=SimpleNamespace(fn=fn),
         overfit_batches=0,
+        accumulate_grad_batches=1,
         fit_loop=SimpleNamespace(
             epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)),
             epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0))),

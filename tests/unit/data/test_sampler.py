@@ -43,13 +43,17 @@ def test_order_is_pure_in_seed_and_epoch() -> None:
     count=st.integers(1, 60),
     world=st.integers(1, 5),
     batch_size=st.integers(1, 5),
+    accumulate=st.integers(1, 3),
     shuffle=st.booleans(),
     group=st.booleans(),
     epoch=st.integers(0, 3),
 )
-def test_ranks_partition_the_rows_into_equally_many_batches(count, world, batch_size, shuffle, group, epoch) -> None:
+def test_ranks_partition_the_rows_into_equally_many_batches(
+    count, world, batch_size, accumulate, shuffle, group, epoch
+) -> None:
     lengths = some_lengths(count)
-    ranks = rank_batches(lengths, world, epoch=epoch, batch_size=batch_size, shuffle=shuffle, group_by_length=group)
+    options = {"batch_size": batch_size, "accumulate": accumulate, "shuffle": shuffle, "group_by_length": group}
+    ranks = rank_batches(lengths, world, epoch=epoch, **options)
     indices = [i for batches in ranks for batch in batches for i in batch]
     assert sorted(i for i in indices if i >= 0) == list(range(count))
     sampler = LengthGroupedBatchSampler(lengths, num_replicas=world, rank=0, batch_size=batch_size)
@@ -66,6 +70,29 @@ def test_global_batches_do_not_depend_on_how_they_are_shared() -> None:
     one = rank_batches(lengths, 1, batch_size=8)
     two = rank_batches(lengths, 2, batch_size=4)
     assert [set(batch) for batch in one[0]] == [{*a, *b} for a, b in zip(*two, strict=True)]
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_steps_do_not_depend_on_how_they_are_shared_and_accumulated(group: bool) -> None:
+    lengths = some_lengths(85)
+
+    def steps(batch_size: int, accumulate: int, world: int, epoch: int) -> list[set[int]]:
+        options = {"batch_size": batch_size, "accumulate": accumulate, "group_by_length": group}
+        batches = [
+            {i for batch in of_ranks for i in batch if i >= 0}
+            for of_ranks in zip(*rank_batches(lengths, world, epoch, **options), strict=True)
+        ]
+        return [set().union(*batches[k : k + accumulate]) for k in range(0, len(batches), accumulate)]
+
+    whole = steps(8, 1, 1, epoch=1)
+    assert [len(step) for step in whole] == [8] * 10 + [5]
+    for split in ((4, 2, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 2, 4)):
+        assert steps(*split, epoch=1) == whole
+    assert steps(1, 8, 1, epoch=2) != whole
+    sampler = LengthGroupedBatchSampler(lengths, batch_size=2, accumulate=4)
+    assert sampler.order_options["accumulate"] == 4
+    # As in a checkpoint from before there was the option.
+    assert LengthGroupedBatchSampler(lengths, batch_size=8).order_options["accumulate"] is None
 
 
 def test_lengths_are_alike_within_a_batch_and_across_ranks() -> None:
