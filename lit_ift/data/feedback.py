@@ -121,7 +121,9 @@ class FeedbackDataModule(InstructionDataModule):
 
     def _lengths(self, split: Split, packing: bool) -> Sequence[int]:
         dataset = self._dataset(split)
-        return dataset.lengths if packing else dataset.padded_lengths(self.pad_to_multiple_of)
+        # Of so many rows each, batches have the same ones whether they are packed or padded.
+        fills_a_budget = packing and self.tokens_per_batch is not None
+        return dataset.lengths if fills_a_budget else dataset.padded_lengths(self.pad_to_multiple_of)
 
     def _batch_options(self, split: Split, packing: bool) -> dict[str, Any]:
         options = super()._batch_options(split, packing)

@@ -328,6 +328,19 @@ def test_batches_keep_the_token_budget(
     assert (data.train_dataloader().sampler.tokens_per_batch < budget) == is_mixed  # type: ignore[attr-defined]
 
 
+def test_packing_does_not_change_which_rows_share_a_batch(tmp_path: Path, tokenizer) -> None:
+    """A row's answers together may be longer than another's whose longest one is the longest."""
+    rows = [{"prompt": "p", "chosen": "a" * (1 + i), "rejected": "b" * (1 + 7 * i % 99)} for i in range(100)]
+    file = jsonl(tmp_path / "pairs.jsonl", *rows)
+
+    def batches(packing: bool) -> list[list[str]]:
+        data = FeedbackDataModule(file, tokenizer=tokenizer, batch_size=4, packing=packing, cache=False)
+        data.setup("fit")
+        return [batch["row_ids"] for batch in data.train_dataloader()]
+
+    assert batches(packing=True) == batches(packing=False)
+
+
 def test_a_row_that_no_batch_can_hold(paths: dict[str, str], tokenizer) -> None:
     data = FeedbackDataModule(paths["preference"], tokenizer=tokenizer, tokens_per_batch=50, cache=False)
     data.setup("fit")
