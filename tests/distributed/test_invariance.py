@@ -1,0 +1,91 @@
+"""The same global batch gives the same steps however it is split: every objective, 1, 2 and 4 ranks, DDP and FSDP2.
+
+All of it is one launch, for the sake of its starting time. Models are float32, where 1e-6 is eight times the distance
+of two neighbouring numbers near 1: what the order of summing may do, and no more. Sums of all pair losses are float64,
+since some of them are small differences of large numbers.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lit_ift.modules
+from lit_ift.losses import PAIR_LOSSES
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from invariance import CLIP, GLOBAL_BATCH, OBJECTIVES, ROWS, Deviation, collect, deviations, drift
+
+SCRIPT = Path(__file__).parent / "invariance.py"
+TOLERANCE = {"float32": 1e-6, "float64": 1e-11}
+EPOCHS = 2
+
+Found = dict[str, dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What the ranks of all launches saw."""
+    folder = tmp_path_factory.mktemp("invariance")
+    command = [sys.executable, str(SCRIPT), str(folder), "--epochs", str(EPOCHS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return collect(folder)
+
+
+@pytest.fixture(scope="module")
+def compared(found: Found) -> dict[str, dict[str, list[Deviation]]]:
+    """By objective and quantity."""
+    table: dict[str, dict[str, list[Deviation]]] = {}
+    for deviation in deviations(found):
+        table.setdefault(deviation.objective, {}).setdefault(deviation.quantity, []).append(deviation)
+    return table
+
+
+def test_nothing_is_left_out(compared: dict[str, dict[str, list[Deviation]]]) -> None:
+    modules = {getattr(lit_ift.modules, name) for name in lit_ift.modules.__all__ if name.endswith("Module")}
+    bases = ("ExampleMeanModule", "CausalLMModule", "FeedbackModule")
+    assert modules - {getattr(lit_ift.modules, name) for name in bases} == {
+        objective.module for objective in OBJECTIVES.values()
+    }
+    quantities = {quantity for of_objective in compared.values() for quantity in of_objective}
+    assert quantities == {"loss", "grad_norm", *(f"of/{name}" for name in PAIR_LOSSES)}
+    for name, of_objective in compared.items():
+        for split_deviations in of_objective.values():
+            assert len(split_deviations) >= 8, name
+        splits = OBJECTIVES[name].splits
+        assert {split.ranks for split in splits} == {1, 2, 4}
+        assert {(split.ranks, split.strategy) for split in splits} >= {(n, s) for n in (2, 4) for s in ("ddp", "fsdp2")}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_has_the_same_rows(found: Found, name: str) -> None:
+    steps = found[name][OBJECTIVES[name].splits[0].name]["rows"]
+    assert [len(step) for step in steps] == [GLOBAL_BATCH, GLOBAL_BATCH, ROWS % GLOBAL_BATCH] * EPOCHS
+    assert steps[:3] != steps[3:]
+    for split, seen in found[name].items():
+        assert seen["rows"] == steps, split
+    for split in OBJECTIVES[name].splits:
+        if not split.packed or split.rows >= 4:  # Of few rows, there may be none that go together.
+            assert found[name][split.name]["is_packed"] == split.packed
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_step_is_the_same(found: Found, compared: dict[str, dict[str, list[Deviation]]], name: str) -> None:
+    for of_quantity in compared[name].values():
+        for deviation in of_quantity:
+            assert deviation.worst <= TOLERANCE[OBJECTIVES[name].dtype], deviation
+    steps = found[name][OBJECTIVES[name].splits[0].name]["steps"]
+    assert sum(step["grad_norm"] > CLIP for step in steps) >= len(steps) / 2  # So clipping had a say in it.
+    assert len({step["loss"] for step in steps}) == len(steps)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_there_is_no_drift(compared: dict[str, dict[str, list[Deviation]]], name: str) -> None:
+    """Mean deviations of the splits scatter around 0, rounding of the run that all are compared with apart."""
+    for quantity, of_quantity in compared[name].items():
+        mean, error = drift(of_quantity)
+        assert abs(mean) <= 4 * error + TOLERANCE[OBJECTIVES[name].dtype] / 10, (quantity, of_quantity)
