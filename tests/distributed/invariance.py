@@ -253,7 +253,7 @@ def sum_of_pair_losses(
 
 
 class Record(Callback):
-    """Loss, norm of the gradient and rows of every optimizer step, and whether examples ever shared a row of a batch."""
+    """Loss, gradient norm and rows of every optimizer step, and whether examples ever shared a row of a batch."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []

@@ -39,6 +39,7 @@ def with_trainer(data: Any, module: Any, fn: str = "fit") -> Any:
         overfit_batches=0,
         accumulate_grad_batches=1,
         fit_loop=SimpleNamespace(
+            restarted_on_epoch_start=False,
             epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)),
             epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0))),
         ),
