@@ -253,7 +253,7 @@ def sum_of_pair_losses(
 
 
 class Record(Callback):
-    """Loss, gradient norm and rows of every optimizer step, and whether examples ever shared a row of a batch."""
+    """Loss, norm of the gradient and rows of every optimizer step, and whether examples shared a row of a batch."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -444,6 +444,7 @@ def collect(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
                 known = found.setdefault(name, {}).setdefault(split, {**seen, "rows": [[] for _ in seen["rows"]]})
                 if known["steps"] != seen["steps"]:
                     raise ValueError(f"{name}, {split}: ranks logged different things")
+                known["is_packed"] |= seen["is_packed"]
                 known["rows"] = [sorted(a + b) for a, b in zip(known["rows"], seen["rows"], strict=True)]
     return found
 
