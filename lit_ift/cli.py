@@ -15,7 +15,12 @@ TRAINER_COMMANDS = {
     "predict": "let a model answer the prompts of the predict data",
 }
 
-MODEL_COMMANDS = {"merge": "make a whole model of a LoRA adapter and its base model"}
+MODEL_COMMANDS = {
+    "export": "write the model of a checkpoint as a Hugging Face folder",
+    "merge": "make a whole model of a LoRA adapter and its base model",
+}
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 LAKE_COMMANDS = {"frozen-lake": "compare objectives on the game of the IFT paper, whose optimum is known"}
 
@@ -38,6 +43,7 @@ examples:
   lit-ift fit --config configs/ift/smollm2-135m.yaml --model.init_args.lam 0.3
   lit-ift fit --config configs/ift/smollm2-135m.yaml --print_config
   lit-ift data check --config configs/ift/smollm2-135m.yaml
+  lit-ift export checkpoints/runs/version_0/checkpoints/last.ckpt model
   lit-ift merge checkpoints/runs/version_0/model merged
   lit-ift frozen-lake --config configs/frozen-lake/default.yaml
 
@@ -103,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_data_command(words[1:])
     if words[0] == "merge":
         return _run_merge(words[1:])
+    if words[0] == "export":
+        return _run_export(words[1:])
     if words[0] in LAKE_COMMANDS:
         return _run_lake(words[1:])
     if words[0] not in TRAINER_COMMANDS:
@@ -197,10 +205,65 @@ def merge_parser() -> "ArgumentParser":
     parser.add_argument("output", metavar="OUTPUT", help="folder to write; must not exist or be empty")
     parser.add_argument("--model", metavar="BASE", help="base model, if it is not where the adapter says")
     parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16", "float64"),
-        help="of the written weights; that of the base model's checkpoint by default",
+        "--dtype", choices=_DTYPES, help="of the written weights; that of the base model's checkpoint by default"
     )
+    return parser
+
+
+def _run_export(words: list[str]) -> int:
+    from lit_ift.errors import UserError
+
+    options = export_parser().parse_args(words)
+    from pathlib import Path
+
+    from lit_ift.models.from_checkpoint import export_checkpoint
+
+    try:
+        figures = export_checkpoint(
+            Path(options.checkpoint),
+            Path(options.output),
+            config=None if options.config is None else Path(options.config),
+            model=options.model,
+            tokenizer=options.tokenizer,
+            dtype=options.dtype,
+            max_shard_size=options.max_shard_size,
+            merge=options.merge,
+            trust_remote_code=options.trust_remote_code,
+        )
+    except UserError as error:
+        if os.environ.get("LIT_IFT_TRACEBACK"):
+            raise
+        print(f"lit-ift export: error: {error}", file=sys.stderr)
+        return 1
+    what = "LoRA adapter" if figures["is_adapter"] else "Hugging Face model"
+    print(
+        f"{options.output}: {what} of step {figures['step']}, {figures['dtype']} weights (loaded again: logits differ "
+        f"by at most {figures['max_abs_logit_diff']:.1e}, template ids equal: {figures['template_ids_equal']})"
+    )
+    return 0
+
+
+def export_parser() -> "ArgumentParser":
+    """The options of ``lit-ift export``."""
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="lit-ift export",
+        allow_abbrev=False,
+        description="Write the model of a training checkpoint as a Hugging Face folder, and compare the two. Of a run "
+        "with model.lora it is an adapter's folder. It takes one process, no GPU, and memory for the largest weight.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".ckpt file, or folder of shards")
+    parser.add_argument("output", metavar="OUTPUT", help="folder to write; must not exist or be empty")
+    parser.add_argument("--config", help="configuration of the run; config.yaml in its folder by default")
+    parser.add_argument("--model", help="what the run started from, if it is not where the checkpoint says")
+    parser.add_argument("--tokenizer", help="if it is not where the checkpoint says")
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the written weights; that of the checkpoint by default")
+    parser.add_argument("--max_shard_size", metavar="SIZE", help="of a file of a model's weights, such as 5GB")
+    parser.add_argument(
+        "--merge", action="store_true", help="merge an adapter into its base model, which is held in memory as a whole"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that the model brings")
     return parser
 
 

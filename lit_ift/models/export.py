@@ -32,6 +32,7 @@ def export_model(
     dtype: str | None = None,
     state_dict: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    max_shard_size: str | None = None,
 ) -> Path:
     """Write weights, configuration, tokenizer, generation config and model card.
 
@@ -50,6 +51,7 @@ def export_model(
         dtype: of the written weights; None for the model's own.
         state_dict: weights to write instead of the model's, gathered from shards; of an adapter, its own at least.
         overwrite: replace an existing export (a folder with a model or an adapter, and nothing else).
+        max_shard_size: of a file of a whole model's weights, such as ``5GB``; that of transformers by default.
 
     Returns:
         The folder.
@@ -76,7 +78,7 @@ def export_model(
                 _write_adapter(model, stage, dtype, state_dict)
                 generation_config.save_pretrained(stage)  # For whoever merges it.
             else:
-                _write_weights(model, stage, dtype, state_dict, generation_config)
+                _write_weights(model, stage, dtype, state_dict, generation_config, max_shard_size)
             copied = write_tokenizer(tokenizer, tokenizer_source, stage)
             chat = bool(tokenizer.chat_template)
             card = model_card(metadata, folder_name=folder.name, chat_example=chat, is_adapter=is_adapter)
@@ -158,12 +160,20 @@ def _generation_config(model: Any, tokenizer: Any, metadata: ExportMetadata) -> 
 
 
 def _write_weights(
-    model: Any, stage: Path, dtype: str | None, state_dict: Mapping[str, Any] | None, generation_config: Any
+    model: Any,
+    stage: Path,
+    dtype: str | None,
+    state_dict: Mapping[str, Any] | None,
+    generation_config: Any,
+    max_shard_size: str | None,
 ) -> None:
     weights = dict(state_dict) if state_dict is not None else model.state_dict()
+    if dtype is not None:
+        weights = _cast(weights, dtype, stage.with_name("cast"))
+    options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     with _untouched(model):
         model.generation_config = generation_config
-        model.save_pretrained(stage, state_dict=_cast(weights, dtype))
+        model.save_pretrained(stage, state_dict=weights, **options)
     if dtype is not None:
         file = stage / "config.json"
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -189,7 +199,8 @@ def _write_adapter(model: Any, stage: Path, dtype: str | None, state_dict: Mappi
         from safetensors.torch import load_file, save_file
 
         file = stage / "adapter_model.safetensors"
-        save_file(_cast(load_file(file), dtype), file, metadata={"format": "pt"})
+        cast = _cast(load_file(file), dtype, stage.with_name("cast"))
+        save_file(cast, file, metadata={"format": "pt"})
 
 
 @contextmanager
@@ -204,19 +215,23 @@ def _untouched(model: Any) -> Iterator[None]:
         model.config.__dict__.update(kept[1])
 
 
-def _cast(weights: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
-    if dtype is None:
-        return dict(weights)
+def _cast(weights: Mapping[str, Any], dtype: str, file: Path) -> dict[str, Any]:
+    """Weights in another dtype, held in a file so that memory holds one of them at a time."""
     import torch
+
+    from lit_ift.models.mapped import mapped
 
     wanted = getattr(torch, dtype)
     # Tied weights are one tensor under two names and must stay so, or both are written.
-    by_storage: dict[tuple[int, int, tuple[int, ...]], Any] = {}
-    result: dict[str, Any] = {}
+    of_place: dict[tuple[int, int, tuple[int, ...]], str] = {}
+    same_as: dict[str, str] = {}
     for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            result[name] = tensor
-            continue
-        key = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
-        result[name] = by_storage.setdefault(key, tensor.to(wanted))
-    return result
+        same_as[name] = of_place.setdefault((tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape)), name)
+
+    def entries() -> Iterator[tuple[str, Any]]:
+        for name in dict.fromkeys(same_as.values()):
+            tensor = weights[name].detach().cpu()
+            yield name, tensor.to(wanted) if tensor.is_floating_point() else tensor
+
+    written = mapped(entries(), file)
+    return {name: written[first] for name, first in same_as.items()}

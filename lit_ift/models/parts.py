@@ -140,20 +140,12 @@ def load_skeleton(
     """
     if not isinstance(model, str | ModelSource):
         return None
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     source = obtain_model(model, revision=revision) if isinstance(model, str) else model
     if source.gguf_file is not None:
         return _whole(source, "it is a GGUF file")
     if strange := sorted(set(lora or {}) - SIMPLE_LORA):
         return _whole(source, f"lora.{strange[0]} may need its weights")
-    check_folder(source)
-    try:
-        common = {"trust_remote_code": trust_remote_code, **where(source, revision)}
-        config = AutoConfig.from_pretrained(source.path, **common)
-    except Exception as error:
-        raise explain_load_error(source, revision, error, what="config.json") from error
-    check_causal_lm(source, config)
+    config = read_config(source, revision=revision, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         return _whole(source, "its weights are quantized")
     chosen = config.dtype if dtype == "auto" else getattr(torch, dtype or "float32")
@@ -162,19 +154,71 @@ def load_skeleton(
     files = WeightFiles.of(_folder(source, revision))
     if files is None:
         return _whole(source, "it has no safetensors")
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        with parameters_on_meta():
-            built = AutoModelForCausalLM.from_config(
-                config, dtype=chosen, trust_remote_code=trust_remote_code, **options
-            )
-        built.generation_config = _generation_config(source, common, built.generation_config)
-    except Exception as error:
-        raise explain_load_error(source, revision, error, what="model") from error
+    built = build_skeleton(
+        source,
+        config,
+        dtype=chosen,
+        revision=revision,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
     if (reason := files.mismatch(built)) is not None:
         return _whole(source, reason)
     make_ready(built, gradient_checkpointing=gradient_checkpointing, disable_dropout=disable_dropout)
     return built, files
+
+
+def read_config(source: ModelSource, *, revision: str | None, trust_remote_code: bool) -> Any:
+    """The configuration of a model that is no GGUF file.
+
+    Raises:
+        UserError: it cannot be had, or is not that of a causal language model.
+    """
+    from transformers import AutoConfig
+
+    check_folder(source)
+    try:
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **where(source, revision))
+    except Exception as error:
+        raise explain_load_error(source, revision, error, what="config.json") from error
+    check_causal_lm(source, config)
+    return config
+
+
+def build_skeleton(
+    source: ModelSource,
+    config: Any,
+    *,
+    dtype: torch.dtype,
+    revision: str | None,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+) -> "PreTrainedModel":
+    """Build a model whose parameters have no values, with its generation config.
+
+    Args:
+        source: where the model is from.
+        config: its configuration.
+        dtype: of the parameters.
+        revision: see ``load_model``, as for the other arguments.
+        attn_implementation: see there.
+        trust_remote_code: see there.
+
+    Raises:
+        UserError: the model cannot be built.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        with parameters_on_meta():
+            built: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=trust_remote_code, **options
+            )
+        built.generation_config = _generation_config(source, where(source, revision), built.generation_config)
+    except Exception as error:
+        raise explain_load_error(source, revision, error, what="model") from error
+    return built
 
 
 def _whole(source: ModelSource, reason: str) -> "tuple[PreTrainedModel, WeightFiles] | None":
@@ -195,10 +239,9 @@ def _folder(source: ModelSource, revision: str | None) -> Path:
         raise explain_load_error(source, revision, error, what="model") from error
 
 
-def _generation_config(source: ModelSource, common: dict[str, Any], default: Any) -> Any:
+def _generation_config(source: ModelSource, options: dict[str, Any], default: Any) -> Any:
     from transformers import GenerationConfig
 
-    options = {name: value for name, value in common.items() if name != "trust_remote_code"}
     try:
         return GenerationConfig.from_pretrained(source.path, **options)
     except OSError:  # There is none: that of the configuration serves, as in from_pretrained.
