@@ -1,7 +1,9 @@
 """The trained model as a Hugging Face folder, written and checked when ``fit`` ends."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -11,6 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_ift.callbacks.answers import TaskAccuracy
+from lit_ift.errors import UserError
 from lit_ift.models.adapter import is_adapted, is_adapter_weight
 from lit_ift.models.shard import gathered, is_sharded
 from lit_ift.modules.base import CausalLMModule
@@ -27,8 +30,8 @@ class HuggingFaceExport(Callback):
     The folder holds safetensors, the tokenizer's files unchanged, the generation config with the tokens that end a
     turn, and a model card with configuration, metrics and data report. The weights are those of the last step. With
     LoRA it is a standard adapter folder, which ``peft.AutoPeftModelForCausalLM`` opens and ``lit-ift merge`` makes a
-    whole model of. A sharded model is gathered on rank 0, whose host needs room for it twice: to write it and to load
-    it again.
+    whole model of. A sharded model is gathered on rank 0, tensor by tensor into a file beside the folder, which is
+    deleted when the folder is written.
 
     Args:
         dirpath: folder to write; ``<log_dir>/model`` by default, or ``model-1`` and so on beside earlier ones.
@@ -70,9 +73,16 @@ class HuggingFaceExport(Callback):
         if target is None:
             rank_zero_warn("No model folder was written: set export.dirpath, or use a logger that has a folder.")
             return
-        sharded = _gathered(trainer, pl_module) if is_sharded(pl_module.model) else None
-        if trainer.is_global_zero:
-            self.folder = self._export(trainer, pl_module, target, run, sharded)
+        with ExitStack() as stack:
+            scratch = None
+            if is_sharded(pl_module.model) and trainer.is_global_zero:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                scratch = Path(
+                    stack.enter_context(TemporaryDirectory(prefix=f".{target.name}.tmp-", dir=target.parent))
+                )
+            sharded = _gathered(trainer, pl_module, scratch) if is_sharded(pl_module.model) else None
+            if trainer.is_global_zero:
+                self.folder = self._export(trainer, pl_module, target, run, sharded)
         trainer.strategy.barrier()
 
     def _target(self, run: str | None) -> Path | None:
@@ -144,10 +154,15 @@ class HuggingFaceExport(Callback):
         return metadata
 
 
-def _gathered(trainer: L.Trainer, module: CausalLMModule) -> "ShardedWeights":
-    """The weights to export on rank 0, tensor by tensor from all ranks; on the others nothing is kept."""
+def _gathered(trainer: L.Trainer, module: CausalLMModule, scratch: Path | None) -> "ShardedWeights":
+    """The weights to export, tensor by tensor from all ranks into a file in `scratch`, which only rank 0 has.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     import torch
 
+    from lit_ift.models.mapped import mapped
     from lit_ift.models.verify import ShardedWeights, check_logits
 
     model = module.model
@@ -155,7 +170,20 @@ def _gathered(trainer: L.Trainer, module: CausalLMModule) -> "ShardedWeights":
         logits = module.in_forward(lambda: check_logits(model)).cpu()
     keep = is_adapter_weight if is_adapted(model) else None
     entries = gathered(model, keep=keep)
-    weights = {name: tensor for name, tensor in entries if trainer.is_global_zero}
+    weights: dict[str, torch.Tensor] = {}
+    problem = None
+    if scratch is not None:
+        try:
+            weights = mapped(entries, scratch / "weights")
+        except OSError as error:
+            problem = error
+    for _ in entries:  # The other ranks, or what is left of it where the disk is full: all must gather to the end.
+        pass
+    if problem is not None:
+        raise UserError(
+            f"{scratch}: the weights cannot be gathered for the export: {problem}. Free space, and export the last "
+            "checkpoint: lit-ift export CHECKPOINT OUTPUT"
+        ) from problem
     sharding = model._sharding
     return ShardedWeights(weights, logits, sharding.compute_dtype, sharding.device.type != "cpu")
 

@@ -5,6 +5,7 @@ run in one such pass: ``in_root`` opens it around any function.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MethodType
@@ -187,19 +188,21 @@ def whole(tensor: Tensor) -> Tensor:
 def gathered(model: nn.Module, *, keep: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Entries of the state dict on the host, one at a time so that no rank holds the whole model on its device.
 
-    All ranks must iterate to the end. Tied weights are gathered once and given again under each name.
+    All ranks must iterate to the end. Tied weights are gathered once and given again under each name; nothing else is
+    kept.
 
     Args:
         model: sharded or not.
         keep: which entries are wanted, by name; all by default. The same on every rank.
     """
-    done: dict[int, Tensor] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        if keep is not None and not keep(name):
-            continue
-        if id(value) not in done:
-            done[id(value)] = whole(value.detach()).cpu()
-        yield name, done[id(value)]
+    entries = [(n, v) for n, v in model.state_dict(keep_vars=True).items() if keep is None or keep(n)]
+    names_of = Counter(id(value) for _, value in entries)
+    tied: dict[int, Tensor] = {}
+    for name, value in entries:
+        found = tied[id(value)] if id(value) in tied else whole(value.detach()).cpu()
+        if names_of[id(value)] > 1:
+            tied[id(value)] = found
+        yield name, found
 
 
 def same_on_all_ranks(model: nn.Module, device: torch.device, *, all_of_it: bool) -> None:

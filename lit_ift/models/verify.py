@@ -22,7 +22,7 @@ class ShardedWeights:
     """What a sharded model is, gathered on one rank.
 
     Attributes:
-        weights: its state dict, or of an adapter its own part, on the host.
+        weights: its state dict, or of an adapter its own part, on the host or in a file that is mapped.
         logits: what ``check_logits`` gave, on the host.
         compute_dtype: that layers compute in, where it is not that of the weights.
         on_other_device: whether the logits were computed on another device than the host.
