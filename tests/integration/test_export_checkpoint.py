@@ -136,9 +136,9 @@ def test_merge(run: Path, tmp_path: Path, capsys: Any) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["merged", "whole"]
 
 
-def plain_checkpoint(path: Path, model: Any, **hyper_parameters: Any) -> Path:
+def plain_checkpoint(path: Path, trained: Any, **hyper_parameters: Any) -> Path:
     """What a run without the command line leaves."""
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    state = {f"model.{name}": tensor for name, tensor in trained.state_dict().items()}
     rest = {"loops": {}, "global_step": 7, "hyper_parameters": hyper_parameters}
     torch.save({"state_dict": state, **rest}, path)
     return path
