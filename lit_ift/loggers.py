@@ -38,6 +38,13 @@ class TableWriter(ExperimentWriter):
             header, rows = self._read()
             self.metrics_keys = header
             self.rows = len(rows)
+        self._found = self.rows
+
+    def begin_anew(self) -> None:
+        """Drop the rows that were there before this process; for a run that goes on with no checkpoint."""
+        if self._found:
+            self.keep(0)
+        self._found = 0
 
     def keep(self, rows: int) -> None:
         """Leave only the first rows: those that a checkpoint knows of. A killed run may have written more."""

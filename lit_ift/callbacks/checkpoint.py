@@ -1,5 +1,6 @@
 """Training checkpoints with the defaults that a fine-tuning run wants."""
 
+import io
 import re
 import signal
 import threading
@@ -21,13 +22,18 @@ from torch.utils._pytree import tree_map_only
 from lit_ift.errors import UserError
 from lit_ift.loggers import RunTable
 from lit_ift.strategies.atomic import (
+    CANNOT_WRITE,
     AtomicCheckpointIO,
+    cannot_write,
     put_in_place,
+    raise_together,
     remove_leftovers,
     staging_path,
     why_not_writable,
+    write_together,
     writes_shards,
 )
+from lit_ift.strategies.shards import SHARDS_REST
 
 PREEMPTED: Final = 128 + signal.SIGTERM
 """Exit code after SIGTERM, as shells and schedulers know it: 143."""
@@ -116,6 +122,8 @@ class RunCheckpoint(ModelCheckpoint):
             self._last_step = self._compared_step = 0
             self._owed, self._unlogged = False, {}
         super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage != "fit" or trainer.fast_dev_run or not (self.save_top_k or self.save_last):  # type: ignore[attr-defined]
             return
         folder = Path(str(self.dirpath))
@@ -129,8 +137,6 @@ class RunCheckpoint(ModelCheckpoint):
                 f"Checkpoints cannot be written to {folder}: {problem}. Set checkpoint.dirpath or "
                 "trainer.default_root_dir to a folder that can be written to."
             )
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO and not writes_shards(trainer.strategy):
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.monitor, self.save_top_k = self._configured
@@ -202,6 +208,8 @@ class RunCheckpoint(ModelCheckpoint):
         if self._writer is not None:
             self._writer.shutdown()
             self._writer = None
+        if self._side_group is not None and distributed.is_initialized():
+            distributed.destroy_process_group(self._side_group)
         self._side_group = None
 
     def _is_due(self, trainer: L.Trainer) -> bool:
@@ -262,9 +270,15 @@ class RunCheckpoint(ModelCheckpoint):
     def _continue_tables(self, trainer: L.Trainer) -> None:
         """Where the run goes on in its own folder, drop the rows after the checkpoint and add the one it came before.
 
+        Where a killed run had a name but no checkpoint yet, drop all that it wrote.
+
         Lightning logs a step's metrics after the hook in which checkpoints are written.
         """
         logged, self._unlogged = self._unlogged, {}
+        if trainer.ckpt_path is None and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, RunTable):
+                    logger.experiment.begin_anew()
         if not logged or not trainer.loggers or logged["folder"] != trainer.loggers[0].log_dir:
             return
         for logger in trainer.loggers:
@@ -301,24 +315,13 @@ class RunCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         """Write on all ranks under another name, then rename; raise on all of them if it fails on one."""
         path = Path(trainer.strategy.broadcast(filepath))
-        staged = staging_path(path)
         self._finish_together(trainer)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
         if self.async_save:
+            staged = staging_path(path)
             self._start_writing(self._asynchronous_job(trainer, checkpoint, staged), path, staged, trainer)
         else:
-            problem = None
-            try:
-                trainer.strategy.save_checkpoint(checkpoint, str(staged))
-            except (OSError, RuntimeError) as error:  # torch makes the latter of the former.
-                problem = _cannot_write(path, error)
-            _raise_together(trainer, problem)
-            try:
-                if trainer.is_global_zero:
-                    put_in_place(staged, path)
-            except OSError as error:
-                problem = _cannot_write(path, error)
-            _raise_together(trainer, problem)
+            write_together(lambda staged: trainer.strategy.save_checkpoint(checkpoint, str(staged)), path)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
         if trainer.is_global_zero:
@@ -355,7 +358,7 @@ class RunCheckpoint(ModelCheckpoint):
         except UserError as error:
             problem = str(error)
         if self.async_save:
-            _raise_together(trainer, problem)
+            raise_together(problem)
 
     def _start_writing(self, write: Callable[[], None], path: Path, staged: Path, trainer: L.Trainer) -> None:
         if self._writer is None:
@@ -366,8 +369,8 @@ class RunCheckpoint(ModelCheckpoint):
                 write()
                 if trainer.is_global_zero:
                     put_in_place(staged, path)
-            except (OSError, RuntimeError) as error:
-                raise UserError(_cannot_write(path, error)) from error
+            except CANNOT_WRITE as error:
+                raise UserError(cannot_write(path, error)) from error
 
         self._writing = self._writer.submit(job)
 
@@ -381,39 +384,21 @@ class RunCheckpoint(ModelCheckpoint):
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
         if self._side_group is None:  # Training's own messages must not get between those of the writing threads.
-            self._side_group = distributed.new_group(backend="gloo")
-        staged.mkdir(parents=True, exist_ok=True)
+            limit = getattr(trainer.strategy, "_timeout", None)
+            self._side_group = distributed.new_group(backend="gloo", timeout=limit)
         shards = {"state_dict": checkpoint.pop("state_dict")}
         shards |= {f"optimizer_{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
-        if trainer.is_global_zero:
-            torch.save(checkpoint, staged / "meta.pt")
+        rest = io.BytesIO()
+        torch.save(checkpoint, rest)
         written = async_save(shards, checkpoint_id=staged, process_group=self._side_group)
         assert isinstance(written, Future)
-        return lambda: wait_for(written)
 
+        def finish() -> None:
+            written.result()
+            if trainer.is_global_zero:
+                (staged / SHARDS_REST).write_bytes(rest.getvalue())
 
-def wait_for(writing: Future[Any]) -> None:
-    """Wait until it is done, or raise what went wrong."""
-    writing.result()
-
-
-def _raise_together(trainer: L.Trainer, problem: str | None) -> None:
-    """Raise on every rank what went wrong on any, so that none waits for another."""
-    problems: list[str | None] = [problem]
-    if trainer.world_size > 1:
-        problems = [None] * trainer.world_size
-        distributed.all_gather_object(problems, problem)
-    for rank, seen in enumerate(problems):
-        if seen is not None:
-            raise UserError(seen if len(problems) == 1 else f"Rank {rank}: {seen}")
-
-
-def _cannot_write(path: Path, error: Exception) -> str:
-    kept = ", ".join(sorted(str(p) for p in path.parent.glob("*.ckpt")))
-    return (
-        f"The checkpoint {path} could not be written: {type(error).__name__}: {error}. Earlier checkpoints are as they "
-        f"were: {kept or 'there is none'}. Make room or mend the folder, then start again with --resume auto."
-    )
+        return finish
 
 
 def _not_yet_logged(trainer: L.Trainer) -> dict[str, float]:

@@ -10,36 +10,110 @@ import pickle
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
 
 from lit_ift.errors import UserError
+from lit_ift.strategies.shards import SHARDS_INDEX, SHARDS_REST, read_index, read_whole, reason_of
 
 _STAGED: Final = ".partial"
-_SHARDS_REST: Final = "meta.pt"
-"""The file of a folder of shards in which Lightning keeps all that is not sharded."""
+_REPLACED: Final = ".replaced"
 
-_SHARDS_INDEX: Final = ".metadata"
-"""The file that torch.distributed.checkpoint writes last."""
+
+CANNOT_WRITE: Final = (OSError, RuntimeError, CheckpointException)
+"""What writing raises on a full disk, say: torch makes the second of the first, and wraps what other ranks raised."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a file whole or not at all. Lightning's own goes through memory and the machine's temporary folder."""
+    """Writes a file whole or not at all. Lightning's own goes through memory and the machine's temporary folder.
+
+    Reads folders of shards too, into one process or each one that holds the whole model.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if storage_options is not None:
             raise TypeError("storage_options are not supported")
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path if path.name.endswith(_STAGED) else staging_path(path)
+        staged = path if is_staged(path) else staging_path(path)
         with staged.open("wb") as file:
             torch.save(checkpoint, file)
         if staged != path:
             put_in_place(staged, path)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        if Path(path).is_dir():
+            return read_whole(Path(path))
+        return super().load_checkpoint(path, map_location, weights_only)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        path = Path(path)
+        if path.is_dir():  # Half of a folder must not look like a checkpoint.
+            aside = staging_path(path)
+            _remove(aside)
+            path = path.rename(aside)
+        _remove(path)
+
+
+def write_together(write: Callable[[Path], None], path: Path) -> None:
+    """Write a checkpoint under another name and then rename it, on all ranks that there are.
+
+    Args:
+        write: writes this rank's part of it to the path that it is given.
+        path: where it belongs; the same on all ranks.
+
+    Raises:
+        UserError: it failed on some rank; raised on all of them. What has the name now is kept.
+    """
+    staged, problem = staging_path(path), None
+    try:
+        write(staged)
+    except CANNOT_WRITE as error:
+        problem = cannot_write(path, error)
+    raise_together(problem)
+    try:
+        if not distributed.is_initialized() or distributed.get_rank() == 0:
+            put_in_place(staged, path)
+    except OSError as error:
+        problem = cannot_write(path, error)
+    raise_together(problem)
+
+
+def raise_together(problem: str | None) -> None:
+    """Raise on every rank what went wrong on any, so that none waits for another."""
+    problems: list[str | None] = [problem]
+    if distributed.is_initialized():
+        problems = [None] * distributed.get_world_size()
+        distributed.all_gather_object(problems, problem)
+    for rank, seen in enumerate(problems):
+        if seen is not None:
+            raise UserError(seen if len(problems) == 1 else f"Rank {rank}: {seen}")
+
+
+def cannot_write(path: Path, error: BaseException) -> str:
+    """A message for the user."""
+    kept = ", ".join(sorted(str(p) for p in path.parent.glob("*.ckpt")))
+    return (
+        f"The checkpoint {path} could not be written: {reason_of(error)}. Earlier checkpoints are as they were: "
+        f"{kept or 'there is none'}. Make room or mend the folder, then start again with --resume auto."
+    )
+
+
+def is_staged(path: Path) -> bool:
+    """Whether it is one of `staging_path`, for others to rename."""
+    return path.name.endswith(_STAGED)
 
 
 def staging_path(path: Path) -> Path:
@@ -57,7 +131,7 @@ def put_in_place(staged: Path, path: Path) -> None:
         _sync(file)
     if path.is_dir() or (path.exists() and staged.is_dir()):
         # Only a file can be replaced in one go.
-        aside = staging_path(path.with_name(f"{path.name}.replaced"))
+        aside = staging_path(path.with_name(f"{path.name}{_REPLACED}"))
         _remove(aside)
         path.rename(aside)
         staged.rename(path)
@@ -68,7 +142,14 @@ def put_in_place(staged: Path, path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete what writes that never ended have left in a folder; tell what it was."""
+    """Delete what writes that never ended have left in a folder; tell what it was.
+
+    A checkpoint that was put aside for a new one that never came gets its name back.
+    """
+    for aside in folder.glob(f".*{_REPLACED}{_STAGED}"):
+        path = folder / aside.name[1 : -len(_REPLACED + _STAGED)]
+        if not path.exists():
+            aside.rename(path)
     leftovers = sorted(folder.glob(f".*{_STAGED}"))
     for path in leftovers:
         _remove(path)
@@ -99,10 +180,12 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not whole, or not one that can be read without running code that it holds.
     """
-    if path.is_dir() and not (path / _SHARDS_INDEX).is_file():
-        raise UserError(f"{path} is no checkpoint: it has no {_SHARDS_INDEX}.")
-    file = path / _SHARDS_REST if path.is_dir() else path
+    if path.is_dir() and not (path / SHARDS_INDEX).is_file():
+        raise UserError(f"{path} is no checkpoint: it has no {SHARDS_INDEX}.")
+    file = path / SHARDS_REST if path.is_dir() else path
     try:
+        if path.is_dir():
+            read_index(path)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

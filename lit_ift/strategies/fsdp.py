@@ -1,15 +1,27 @@
 """FSDP2 through Lightning's ``ModelParallelStrategy``, with defaults that shard over all ranks."""
 
 from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
 
 from lit_ift.errors import UserError
 from lit_ift.models.shard import Sharding
+from lit_ift.strategies.atomic import is_staged, write_together
+from lit_ift.strategies.shards import SHARDS_REST, read_shards
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -86,6 +98,72 @@ class FSDP2Strategy(ModelParallelStrategy):
         # The parameters stay with the host; buffers are on the device since the model was sharded.
         assert self.lightning_module is not None
         self.lightning_module._device = self.root_device
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint that is there whole or not at all, a folder of shards too."""
+        path = Path(self.broadcast(filepath))
+        save = super().save_checkpoint
+        if is_staged(path):  # Whoever asks for that will rename it.
+            save(checkpoint, path, storage_options)
+        else:
+            write_together(lambda staged: save(checkpoint, staged, storage_options), path)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Fill the sharded model and its optimizers; return the rest of the checkpoint.
+
+        Lightning's would run code that a folder of shards holds, and takes no file that one process wrote while some
+        parameters were frozen.
+
+        Raises:
+            UserError: the checkpoint is damaged, or of other parameters.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.model is not None
+        assert self.lightning_module is not None
+        strict = self.lightning_module.strict_loading
+        if path.is_dir():
+            # One after the other, so that no more than one of them is there twice.
+            weights = {"state_dict": get_model_state_dict(self.model)}
+            read_shards(weights, path, strict=strict)
+            set_model_state_dict(self.model, weights.pop("state_dict"), options=StateDictOptions(strict=strict))
+            for i, optimizer in enumerate(self.optimizers):
+                state = {f"optimizer_{i}": get_optimizer_state_dict(self.model, optimizer)}
+                read_shards(state, path)
+                set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[f"optimizer_{i}"])
+            return cast(dict[str, Any], torch.load(path / SHARDS_REST, map_location="cpu", weights_only=True))
+        # A file is not copied to main memory: each tensor is read when it is sent to the other ranks.
+        checkpoint = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        set_model_state_dict(
+            self.model,
+            checkpoint.pop("state_dict"),
+            options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict),
+        )
+        states = checkpoint.pop("optimizer_states", [])
+        for optimizer, whole in zip(self.optimizers, states, strict=bool(self.optimizers)):
+            set_optimizer_state_dict(
+                self.model,
+                optimizer,
+                optim_state_dict=self._by_name(optimizer, whole, path),
+                options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
+            )
+        return checkpoint
+
+    def _by_name(self, optimizer: Optimizer, state: dict[str, Any], path: Path) -> dict[str, Any]:
+        """An optimizer's state under names of parameters. Their numbers in a file say only in what order they come."""
+        assert self.model is not None
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        ours = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        if len(numbers) != len(ours):
+            raise UserError(
+                f"{path} has the optimizer's state for {len(numbers)} parameters, and {len(ours)} are trained now. "
+                "Resume with the options of the model that the checkpoint was written with."
+            )
+        name_of = dict(zip(numbers, ours, strict=True))
+        return {
+            "state": {name_of[number]: values for number, values in state["state"].items()},
+            "param_groups": [{**g, "params": [name_of[n] for n in g["params"]]} for g in state["param_groups"]],
+        }
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2: shards the model over all ranks")

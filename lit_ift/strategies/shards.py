@@ -1,0 +1,143 @@
+"""Folders of shards, as torch.distributed.checkpoint and Lightning write them, read without running code they hold."""
+
+import io
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from lit_ift.errors import UserError
+
+SHARDS_REST: Final = "meta.pt"
+"""The file of a folder of shards in which Lightning keeps all that is not sharded."""
+
+SHARDS_INDEX: Final = ".metadata"
+"""The file that torch.distributed.checkpoint writes last."""
+
+_OF_AN_INDEX: Final = frozenset(
+    {
+        *((module, "PosixPath") for module in ("pathlib", "pathlib._local")),
+        ("torch", "Size"),
+        ("torch.serialization", "_get_layout"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        *(
+            ("torch.distributed.checkpoint.metadata", name)
+            for name in (
+                *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
+                *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+            )
+        ),
+    }
+)
+"""All that the index is made of, besides dtypes. It is a pickle, which could name any function to be called."""
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if (module, name) not in _OF_AN_INDEX and not is_dtype:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no index of shards holds.")
+        return super().find_class(module, name)
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        read_index(Path(self.path))
+        return super().read_metadata(*args, **kwargs)  # What needs no code needs none when it is read once more.
+
+
+class _Planner(DefaultLoadPlanner):
+    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+        torch.load(value, weights_only=True)  # Raises, where the call below would run code.
+        value.seek(0)
+        super().load_bytes(read_item, value)
+
+
+def read_index(folder: Path) -> Metadata:
+    """What shards there are.
+
+    Raises:
+        UnpicklingError: the index is damaged, or holds what only code could restore.
+        OSError: it cannot be read.
+    """
+    with (folder / SHARDS_INDEX).open("rb") as file:
+        return cast(Metadata, _IndexUnpickler(file).load())
+
+
+def read_shards(state: dict[str, Any], folder: Path, *, strict: bool = True) -> None:
+    """Fill a nested state dict, each rank its own part.
+
+    Args:
+        state: tensors, of which shards are filled in place, and other values, which are replaced.
+        folder: of the shards; they may have been written by another number of ranks.
+        strict: whether all of `state` must be there.
+
+    Raises:
+        UserError: something is missing or damaged.
+    """
+    try:
+        load(state, storage_reader=_Reader(folder), planner=_Planner(allow_partial_load=not strict))
+    except CheckpointException as error:
+        raise UserError(f"The checkpoint {folder} cannot be loaded: {reason_of(error)}") from error
+
+
+def read_whole(folder: Path) -> dict[str, Any]:
+    """A checkpoint out of shards as a single process would have written it, in main memory.
+
+    Raises:
+        UserError: it is damaged, or needs code to be restored.
+    """
+    try:
+        index = read_index(folder)
+        kinds = index.state_dict_metadata.items()
+        flat: dict[str, Any] = {
+            name: torch.empty(kind.size, dtype=kind.properties.dtype)
+            if isinstance(kind, TensorStorageMetadata)
+            else None
+            for name, kind in kinds
+        }
+        planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(flat, storage_reader=_Reader(folder), planner=planner, no_dist=True)
+        checkpoint = cast(dict[str, Any], torch.load(folder / SHARDS_REST, map_location="cpu", weights_only=True))
+    except (CheckpointException, pickle.UnpicklingError, OSError) as error:
+        raise UserError(f"The checkpoint {folder} cannot be loaded: {reason_of(error)}") from error
+    nested: dict[str, Any] = {"state_dict": {}}
+    for name, value in flat.items():
+        *path, last = index.planner_data[name]
+        inner = nested
+        for key in path:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+    checkpoint["state_dict"] = nested.pop("state_dict")
+    if nested:
+        checkpoint["optimizer_states"] = [_by_number(nested[f"optimizer_{i}"]) for i in range(len(nested))]
+    return checkpoint
+
+
+def _by_number(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state under names of parameters, as ``torch.optim`` keeps it: under numbers in its groups."""
+    groups = [state["param_groups"][i] for i in range(len(state["param_groups"]))]
+    numbers = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
+    return {
+        "state": {numbers[name]: values for name, values in state.get("state", {}).items()},
+        "param_groups": [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups],
+    }
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line; of several ranks', the first one's."""
+    if isinstance(error, CheckpointException):
+        rank, (inner, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {reason_of(inner)}"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
