@@ -109,6 +109,14 @@ class ExampleMeanModule(L.LightningModule):
 
     # Training ----------------------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Keep the random numbers of training in checkpoints, unless the Trainer has a callback for that already."""
+        from lit_ift.callbacks.random_state import RandomState  # Its package imports the modules.
+
+        fits = self.trainer.state.fn == "fit"
+        has_one = any(isinstance(callback, RandomState) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [RandomState()] if fits and not has_one else []
+
     def on_train_start(self) -> None:
         self._window.clear()
         self._window.restart_clock()
