@@ -24,8 +24,11 @@ from typing import Any
 import lightning as L
 import torch
 from tiny import tiny_model, tiny_tokenizer
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.tensor import DTensor
 
 from lit_ift.callbacks import checkpoint as run_checkpoint
+from lit_ift.strategies import atomic
 
 _TIMED = ("train/tokens_per_s",)
 _OF_STEPS = ("train/loss", "train/grad_norm", "train/lam", "train/lr")
@@ -113,7 +116,8 @@ class Trace(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, module: Any) -> None:
         weights = hashlib.sha256()
         for parameter in module.parameters():
-            weights.update(parameter.detach().numpy().tobytes())
+            values = parameter.to_local() if isinstance(parameter, DTensor) else parameter  # This rank's part.
+            weights.update(values.detach().numpy().tobytes())
         self.write(trainer, "end", weights.hexdigest())
 
 
@@ -231,7 +235,7 @@ def _as_torchrun_would(rank: int, ranks: int, port: int) -> None:
 
 def _count_writing() -> None:
     """Make events of the moments in which a checkpoint is half written, and around its renaming."""
-    save, put = torch.save, run_checkpoint.put_in_place
+    save, put, shards = torch.save, atomic.put_in_place, FileSystemWriter.write_data
 
     def half_and_whole(checkpoint: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         save(checkpoint, file, *args, **kwargs)
@@ -243,13 +247,24 @@ def _count_writing() -> None:
             file.seek(0)
             save(checkpoint, file, *args, **kwargs)
 
+    def shards_and_index(writer: FileSystemWriter, plan: Any, planner: Any) -> Any:
+        done = shards(writer, plan, planner)
+        for path in Path(writer.path).glob(f"__{plan.storage_data.prefix.strip('_').split('_')[0]}_*"):
+            whole = path.read_bytes()
+            os.truncate(path, len(whole) // 2)
+            event("shard half written")
+            path.write_bytes(whole)
+        event("shard without an index")
+        return done
+
     def around(staged: Path, path: Path) -> None:
         event("checkpoint written")
         put(staged, path)
         event("checkpoint renamed")
 
     torch.save = half_and_whole
-    run_checkpoint.put_in_place = around
+    FileSystemWriter.write_data = shards_and_index
+    run_checkpoint.put_in_place = atomic.put_in_place = around
 
 
 def wait(pids: Sequence[int], timeout: float = 180.0, grace: float = 2.0) -> list[int]:
@@ -290,7 +305,14 @@ def write_inputs(folder: Path) -> None:
 
 
 def make_job(
-    inputs: Path, folder: Path, *, workers: int = 0, ranks: int = 1, packing: bool = False, **more: Any
+    inputs: Path,
+    folder: Path,
+    *,
+    workers: int = 0,
+    ranks: int = 1,
+    packing: bool = False,
+    strategy: str = "",
+    **more: Any,
 ) -> Job:
     """IFT with a noisy λ on 40 rows: 2 epochs of 7 batches on each of one or two ranks, steps of 3 batches.
 
@@ -314,7 +336,7 @@ def make_job(
         "data.init_args.cache_dir": inputs / "cache",
         "trainer.accelerator": "cpu",
         "trainer.devices": ranks,
-        "trainer.strategy": "ddp" if ranks > 1 else "auto",
+        "trainer.strategy": strategy or ("ddp" if ranks > 1 else "auto"),
         "trainer.max_epochs": 2,
         "trainer.accumulate_grad_batches": 3,
         "trainer.val_check_interval": 4,
