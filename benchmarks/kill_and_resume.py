@@ -4,8 +4,9 @@ Usage: python benchmarks/kill_and_resume.py [--points 40] [--seed 0] [--output F
 
 Each run trains a tiny random Llama with IFT, dropout and a noisy λ, 2 epochs of 7 batches, 3 batches an optimizer
 step, validations inside a step and between epochs, a checkpoint every second step. A point is an event of the run
-(batch, backward pass, optimizer step, validation, checkpoint half written, renamed, ...), drawn at random. Settings:
-0 or 2 loader workers, 1 or 2 gloo processes (of which one is killed), packed or not. A row says "yes" if every line of
+(batch, backward pass, optimizer step, validation, checkpoint or shard half written, renamed, ...), drawn at random.
+Settings: 0 or 2 loader workers, 1 or 2 gloo processes (of which one is killed), packed or not; two processes with DDP,
+or with FSDP2 that writes shards, shards in the background, or one file. A row says "yes" if every line of
 every attempt's trace (row ids, losses of all examples, loss, gradient norm, λ, learning rate, validation loss, hash of
 the last weights) and metrics.csv are those of the run that was never killed, and no row of data came twice or was
 skipped in the run that remains. Runs on a CPU in some minutes. Exit code 1 if any point differs.
@@ -27,7 +28,29 @@ import killing
 
 import lit_ift.lightning_cli  # noqa: F401  # Imported once, before the processes are forked.
 
-COLUMNS = ("workers", "ranks", "packed", "point", "of", "killed at", "killed rank", "resumed after batch", "identical")
+COLUMNS = (
+    "strategy",
+    "workers",
+    "ranks",
+    "packed",
+    "point",
+    "of",
+    "killed at",
+    "killed rank",
+    "resumed after batch",
+    "identical",
+)
+
+SHARDED = (
+    ("fsdp2", 0, False, "fsdp2", {}),
+    ("fsdp2", 2, True, "fsdp2", {"checkpoint.keep_last": 2}),
+    ("fsdp2, async", 0, True, "fsdp2", {"checkpoint.async_save": True}),
+    (
+        *("fsdp2, one file", 2, False, "lit_ift.strategies.FSDP2Strategy"),
+        {"trainer.strategy.init_args.save_distributed_checkpoint": False},
+    ),
+)
+"""How they are called, loader workers, whether packed, strategy, other options."""
 
 
 def main() -> int:
@@ -38,15 +61,19 @@ def main() -> int:
     options = parser.parse_args()
     draw = random.Random(options.seed)
     settings = [
-        {"workers": workers, "ranks": ranks, "packing": packing}
+        ("ddp" if ranks == 2 else "auto", {"workers": workers, "ranks": ranks, "packing": packing})
         for workers, ranks, packing in itertools.product((0, 2), (1, 2), (False, True))
+    ]
+    settings += [
+        (name, {"workers": workers, "ranks": 2, "packing": packing, "strategy": strategy, **more})
+        for name, workers, packing, strategy, more in SHARDED
     ]
     rows = []
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
         killing.write_inputs(root / "inputs")
-        for number, setting in enumerate(settings):
+        for number, (name, setting) in enumerate(settings):
             whole = killing.make_job(root / "inputs", root / f"whole-{number}", **setting)
             if any(whole.run()):
                 print(whole.log(), file=sys.stderr)
@@ -61,7 +88,8 @@ def main() -> int:
                 job.run()
                 found = killing.problems(job, whole)
                 begun = killing.attempts_of(job.traces()[0])[-1][0][1]
-                values = (*setting.values(), at, len(events), events[at - 1], rank, begun, "no" if found else "yes")
+                shown = (name, setting["workers"], setting["ranks"], setting["packing"])
+                values = (*shown, at, len(events), events[at - 1], rank, begun, "no" if found else "yes")
                 rows.append(values)
                 print("| " + " | ".join(str(value) for value in values) + " |", flush=True)
                 for line in found:

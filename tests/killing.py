@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,18 +35,22 @@ _TIMED = ("train/tokens_per_s",)
 _OF_STEPS = ("train/loss", "train/grad_norm", "train/lam", "train/lr")
 
 
+KillAt = int | tuple[str, int] | None
+"""The number of an event, from 1, or its name and its number among those of that name."""
+
+
 class Killer:
     """Counts events in this process and sends SIGKILL to its group at a given one."""
 
-    def __init__(self, at: int | None, folder: Path, rank: int) -> None:
-        self.at, self.count = at, 0
+    def __init__(self, at: KillAt, folder: Path, rank: int) -> None:
+        self.at, self.count = at, Counter[str | None]()
         self.log = (folder / f"events-{rank}.txt").open("w")
 
     def event(self, name: str) -> None:
-        self.count += 1
+        self.count.update([name, None])
         self.log.write(f"{name}\n")
         self.log.flush()
-        if self.count == self.at:
+        if self.at in (self.count[None], (name, self.count[name])):
             os.killpg(0, signal.SIGKILL)
 
 
@@ -137,7 +142,7 @@ class Job:
     ranks: int = 1
     attempts: list[list[int]] = field(default_factory=list)
 
-    def start(self, kill_at: int | None = None, kill_rank: int = 0, extra: Sequence[str] = ()) -> list[int]:
+    def start(self, kill_at: KillAt = None, kill_rank: int = 0, extra: Sequence[str] = ()) -> list[int]:
         """Start it; the process of `kill_rank` kills itself at an event."""
         port, pids = _free_port(), []
         for rank in range(self.ranks):
@@ -147,7 +152,7 @@ class Job:
             pids.append(pid)
         return pids
 
-    def run(self, kill_at: int | None = None, kill_rank: int = 0, extra: Sequence[str] = ()) -> list[int]:
+    def run(self, kill_at: KillAt = None, kill_rank: int = 0, extra: Sequence[str] = ()) -> list[int]:
         """Start it and wait; return the exit codes of the ranks, negative for signals."""
         self.attempts.append(wait(self.start(kill_at, kill_rank, extra)))
         return self.attempts[-1]
@@ -173,7 +178,7 @@ class Job:
         with (run / "metrics.csv").open() as file:
             return [{k: v for k, v in row.items() if k not in _TIMED} for row in csv.DictReader(file)]
 
-    def _child(self, words: list[str], rank: int, port: int, kill_at: int | None) -> None:
+    def _child(self, words: list[str], rank: int, port: int, kill_at: KillAt) -> None:
         global KILLER
         code = 70
         try:

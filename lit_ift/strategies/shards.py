@@ -109,7 +109,7 @@ def read_whole(folder: Path) -> dict[str, Any]:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             load(flat, storage_reader=_Reader(folder), planner=planner, no_dist=True)
         checkpoint = cast(dict[str, Any], torch.load(folder / SHARDS_REST, map_location="cpu", weights_only=True))
-    except (CheckpointException, pickle.UnpicklingError, OSError) as error:
+    except (CheckpointException, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
         raise UserError(f"The checkpoint {folder} cannot be loaded: {reason_of(error)}") from error
     nested: dict[str, Any] = {"state_dict": {}}
     for name, value in flat.items():

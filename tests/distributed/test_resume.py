@@ -1,9 +1,12 @@
-"""Two ranks that are killed or preempted, and started again, by as many or by fewer."""
+"""Two ranks that are killed or preempted, and started again, by as many or by fewer; with whole models and shards."""
 
+import errno
 import os
+import resource
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from killing import Job, attempts_of, make_job, problems, wait, write_inputs
@@ -68,3 +71,107 @@ def test_one_process_goes_on_with_the_rows_of_two(inputs: Path, whole: Job, tmp_
         for lines in zip(*[[line for line in trace if line[0] == "batch"] for trace in whole.traces()], strict=True)
     ]
     assert rows == both[6:]
+
+
+ONE_FILE = {
+    "strategy": "lit_ift.strategies.FSDP2Strategy",
+    "trainer.strategy.init_args.save_distributed_checkpoint": False,
+}
+
+
+@pytest.fixture(scope="module")
+def sharded(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A run of two ranks that share the model and are never killed."""
+    job = make_job(inputs, tmp_path_factory.mktemp("sharded") / "job", ranks=2, strategy="fsdp2")
+    assert job.run() == [0, 0], job.log()
+    return job
+
+
+def nth(whole: Job, name: str, n: int, rank: int = 0) -> int:
+    return [i for i, event in enumerate(whole.events(rank), start=1) if event == name][n - 1]
+
+
+def checkpoints(job: Job) -> list[str]:
+    return sorted(path.name for path in job.folder.glob("out/runs/*/checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("rank", "event", "n", "options", "left"),
+    [
+        (1, "shard half written", 4, {"keep_last": 2}, ["last-step=4.ckpt", "last-step=6.ckpt", "step=4.ckpt"]),
+        (0, "checkpoint written", 4, {"async_save": True}, ["last-step=6.ckpt", "step=4.ckpt"]),
+        (0, "checkpoint half written", 4, ONE_FILE, ["last.ckpt", "step=4.ckpt"]),
+    ],
+)
+def test_one_rank_with_a_shard_is_killed(
+    inputs: Path, sharded: Job, tmp_path: Path, rank: int, event: str, n: int, options: dict[str, Any], left: list[str]
+) -> None:
+    more = {k if k in ONE_FILE else f"checkpoint.{k}": v for k, v in options.items()}
+    job = make_job(inputs, tmp_path / "job", ranks=2, **{"strategy": "fsdp2", **more})
+    # Of a checkpoint in one file, the only event is that one: it is counted by name.
+    assert job.run((event, n), rank)[rank] == -signal.SIGKILL
+    assert job.run() == [0, 0], job.log()
+    assert attempts_of(job.traces()[0])[-1][0][1] > 0
+    assert problems(job, sharded) == []
+    assert checkpoints(job) == left
+
+
+def test_other_numbers_of_ranks_and_strategies(inputs: Path, tmp_path: Path) -> None:
+    """Without dropout, whose numbers every rank draws for itself. λ's noise is the same on all of them."""
+    plain = {"ranks": 2, "run_name": "mine", "model.init_args.disable_dropout": True}
+    alone = ["--trainer.devices=1", "--data.init_args.batch_size=6"]
+    whole = make_job(inputs, tmp_path / "whole", strategy="fsdp2", **plain)
+    assert whole.run() == [0, 0], whole.log()
+    cases: list[tuple[str, list[str], int]] = [
+        ("fsdp2", alone, 1),
+        ("fsdp2", [*alone, "--trainer.strategy=auto"], 1),
+        ("fsdp2", ["--trainer.strategy=ddp"], 2),
+        ("ddp", ["--trainer.strategy=fsdp2"], 2),
+    ]
+    for number, (strategy, words, ranks) in enumerate(cases):
+        job = make_job(inputs, tmp_path / str(number), strategy=strategy, **plain)
+        assert job.run(("after backward", 9))[0] == -signal.SIGKILL
+        other = Job(job.folder, [*job.words, *words], ranks)
+        assert not any(other.run()), other.log()
+        (lines, expected) = (
+            [(line[1], line[6]) for line in job_.traces()[0] if line[0] == "batch" and line[6]]
+            for job_ in (other, whole)
+        )
+        for (ours, logged), (theirs, right) in zip(lines[-4:], expected[-4:], strict=True):
+            assert ours == theirs
+            values = {name: float.fromhex(value) for name, value in logged.items()}
+            assert values == pytest.approx({name: float.fromhex(value) for name, value in right.items()}, rel=1e-6)
+
+
+@pytest.mark.parametrize(("strategy", "ranks"), [("auto", 1), ("fsdp2", 2)])
+def test_shards_are_validated(inputs: Path, sharded: Job, tmp_path: Path, strategy: str, ranks: int) -> None:
+    (best,) = sharded.folder.glob("out/runs/*/checkpoints/step=4.ckpt")
+    job = make_job(inputs, tmp_path / "job", ranks=ranks, strategy=strategy)
+    words = [word for word in job.words[1:] if not word.startswith(("--resume", "--export", "--curves"))]
+    validation = Job(job.folder, ["validate", *words, f"--ckpt_path={best}"], ranks)
+    assert not any(validation.run()), validation.log()
+    (line,) = validation.traces()[0]
+    assert best.is_dir()
+    expected = min(float.fromhex(line[2]) for line in sharded.traces()[0] if line[0] == "validation")
+    assert float.fromhex(line[2]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_full_disk_under_shards(inputs: Path, sharded: Job, tmp_path: Path) -> None:
+    job = make_job(inputs, tmp_path / "job", ranks=2, strategy="fsdp2")
+    assert job.run(nth(sharded, "epoch start", 2))[0] == -signal.SIGKILL
+    (last,) = job.folder.rglob("last-step=2.ckpt")
+    sizes = [path.stat().st_size for path in last.glob("*.distcp")]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) - 1, limits[1]))
+    try:
+        pids = job.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert wait(pids, grace=20) == [1, 1], job.log()
+    assert f"{errno.EFBIG}" in job.log()
+    assert "last-step=4.ckpt could not be written" in job.log()
+    assert str(last) in job.log()
+    assert job.run() == [0, 0], job.log()
+    assert problems(job, sharded) == []

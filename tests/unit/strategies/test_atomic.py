@@ -1,10 +1,13 @@
 """Checkpoints that are there whole or not at all."""
 
 import os
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import Metadata
 
 from lit_ift.errors import UserError
 from lit_ift.strategies import atomic
@@ -52,6 +55,44 @@ def test_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: p
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_a_checkpoint_that_was_put_aside_gets_its_name_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    for folder in (path, staging_path(path)):
+        folder.mkdir()
+        (folder / "shard").write_text("new" if folder != path else "old")
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if target == path:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            put_in_place(staging_path(path), path)
+    assert not path.exists()
+    assert remove_leftovers(tmp_path) == [staging_path(path)]
+    assert content(path) == {"shard": "old"}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_half_of_a_removed_folder_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    path.mkdir()
+    (path / "shard").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path: None)  # It is killed here.
+        AtomicCheckpointIO().remove_checkpoint(path)
+    assert not list(tmp_path.glob("*.ckpt"))
+    assert len(remove_leftovers(tmp_path)) == 1
+    assert not list(tmp_path.iterdir())
+    path.write_text("file")
+    for _ in range(2):  # The second time there is none.
+        AtomicCheckpointIO().remove_checkpoint(path)
+        assert not path.exists()
+
+
 def test_headers(tmp_path: Path) -> None:
     whole = {"loops": {}, "global_step": 3, "state_dict": {"w": torch.zeros(1000)}}
     path = tmp_path / "a.ckpt"
@@ -65,6 +106,9 @@ def test_headers(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b.ckpt is no checkpoint: it has no .metadata"):
         read_header(shards)
     (shards / ".metadata").touch()
+    with pytest.raises(UserError, match=r"b.ckpt cannot be read as a checkpoint: Ran out of input"):
+        read_header(shards)
+    (shards / ".metadata").write_bytes(pickle.dumps(Metadata({})))
     assert read_header(shards)["global_step"] == 3
 
     (tmp_path / "cut.ckpt").write_bytes(path.read_bytes()[:2000])
