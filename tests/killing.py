@@ -126,6 +126,20 @@ class Trace(L.Callback):
         self.write(trainer, "end", weights.hexdigest())
 
 
+class SavesItself(L.Callback):
+    """Asks the Trainer for a checkpoint of one name after each epoch.
+
+    Args:
+        path: of the checkpoint.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
 @dataclass
 class Job:
     """A command that trains a tiny model in a folder of its own.

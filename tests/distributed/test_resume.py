@@ -1,6 +1,7 @@
 """Two ranks that are killed or preempted, and started again, by as many or by fewer; with whole models and shards."""
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -12,6 +13,8 @@ import pytest
 from killing import Job, attempts_of, make_job, problems, wait, write_inputs
 
 import lit_ift.lightning_cli  # noqa: F401  # Imported once, before the processes are forked.
+from lit_ift.strategies.atomic import read_header
+from lit_ift.strategies.shards import read_whole
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +157,16 @@ def test_shards_are_validated(inputs: Path, sharded: Job, tmp_path: Path, strate
     assert best.is_dir()
     expected = min(float.fromhex(line[2]) for line in sharded.traces()[0] if line[0] == "validation")
     assert float.fromhex(line[2]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_checkpoint_that_the_trainer_was_asked_for_is_whole_too(inputs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.ckpt"
+    saves = json.dumps([{"class_path": "killing.SavesItself", "init_args": {"path": str(path)}}])
+    none = {"checkpoint.save_last": False, "checkpoint.save_top_k": 0, "trainer.callbacks": saves}
+    job = make_job(inputs, tmp_path / "job", ranks=2, strategy="fsdp2", **none)
+    assert job.run(("shard half written", 2), 1)[1] == -signal.SIGKILL
+    assert read_header(path)["global_step"] == 3
+    assert read_whole(path)["state_dict"]
 
 
 def test_full_disk_under_shards(inputs: Path, sharded: Job, tmp_path: Path) -> None:

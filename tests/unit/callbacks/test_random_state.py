@@ -2,12 +2,17 @@
 
 import io
 import random
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_model
+from torch.utils.data import DataLoader
 
+from lit_ift import SFTModule
 from lit_ift.callbacks import RandomState
 from lit_ift.callbacks.random_state import random_state, set_random_state
 
@@ -72,3 +77,29 @@ def test_another_number_of_processes_is_said() -> None:
     state = RandomState().state_dict()
     with pytest.warns(UserWarning, match=r"written by 2 processes, and now there are 1: dropout"):
         RandomState().load_state_dict({"ranks": state["ranks"] * 2})
+
+
+def test_a_plain_trainer_has_one(tmp_path: Path) -> None:
+    """Whether the user gave one or not, in every fit."""
+    for own in (None, RandomState()):
+        module = SFTModule(tiny_model(), tokenizer=None)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            callbacks=None if own is None else [own],
+        )
+        ids = torch.arange(8).reshape(1, 8) + 4
+        rows = [{"input_ids": ids, "labels": ids}]
+        for steps in (1, 2):
+            trainer.fit_loop.epoch_loop.max_steps = steps
+            trainer.fit(module, DataLoader(rows, batch_size=None))
+            (found,) = [callback for callback in trainer.callbacks if isinstance(callback, RandomState)]
+            assert own is None or found is own
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        states = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]
+        assert len(states["RandomState"]["ranks"]) == 1
