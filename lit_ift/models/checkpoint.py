@@ -1,6 +1,5 @@
 """The weights of a training checkpoint, a file or a folder of shards, without its optimizer state."""
 
-import io
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,7 +9,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -18,21 +16,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from lit_ift.errors import UserError
 from lit_ift.strategies.atomic import read_header
+from lit_ift.strategies.shards import read_index
 
 _OF_MODEL: Final = "model."
 """What the names of the language model's weights begin with in a module of this package."""
 
 _IN_SHARDS: Final = "state_dict."
-
-_INDEX_MODULE: Final = "torch.distributed.checkpoint.metadata"
-_ALSO_IN_INDEX: Final = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-}
-"""What the index of a folder of shards may name, besides the classes of its own module and dtypes."""
 
 
 @dataclass(frozen=True)
@@ -120,31 +109,7 @@ class _IndexedReader(FileSystemReader):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        file = path / ".metadata"
-        try:
-            self.index: Metadata = _IndexUnpickler(io.BytesIO(file.read_bytes())).load()
-        except (pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{file} cannot be read: {error or type(error).__name__} Use another checkpoint."
-            ) from error
+        self.index = read_index(path)  # Known to be sound since the header was read.
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.index
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    """Knows plain values only."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # A dotted name would reach through a class or a module that is allowed into one that is not.
-        found = super().find_class(module, name) if "." not in name and self._may_name(module, name) else None
-        if found is None:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run.")
-        return found
-
-    def _may_name(self, module: str, name: str) -> bool:
-        if module == _INDEX_MODULE:
-            return getattr(getattr(metadata, name, None), "__module__", None) == _INDEX_MODULE
-        return (module, name) in _ALSO_IN_INDEX or (
-            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        )
