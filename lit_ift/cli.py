@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -135,61 +135,50 @@ def _run_data_command(words: list[str]) -> int:
     if words[0] not in DATA_COMMANDS:
         return _unknown_command("lit-ift data", words[0], DATA_COMMANDS)
 
+    from lit_ift.data_cli import run
+
+    return _told(f"lit-ift data {words[0]}", lambda: run(words))
+
+
+def _told(program: str, run: Callable[[], int]) -> int:
+    """The exit code of a command; what the user can mend is printed without a traceback."""
     from argparse import ArgumentError
 
-    from lit_ift.data_cli import run
     from lit_ift.errors import UserError
 
     try:
-        return run(words)
+        return run()
     except ArgumentError as error:
-        print(f"lit-ift data {words[0]}: error: {str(error).strip()}", file=sys.stderr)
+        print(f"{program}: error: {str(error).strip()}", file=sys.stderr)
         return 2
     except UserError as error:
         if os.environ.get("LIT_IFT_TRACEBACK"):
             raise
-        print(f"lit-ift data {words[0]}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {error}", file=sys.stderr)
         return 1
 
 
 def _run_lake(words: list[str]) -> int:
-    from argparse import ArgumentError
-
-    from lit_ift.errors import UserError
     from lit_ift.lake.command import run
 
-    try:
-        return run(words)
-    except ArgumentError as error:
-        print(f"lit-ift frozen-lake: error: {str(error).strip()}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        if os.environ.get("LIT_IFT_TRACEBACK"):
-            raise
-        print(f"lit-ift frozen-lake: error: {error}", file=sys.stderr)
-        return 1
+    return _told("lit-ift frozen-lake", lambda: run(words))
 
 
 def _run_merge(words: list[str]) -> int:
-    from lit_ift.errors import UserError
-
     options = merge_parser().parse_args(words)
     from pathlib import Path
 
     from lit_ift.models.merge import merge_adapter
 
-    try:
+    def merge() -> int:
         figures = merge_adapter(Path(options.adapter), Path(options.output), base=options.model, dtype=options.dtype)
-    except UserError as error:
-        if os.environ.get("LIT_IFT_TRACEBACK"):
-            raise
-        print(f"lit-ift merge: error: {error}", file=sys.stderr)
-        return 1
-    print(
-        f"{options.output}: {figures['dtype']} weights; logits differ from those of the adapter on its base model by "
-        f"{figures['max_abs_logit_diff']:.1e} before they are stored"
-    )
-    return 0
+        print(
+            f"{options.output}: {figures['dtype']} weights; logits differ from those of the adapter on its base model "
+            f"by {figures['max_abs_logit_diff']:.1e} before they are stored"
+        )
+        return 0
+
+    return _told("lit-ift merge", merge)
 
 
 def merge_parser() -> "ArgumentParser":
@@ -211,14 +200,12 @@ def merge_parser() -> "ArgumentParser":
 
 
 def _run_export(words: list[str]) -> int:
-    from lit_ift.errors import UserError
-
     options = export_parser().parse_args(words)
     from pathlib import Path
 
     from lit_ift.models.from_checkpoint import export_checkpoint
 
-    try:
+    def export() -> int:
         figures = export_checkpoint(
             Path(options.checkpoint),
             Path(options.output),
@@ -230,17 +217,15 @@ def _run_export(words: list[str]) -> int:
             merge=options.merge,
             trust_remote_code=options.trust_remote_code,
         )
-    except UserError as error:
-        if os.environ.get("LIT_IFT_TRACEBACK"):
-            raise
-        print(f"lit-ift export: error: {error}", file=sys.stderr)
-        return 1
-    what = "LoRA adapter" if figures["is_adapter"] else "Hugging Face model"
-    print(
-        f"{options.output}: {what} of step {figures['step']}, {figures['dtype']} weights (loaded again: logits differ "
-        f"by at most {figures['max_abs_logit_diff']:.1e}, template ids equal: {figures['template_ids_equal']})"
-    )
-    return 0
+        what = "LoRA adapter" if figures["is_adapter"] else "Hugging Face model"
+        print(
+            f"{options.output}: {what} of step {figures['step']}, {figures['dtype']} weights (loaded again: logits "
+            f"differ by at most {figures['max_abs_logit_diff']:.1e}, template ids equal: "
+            f"{figures['template_ids_equal']})"
+        )
+        return 0
+
+    return _told("lit-ift export", export)
 
 
 def export_parser() -> "ArgumentParser":
@@ -270,22 +255,19 @@ def export_parser() -> "ArgumentParser":
 def _run_trainer_command(words: list[str]) -> int:
     from argparse import ArgumentError
 
-    from lit_ift.errors import UserError
     from lit_ift.lightning_cli import LitIFTCLI, explain_argument_error
 
     # Lightning reads the command line again where it launches further processes.
     sys.argv = [sys.argv[0], *words]
-    try:
-        LitIFTCLI.run()
-    except ArgumentError as error:
-        print(f"lit-ift {words[0]}: error: {explain_argument_error(error, words[0])}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        if os.environ.get("LIT_IFT_TRACEBACK"):
-            raise
-        print(f"lit-ift {words[0]}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    def run() -> int:
+        try:
+            LitIFTCLI.run()
+        except ArgumentError as error:
+            raise ArgumentError(None, explain_argument_error(error, words[0])) from error
+        return 0
+
+    return _told(f"lit-ift {words[0]}", run)
 
 
 if __name__ == "__main__":
