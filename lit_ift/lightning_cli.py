@@ -117,7 +117,7 @@ class LitIFTCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            raise UserError(f"The configuration cannot be used: {error}") from error
+            raise UserError(f"The configuration cannot be used: {essence(str(error))}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer", default={})
@@ -192,9 +192,25 @@ def default_loggers(root: str | Path, run_name: str | None = None, resumed: Resu
     return [table, TensorBoardLogger(save_dir=root, name=RUNS, version=version, **purge)]
 
 
+_FRAME: Final = re.compile(
+    r"\s*(Does not validate against any of the Union subtypes|Subtypes: \[.*|Errors:|- Expected a <class 'NoneType'>"
+    r"|Given value type: .*|Given value: (Namespace|NestedArg)\(.*)"
+)
+
+
+def essence(message: str) -> str:
+    """What is wrong, without jsonargparse's account of the types that it tried and of the whole configuration."""
+    lines = message.splitlines()
+    if not any("Union subtypes" in line for line in lines):
+        return message
+    # What is tried first is the type that is meant, the other one is that nothing is given.
+    kept = [re.sub(r"^\s*(- )?", "", line) for line in lines if not _FRAME.fullmatch(line)]
+    return "\n".join(kept) if kept else message
+
+
 def explain_argument_error(error: ArgumentError, command: str) -> str:
     """The message of a parser error in one piece, with the nearest option where one was misspelt."""
-    message = str(error).strip()
+    message = essence(str(error).strip())
     unknown = re.findall(r"(?:option|Option) '([\w.+-]+)'|--([\w.+-]+)", message)
     names = {(option or flag).split("=")[0] for option, flag in unknown}
     hints = [hint for name in sorted(names) if (hint := _nearest_option(name))]

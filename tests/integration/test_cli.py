@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Its log handler keeps the stderr that there is at the first import, which must not be that of a single test.
+import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 import yaml
@@ -145,7 +147,7 @@ def test_wrong_calls_say_what_to_mend(config: Path, capsys, words: list[str], co
     assert run("fit", "--config", config, *words) == code
     error = capsys.readouterr().err
     assert message in error
-    assert "Traceback" not in error
+    assert not any(noise in error for noise in ("Traceback", "Union subtypes", "NoneType", "Namespace("))
 
 
 def test_unknown_key_in_a_file(config: Path, capsys) -> None:
