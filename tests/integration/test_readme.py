@@ -20,7 +20,7 @@ COMMANDS = [
 
 
 def test_every_command_is_covered() -> None:
-    assert len(COMMANDS) == 18
+    assert len(COMMANDS) == 20
     assert {shlex.split(command)[0] for command in COMMANDS} == {"make", "lit-ift"}
 
 
@@ -80,6 +80,12 @@ def test_lit_ift_commands(
         assert main([*shlex.split(command)[1:], *small, "--ppo.games", "2"]) == 0
         assert (here / "checkpoints/frozen-lake/summary.png").is_file()
         assert len(list((here / "checkpoints/frozen-lake").glob("play-*.gif"))) == 10
+        return
+    if words[0] == "export":
+        assert main(["fit", "--config", "configs/ift/smollm2-135m.yaml", *tiny("fit", model_folder)]) == 0
+        assert main(shlex.split(command)[1:]) == 0
+        ours = (here / "exported/model.safetensors").read_bytes()
+        assert ours == (here / "checkpoints/runs/version_0/model/model.safetensors").read_bytes()
         return
     if words[0] == "merge":
         training = next(c for c in COMMANDS if "configs/uft/" in c)
