@@ -1,7 +1,9 @@
 """Runs ``lit-ift fit`` on a tiny model in forked processes, kills them, starts them again, and compares the traces.
 
-Forking pays for the heavy imports once. Each rank of each attempt writes what it does to a file, line by line, so that
-SIGKILL loses none of it. Events are counted alike in all runs; a kill point is the number of an event.
+Forking pays for the heavy imports once. What is forked is a server that has imported and done nothing else: a process
+that has threads already may leave their locks held in its children. Each rank of each attempt writes what it does to a
+file, line by line, so that SIGKILL loses none of it. Events are counted alike in all runs; a kill point is the number
+of an event.
 """
 
 import csv
@@ -9,7 +11,9 @@ import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -19,6 +23,9 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -156,15 +163,28 @@ class Job:
     ranks: int = 1
     attempts: list[list[int]] = field(default_factory=list)
 
-    def start(self, kill_at: KillAt = None, kill_rank: int = 0, extra: Sequence[str] = ()) -> list[int]:
-        """Start it; the process of `kill_rank` kills itself at an event."""
-        port, pids = _free_port(), []
+    def start(
+        self,
+        kill_at: KillAt = None,
+        kill_rank: int = 0,
+        extra: Sequence[str] = (),
+        file_limit: int | None = None,
+    ) -> list[BaseProcess]:
+        """Start it; the process of `kill_rank` kills itself at an event.
+
+        Args:
+            kill_at: the event.
+            kill_rank: of the process.
+            extra: more words of the command.
+            file_limit: bytes that a file may have, as if the disk were full then.
+        """
+        port, processes = _free_port(), []
         for rank in range(self.ranks):
-            pid = os.fork()
-            if pid == 0:
-                self._child([*self.words, *extra], rank, port, kill_at if rank == kill_rank else None)
-            pids.append(pid)
-        return pids
+            at = kill_at if rank == kill_rank else None
+            process = _server().Process(target=self._child, args=([*self.words, *extra], rank, port, at, file_limit))
+            process.start()
+            processes.append(process)
+        return processes
 
     def run(self, kill_at: KillAt = None, kill_rank: int = 0, extra: Sequence[str] = ()) -> list[int]:
         """Start it and wait; return the exit codes of the ranks, negative for signals."""
@@ -192,7 +212,7 @@ class Job:
         with (run / "metrics.csv").open() as file:
             return [{k: v for k, v in row.items() if k not in _TIMED} for row in csv.DictReader(file)]
 
-    def _child(self, words: list[str], rank: int, port: int, kill_at: KillAt) -> None:
+    def _child(self, words: list[str], rank: int, port: int, kill_at: KillAt, file_limit: int | None) -> None:
         global KILLER
         code = 70
         try:
@@ -202,6 +222,9 @@ class Job:
             if self.ranks > 1:
                 _as_torchrun_would(rank, self.ranks, port)
             torch.set_num_threads(1)
+            if file_limit is not None:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
             KILLER = Killer(kill_at, self.folder, rank)
             _count_writing()
             from lit_ift.cli import main
@@ -286,31 +309,41 @@ def _count_writing() -> None:
     run_checkpoint.put_in_place = atomic.put_in_place = around
 
 
-def wait(pids: Sequence[int], timeout: float = 180.0, grace: float = 2.0) -> list[int]:
+@cache
+def _server() -> Any:
+    """Starts the server that all processes are forked from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killing", "lit_ift.cli", "lit_ift.lightning_cli"])
+    before = dict(os.environ)
+    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
+
+
+def wait(processes: Sequence[BaseProcess], timeout: float = 180.0, grace: float = 2.0) -> list[int]:
     """Exit codes of the processes, negative for signals; once one has failed, the others are killed as torchrun does.
 
     Args:
-        pids: the processes.
+        processes: the ranks.
         timeout: for all of them [s].
         grace: what the others get after the first failure [s].
     """
-    codes: dict[int, int] = {}
     deadline = time.monotonic() + timeout
-    while len(codes) < len(pids):
-        for pid in pids:
-            if pid in codes:
-                continue
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                codes[pid] = os.waitstatus_to_exitcode(status)
-                if codes[pid] != 0:
-                    deadline = min(deadline, time.monotonic() + grace)
+    failed = False
+    while any(process.exitcode is None for process in processes):
+        if not failed and any(process.exitcode for process in processes):
+            failed = True
+            deadline = min(deadline, time.monotonic() + grace)
         if time.monotonic() > deadline:
-            for pid in pids:
-                if pid not in codes:
-                    os.killpg(pid, signal.SIGKILL)
+            for process in processes:
+                if process.exitcode is None and process.pid is not None:
+                    os.killpg(process.pid, signal.SIGKILL)
         time.sleep(0.01)
-    return [codes[pid] for pid in pids]
+    return [int(process.exitcode or 0) for process in processes]
 
 
 def write_inputs(folder: Path) -> None:

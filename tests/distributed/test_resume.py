@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import signal
 import time
 from pathlib import Path
@@ -45,12 +44,12 @@ def test_one_rank_is_killed(inputs: Path, whole: Job, tmp_path: Path) -> None:
 
 def test_one_rank_is_preempted_and_both_stop_at_the_same_step(inputs: Path, whole: Job, tmp_path: Path) -> None:
     job = make_job(inputs, tmp_path / "job", ranks=2, **{"checkpoint.every_n_train_steps": 100})
-    pids = job.start()
+    ranks = job.start()
     trace = Path(f"{job.folder / 'trace'}.1")
     while not trace.exists() or '"batch", 5' not in trace.read_text():
         time.sleep(0.005)
-    os.kill(pids[1], signal.SIGTERM)
-    assert wait(pids, grace=20) == [143, 143], job.log()
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    assert wait(ranks, grace=20) == [143, 143], job.log()
     first, second = job.traces()
     assert len(first) == len(second)
     assert job.run() == [0, 0], job.log()
@@ -174,15 +173,8 @@ def test_full_disk_under_shards(inputs: Path, sharded: Job, tmp_path: Path) -> N
     assert job.run(nth(sharded, "epoch start", 2))[0] == -signal.SIGKILL
     (last,) = job.folder.rglob("last-step=2.ckpt")
     sizes = [path.stat().st_size for path in last.glob("*.distcp")]
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) - 1, limits[1]))
-    try:
-        pids = job.start()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert wait(pids, grace=20) == [1, 1], job.log()
+    ranks = job.start(file_limit=max(sizes) - 1)
+    assert wait(ranks, grace=20) == [1, 1], job.log()
     assert f"{errno.EFBIG}" in job.log()
     assert "last-step=4.ckpt could not be written" in job.log()
     assert str(last) in job.log()

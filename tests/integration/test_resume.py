@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable
@@ -82,12 +81,12 @@ def test_the_comparison_can_fail(job: Callable[..., Job], whole: Job) -> None:
 
 def test_sigterm(job: Callable[..., Job], whole: Job) -> None:
     preempted = job(**{"checkpoint.every_n_train_steps": 100})
-    pids = preempted.start()
+    ranks = preempted.start()
     trace = Path(f"{preempted.folder / 'trace'}.0")
     while not trace.exists() or '"batch", 5' not in trace.read_text():
         time.sleep(0.005)
-    os.kill(pids[0], signal.SIGTERM)
-    assert wait(pids) == [143], preempted.log()
+    os.kill(ranks[0].pid, signal.SIGTERM)
+    assert wait(ranks) == [143], preempted.log()
     assert "SIGTERM: stopped after optimizer step" in preempted.log()
     assert preempted.run() == [0], preempted.log()
     assert attempts_of(preempted.traces()[0])[1][0][1] >= 6
@@ -143,15 +142,8 @@ def test_full_disk_and_folders_that_cannot_be_written_to(
     run = job()
     assert run.run(nth(whole, "epoch start", 2)) == [-signal.SIGKILL]
     size = next((run.folder / "out").rglob("last.ckpt")).stat().st_size
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
-    try:
-        pids = run.start()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert wait(pids) == [1], run.log()
+    ranks = run.start(file_limit=size // 2)
+    assert wait(ranks) == [1], run.log()
     assert f"{errno.EFBIG}" in run.log()
     assert "last.ckpt could not be written" in run.log()
     assert "Earlier checkpoints are as they were" in run.log()
