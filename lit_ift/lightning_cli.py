@@ -21,7 +21,6 @@ from lit_ift.callbacks import (
     HuggingFaceExport,
     LossCurves,
     LostRanks,
-    RandomState,
     RunCheckpoint,
     TaskAccuracy,
 )
@@ -127,13 +126,9 @@ class LitIFTCLI(LightningCLI):
         given = config.get("callbacks") or []
         callbacks = given if isinstance(given, list) else [given]
         shows_progress = config.get("enable_progress_bar") is not False and not config.get("barebones")
-        added: list[L.Callback] = []
-        if not any(isinstance(callback, RandomState) for callback in callbacks):
-            added.append(RandomState())
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             # One line of text, which also reads well in a log file; Lightning's choice would show nothing there.
-            added.append(TQDMProgressBar(refresh_rate=1 if sys.stdout.isatty() else 10))
-        kwargs["callbacks"] = [*callbacks, *added]
+            kwargs["callbacks"] = [*callbacks, TQDMProgressBar(refresh_rate=1 if sys.stdout.isatty() else 10)]
         return super().instantiate_trainer(**kwargs)
 
     def _resume_point(self) -> ResumePoint | None:
