@@ -4,6 +4,7 @@ A game is to them what an answer is to a language model: the actions are its tok
 T moves, F features.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -67,15 +68,15 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class _FromRoutes:
+class _FromRoutes(ABC):
     """An objective that is a function of the policy, the lesson and the step."""
 
     def begin(self, lesson: Lesson) -> "Learner":
         return _Bound(self, lesson)
 
+    @abstractmethod
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         """One loss a member, (M,)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
