@@ -4,7 +4,6 @@ A game is to them what an answer is to a language model: the actions are its tok
 T moves, F features.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -68,15 +67,19 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class _FromRoutes(ABC):
-    """An objective that is a function of the policy, the lesson and the step."""
+class _FromRoutes:
+    """An objective that is a function of the policy, the lesson and the step.
+
+    Not an ABC: a base that is no dataclass would make the parser take the options of an objective
+    for a class to be chosen (`class_path`, `init_args`).
+    """
 
     def begin(self, lesson: Lesson) -> "Learner":
         return _Bound(self, lesson)
 
-    @abstractmethod
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         """One loss a member, (M,)."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
