@@ -1,7 +1,6 @@
 """Training checkpoints with the defaults that a fine-tuning run wants."""
 
 import io
-import re
 import signal
 import threading
 from collections.abc import Callable
@@ -102,6 +101,8 @@ class RunCheckpoint(ModelCheckpoint):
         self._configured = monitor, save_top_k
         self._last_step = self._compared_step = 0
         self._owed = False
+        self._resumable: list[str] = []
+        """Checkpoints to resume from that this run has written and not removed, the oldest first."""
         self._sigterm = threading.Event()
         self._unlogged: dict[str, Any] = {}
         self._writer: ThreadPoolExecutor | None = None
@@ -110,17 +111,16 @@ class RunCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        # Not what became of `monitor` where there is no validation data: a resumed run asks before it knows that.
-        return self._generate_state_key(
-            monitor=self._configured[0], mode=self.mode, every_n_train_steps=self._every_n_train_steps
-        )
+        # Not what became of `monitor` where there is no validation data: a resumed run asks before it knows that. Nor
+        # how often to write, which a resumed run may do otherwise.
+        return self._generate_state_key(monitor=self._configured[0], mode=self.mode)
 
     # Set-up ------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._last_step = self._compared_step = 0
-            self._owed, self._unlogged = False, {}
+            self._owed, self._unlogged, self._resumable = False, {}, []
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -262,10 +262,15 @@ class RunCheckpoint(ModelCheckpoint):
                 "not hold: that step is taken with the other batches alone. Resume from a last checkpoint instead."
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "resumable": self._resumable}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         # What the killed run wrote after this checkpoint is written again, under the same names.
         self._enable_version_counter = self.dirpath != state_dict.get("dirpath")
+        if self.dirpath == state_dict.get("dirpath"):
+            self._resumable = list(state_dict.get("resumable", ()))
 
     def _continue_tables(self, trainer: L.Trainer) -> None:
         """Where the run goes on in its own folder, drop the rows after the checkpoint and add the one it came before.
@@ -301,16 +306,12 @@ class RunCheckpoint(ModelCheckpoint):
             path = self.format_checkpoint_name(monitor_candidates, name, ver=version)
             version += 1
         self.last_model_path = path
+        # Only this run's own: another one's in the same folder may be of later steps, and is not to be removed.
+        self._resumable = [*(other for other in self._resumable if other != path), path]
         self._save_checkpoint(trainer, path)
         self._last_step = trainer.global_step
-        if several:
-            for old in self._older_than_kept(trainer):
-                self._remove_checkpoint(trainer, old)
-
-    def _older_than_kept(self, trainer: L.Trainer) -> list[str]:
-        """Checkpoints to resume from that are one too many, the new one counted though it may not be there yet."""
-        found = {str(path) for path in Path(str(self.dirpath)).glob("last-step=*.ckpt")} | {self.last_model_path}
-        return trainer.strategy.broadcast(sorted(found, key=_step_of)[: -self.keep_last])
+        while len(self._resumable) > self.keep_last:
+            self._remove_checkpoint(trainer, self._resumable.pop(0))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         """Write on all ranks under another name, then rename; raise on all of them if it fails on one."""
@@ -416,11 +417,6 @@ def _is_over(trainer: L.Trainer) -> bool:
     epochs: Any = trainer.fit_loop.epoch_progress.current
     limits = (epochs.processed, trainer.max_epochs), (trainer.global_step, trainer.max_steps)
     return trainer.should_stop or any(limit not in (None, -1) and count >= limit for count, limit in limits)
-
-
-def _step_of(path: str) -> int:
-    found = re.search(r"step=(\d+)", Path(path).name)
-    return int(found[1]) if found else 0
 
 
 def _validates(trainer: L.Trainer) -> bool:

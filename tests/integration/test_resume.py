@@ -119,13 +119,29 @@ def test_a_run_with_a_name_takes_new_options(job: Callable[..., Job], whole: Job
     assert run.run(nth(whole, "epoch start", 2)) == [-signal.SIGKILL]
     assert run.run(extra=["--resume=never"]) == [1]
     assert "mine exists already. Continue it with --resume auto, or give another --run_name." in run.log()
-    assert run.run(extra=["--model.init_args.optimizer.init_args.lr=0.5", "--trainer.devices=1"]) == [0], run.log()
+    other = ["--model.init_args.optimizer.init_args.lr=0.5", "--trainer.devices=1", "--checkpoint.every_n_train_steps=1"]
+    assert run.run(extra=other) == [0], run.log()
     log = run.log()
     assert "The command line wins over what" in log
     assert "model.init_args.optimizer.init_args.lr: 0.01 -> 0.5" in log
     assert "The configuration wins over the checkpoint: lr: 0.01 -> 0.5" in log
     assert attempts_of(run.traces()[0])[-1][0][1] == 6
     assert [path.name for path in (run.folder / "out" / "runs").iterdir()] == ["mine"]
+    # The best checkpoint so far was known, and the last one was replaced.
+    assert len(checkpoints(run)) == 2
+    assert checkpoints(run)["last.ckpt"] == 6
+
+
+def test_a_run_keeps_its_checkpoints_beside_those_of_a_longer_one(job: Callable[..., Job], tmp_path: Path) -> None:
+    shared = {"checkpoint.dirpath": tmp_path / "shared", "checkpoint.keep_last": 2, "checkpoint.every_n_train_steps": 1}
+    run = job(**shared, **{"checkpoint.save_top_k": 0, "resume": "never"})
+    assert run.run() == [0], run.log()
+    longer = set((tmp_path / "shared").iterdir())
+    assert {path.name for path in longer} == {"last-step=5.ckpt", "last-step=6.ckpt"}
+    assert run.run(("epoch start", 2)) == [-signal.SIGKILL]
+    found = set((tmp_path / "shared").iterdir())
+    assert longer < found
+    assert sorted(torch.load(path, weights_only=True)["global_step"] for path in found - longer) == [2, 3]
 
 
 def test_a_run_with_a_name_that_has_no_checkpoint_yet_begins_anew(job: Callable[..., Job], whole: Job) -> None:
