@@ -124,6 +124,10 @@ class RunCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if stage == "fit":
+            self._take_sigterm(trainer)
+        else:  # An earlier fit's has no part in an evaluation.
+            vars(trainer._signal_connector).pop("_sigterm_notifier_fn", None)
         if stage != "fit" or trainer.fast_dev_run or not (self.save_top_k or self.save_last):  # type: ignore[attr-defined]
             return
         folder = Path(str(self.dirpath))
@@ -145,14 +149,15 @@ class RunCheckpoint(ModelCheckpoint):
             self.monitor = None
             self.save_top_k = min(self.save_top_k, 1)
         super().on_train_start(trainer, pl_module)
-        self._take_sigterm(trainer)
         self._continue_tables(trainer)
 
     def _take_sigterm(self, trainer: L.Trainer) -> None:
-        """Note SIGTERM and go on. Lightning's handler has all ranks talk from inside it, which can hang them."""
+        """Note SIGTERM and go on. Lightning's handler has all ranks talk from inside it, which can hang them.
+
+        It would be in force until a later hook could replace it: during the first validation, and what other callbacks
+        do before training.
+        """
         self._sigterm.clear()
-        if threading.current_thread() is not threading.main_thread():
-            return
         launcher = trainer.strategy.launcher
 
         def note(number: int, frame: Any) -> None:
@@ -160,7 +165,8 @@ class RunCheckpoint(ModelCheckpoint):
                 launcher.kill(signal.SIGTERM)
             self._sigterm.set()
 
-        signal.signal(signal.SIGTERM, note)  # The Trainer puts back what was there before it began.
+        # The Trainer registers this one after all set-up, and puts back in the end what was there before it began.
+        trainer._signal_connector._sigterm_notifier_fn = note  # type: ignore[method-assign, assignment]
 
     # When --------------------------------------------------------------------------------------------------------
 
