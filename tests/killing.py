@@ -4,9 +4,13 @@ Forking pays for the heavy imports once. What is forked is a server that has imp
 that has threads already may leave their locks held in its children. Each rank of each attempt writes what it does to a
 file, line by line, so that SIGKILL loses none of it. Events are counted alike in all runs; a kill point is the number
 of an event.
+
+Nothing here waits without an end: what takes too long is asked by SIGUSR1 for the stacks of its threads, which land in
+its log, and killed.
 """
 
 import csv
+import faulthandler
 import hashlib
 import io
 import json
@@ -17,6 +21,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -38,6 +43,11 @@ from torch.distributed.tensor import DTensor
 from lit_ift.callbacks import checkpoint as run_checkpoint
 from lit_ift.strategies import atomic
 
+# To the stream of errors, wherever it leads then; the server and all that is forked from it inherit this.
+faulthandler.register(signal.SIGUSR1, file=2)
+
+STARTING = 120.0
+"""Time for the server to import all that runs need, and for a process to be forked from it [s]."""
 _TIMED = ("train/tokens_per_s",)
 _OF_STEPS = ("train/loss", "train/grad_norm", "train/lam", "train/lr")
 
@@ -47,10 +57,10 @@ KillAt = int | tuple[str, int] | None
 
 
 class Killer:
-    """Counts events in this process and sends SIGKILL to its group at a given one."""
+    """Counts events in this process and ends it at a given one: SIGKILL goes to its group, other signals to itself."""
 
-    def __init__(self, at: KillAt, folder: Path, rank: int) -> None:
-        self.at, self.count = at, Counter[str | None]()
+    def __init__(self, at: KillAt, by: signal.Signals, folder: Path, rank: int) -> None:
+        self.at, self.by, self.count = at, by, Counter[str | None]()
         self.log = (folder / f"events-{rank}.txt").open("w")
 
     def event(self, name: str) -> None:
@@ -58,7 +68,7 @@ class Killer:
         self.log.write(f"{name}\n")
         self.log.flush()
         if self.at in (self.count[None], (name, self.count[name])):
-            os.killpg(0, signal.SIGKILL)
+            (os.killpg if self.by == signal.SIGKILL else os.kill)(os.getpid(), self.by)
 
 
 KILLER: Killer | None = None
@@ -147,6 +157,13 @@ class SavesItself(L.Callback):
         trainer.save_checkpoint(self.path)
 
 
+class Hangs(L.Callback):
+    """Never lets training begin."""
+
+    def on_train_start(self, *_: Any) -> None:
+        threading.Event().wait()
+
+
 @dataclass
 class Job:
     """A command that trains a tiny model in a folder of its own.
@@ -163,32 +180,43 @@ class Job:
     ranks: int = 1
     attempts: list[list[int]] = field(default_factory=list)
 
-    def start(
+    def run(
         self,
         kill_at: KillAt = None,
         kill_rank: int = 0,
         extra: Sequence[str] = (),
+        *,
+        by: signal.Signals = signal.SIGKILL,
         file_limit: int | None = None,
-    ) -> list[BaseProcess]:
-        """Start it; the process of `kill_rank` kills itself at an event.
+        grace: float = 2.0,
+        timeout: float = 300.0,
+    ) -> list[int]:
+        """Start it and wait; return the exit codes of the ranks, negative for signals.
+
+        Once one has failed, the others are killed as torchrun does.
 
         Args:
-            kill_at: the event.
+            kill_at: the event at which the process of `kill_rank` sends itself a signal.
             kill_rank: of the process.
             extra: more words of the command.
+            by: the signal.
             file_limit: bytes that a file may have, as if the disk were full then.
+            grace: what the others get after the first failure [s].
+            timeout: for all of them [s].
+
+        Raises:
+            TimeoutError: some rank was still running; its log says where.
         """
         port, processes = _free_port(), []
         for rank in range(self.ranks):
             at = kill_at if rank == kill_rank else None
-            process = _server().Process(target=self._child, args=([*self.words, *extra], rank, port, at, file_limit))
-            process.start()
-            processes.append(process)
-        return processes
-
-    def run(self, kill_at: KillAt = None, kill_rank: int = 0, extra: Sequence[str] = ()) -> list[int]:
-        """Start it and wait; return the exit codes of the ranks, negative for signals."""
-        self.attempts.append(wait(self.start(kill_at, kill_rank, extra)))
+            words = [*self.words, *extra]
+            processes.append(_server().Process(target=self._child, args=(words, rank, port, at, by, file_limit)))
+            _start(processes[-1])
+        late = _wait(processes, timeout, grace)
+        if late:
+            raise TimeoutError(f"ranks {late} were still running after {timeout:g} s:\n{self.log()[-20_000:]}")
+        self.attempts.append([int(process.exitcode or 0) for process in processes])
         return self.attempts[-1]
 
     def events(self, rank: int = 0) -> list[str]:
@@ -212,7 +240,9 @@ class Job:
         with (run / "metrics.csv").open() as file:
             return [{k: v for k, v in row.items() if k not in _TIMED} for row in csv.DictReader(file)]
 
-    def _child(self, words: list[str], rank: int, port: int, kill_at: KillAt, file_limit: int | None) -> None:
+    def _child(
+        self, words: list[str], rank: int, port: int, kill_at: KillAt, by: signal.Signals, file_limit: int | None
+    ) -> None:
         global KILLER
         code = 70
         try:
@@ -225,7 +255,7 @@ class Job:
             if file_limit is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-            KILLER = Killer(kill_at, self.folder, rank)
+            KILLER = Killer(kill_at, by, self.folder, rank)
             _count_writing()
             from lit_ift.cli import main
 
@@ -324,26 +354,61 @@ def _server() -> Any:
     return context
 
 
-def wait(processes: Sequence[BaseProcess], timeout: float = 180.0, grace: float = 2.0) -> list[int]:
-    """Exit codes of the processes, negative for signals; once one has failed, the others are killed as torchrun does.
+def _start(process: BaseProcess) -> None:
+    """Fork a process from the server, which answers only when it has imported everything.
 
-    Args:
-        processes: the ranks.
-        timeout: for all of them [s].
-        grace: what the others get after the first failure [s].
+    Raises:
+        TimeoutError: it did not answer.
     """
+    failed: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            process.start()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    thread.join(STARTING)
+    if failed:
+        raise failed[0]
+    if thread.is_alive():
+        server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+        os.kill(server._forkserver_pid, signal.SIGUSR1)
+        time.sleep(1)
+        raise TimeoutError(f"the server forked no process within {STARTING:g} s; its stacks are among the errors above")
+
+
+def _wait(processes: Sequence[BaseProcess], timeout: float, grace: float) -> list[int]:
+    """Wait until all have ended; return the ranks that had to be killed though nothing had failed."""
     deadline = time.monotonic() + timeout
+    late: list[int] = []
     failed = False
     while any(process.exitcode is None for process in processes):
         if not failed and any(process.exitcode for process in processes):
             failed = True
             deadline = min(deadline, time.monotonic() + grace)
         if time.monotonic() > deadline:
-            for process in processes:
-                if process.exitcode is None and process.pid is not None:
-                    os.killpg(process.pid, signal.SIGKILL)
+            running = [rank for rank, process in enumerate(processes) if process.exitcode is None]
+            if not failed and not late:
+                late = running
+                for rank in late:
+                    _signal(processes[rank], signal.SIGUSR1)
+                time.sleep(1)
+            for rank in running:
+                _signal(processes[rank], signal.SIGKILL)
         time.sleep(0.01)
-    return [int(process.exitcode or 0) for process in processes]
+    return late
+
+
+def _signal(process: BaseProcess, number: signal.Signals) -> None:
+    """Send a signal to a process; SIGKILL to all of its group."""
+    assert process.pid is not None
+    try:
+        (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
+    except ProcessLookupError:  # It ended meanwhile, or is not yet the leader of a group.
+        process.kill()
 
 
 def write_inputs(folder: Path) -> None:

@@ -2,14 +2,12 @@
 
 import errno
 import json
-import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import Job, attempts_of, make_job, problems, wait, write_inputs
+from killing import Job, attempts_of, make_job, problems, write_inputs
 
 import lit_ift.lightning_cli  # noqa: F401  # Imported once, before the processes are forked.
 from lit_ift.strategies.atomic import read_header
@@ -42,18 +40,16 @@ def test_one_rank_is_killed(inputs: Path, whole: Job, tmp_path: Path) -> None:
     assert problems(job, whole) == []
 
 
-def test_one_rank_is_preempted_and_both_stop_at_the_same_step(inputs: Path, whole: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("event", "n", "goes_on_after"), [("inside a validation", 1, 3), ("batch end", 5, 6)])
+def test_one_rank_is_preempted_and_both_stop_at_the_same_step(
+    inputs: Path, whole: Job, tmp_path: Path, event: str, n: int, goes_on_after: int
+) -> None:
     job = make_job(inputs, tmp_path / "job", ranks=2, **{"checkpoint.every_n_train_steps": 100})
-    ranks = job.start()
-    trace = Path(f"{job.folder / 'trace'}.1")
-    while not trace.exists() or '"batch", 5' not in trace.read_text():
-        time.sleep(0.005)
-    os.kill(ranks[1].pid, signal.SIGTERM)
-    assert wait(ranks, grace=20) == [143, 143], job.log()
+    assert job.run((event, n), kill_rank=1, by=signal.SIGTERM, grace=30) == [143, 143], job.log()
     first, second = job.traces()
     assert len(first) == len(second)
     assert job.run() == [0, 0], job.log()
-    assert attempts_of(job.traces()[0])[-1][0][1] >= 6
+    assert attempts_of(job.traces()[0])[-1][0][1] == goes_on_after
     assert problems(job, whole) == []
 
 
@@ -173,8 +169,7 @@ def test_full_disk_under_shards(inputs: Path, sharded: Job, tmp_path: Path) -> N
     assert job.run(nth(sharded, "epoch start", 2))[0] == -signal.SIGKILL
     (last,) = job.folder.rglob("last-step=2.ckpt")
     sizes = [path.stat().st_size for path in last.glob("*.distcp")]
-    ranks = job.start(file_limit=max(sizes) - 1)
-    assert wait(ranks, grace=20) == [1, 1], job.log()
+    assert job.run(file_limit=max(sizes) - 1, grace=30) == [1, 1], job.log()
     assert f"{errno.EFBIG}" in job.log()
     assert "last-step=4.ckpt could not be written" in job.log()
     assert str(last) in job.log()

@@ -1,16 +1,14 @@
 """Runs that are killed and started again by the same command, against one that was not."""
 
 import errno
-import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from killing import Job, attempts_of, make_job, problems, wait, write_inputs
+from killing import Job, attempts_of, make_job, problems, write_inputs
 
 import lit_ift.lightning_cli  # noqa: F401  # Imported once, before the processes are forked.
 
@@ -79,17 +77,22 @@ def test_the_comparison_can_fail(job: Callable[..., Job], whole: Job) -> None:
     assert problems(other, whole)
 
 
-def test_sigterm(job: Callable[..., Job], whole: Job) -> None:
+def test_a_run_that_hangs_is_ended_and_says_where_it_was(job: Callable[..., Job]) -> None:
+    hanging = job(**{"trainer.callbacks": '[{"class_path": "killing.Hangs"}]'})
+    with pytest.raises(TimeoutError, match=r"ranks \[0\] were still running after 8 s") as error:
+        hanging.run(timeout=8)
+    assert ", line " in str(error.value)
+    assert "in _child" in str(error.value)
+
+
+@pytest.mark.parametrize(("event", "n", "goes_on_after"), [("inside a validation", 1, 3), ("batch end", 5, 6)])
+def test_sigterm(job: Callable[..., Job], whole: Job, event: str, n: int, goes_on_after: int) -> None:
+    """In the first validation, before training, and inside an optimizer step."""
     preempted = job(**{"checkpoint.every_n_train_steps": 100})
-    ranks = preempted.start()
-    trace = Path(f"{preempted.folder / 'trace'}.0")
-    while not trace.exists() or '"batch", 5' not in trace.read_text():
-        time.sleep(0.005)
-    os.kill(ranks[0].pid, signal.SIGTERM)
-    assert wait(ranks) == [143], preempted.log()
+    assert preempted.run((event, n), by=signal.SIGTERM) == [143], preempted.log()
     assert "SIGTERM: stopped after optimizer step" in preempted.log()
     assert preempted.run() == [0], preempted.log()
-    assert attempts_of(preempted.traces()[0])[1][0][1] >= 6
+    assert attempts_of(preempted.traces()[0])[1][0][1] == goes_on_after
     assert problems(preempted, whole) == []
 
 
@@ -119,7 +122,11 @@ def test_a_run_with_a_name_takes_new_options(job: Callable[..., Job], whole: Job
     assert run.run(nth(whole, "epoch start", 2)) == [-signal.SIGKILL]
     assert run.run(extra=["--resume=never"]) == [1]
     assert "mine exists already. Continue it with --resume auto, or give another --run_name." in run.log()
-    other = ["--model.init_args.optimizer.init_args.lr=0.5", "--trainer.devices=1", "--checkpoint.every_n_train_steps=1"]
+    other = [
+        "--model.init_args.optimizer.init_args.lr=0.5",
+        "--trainer.devices=1",
+        "--checkpoint.every_n_train_steps=1",
+    ]
     assert run.run(extra=other) == [0], run.log()
     log = run.log()
     assert "The command line wins over what" in log
@@ -158,8 +165,7 @@ def test_full_disk_and_folders_that_cannot_be_written_to(
     run = job()
     assert run.run(nth(whole, "epoch start", 2)) == [-signal.SIGKILL]
     size = next((run.folder / "out").rglob("last.ckpt")).stat().st_size
-    ranks = run.start(file_limit=size // 2)
-    assert wait(ranks) == [1], run.log()
+    assert run.run(file_limit=size // 2) == [1], run.log()
     assert f"{errno.EFBIG}" in run.log()
     assert "last.ckpt could not be written" in run.log()
     assert "Earlier checkpoints are as they were" in run.log()
