@@ -132,15 +132,31 @@ def _folders(
     named = root / RUNS / run_name if run_name is not None else None
     runs = [named] if named is not None else sorted((root / RUNS).glob("version_*"), key=_number, reverse=True)
     for run in runs:
-        saved = max(run.glob("config*.yaml"), key=_number, default=None)
-        if saved is None:
+        saved = _saved_configuration(run, notes)
+        if saved is None and named is None:
             continue
-        changed = differences(yaml.safe_load(saved.read_text(encoding="utf-8")) or {}, config)
+        changed = differences(saved, config) if saved is not None else []
         if changed and named is None:
             notes.append(f"Passed over: {run} had another configuration ({'; '.join(changed)}).")
             continue
         notes += [f"The command line wins over what {run} had: {change}" for change in changed]
         yield run / "checkpoints"
+
+
+def _saved_configuration(run: Path, notes: list[str]) -> Mapping[str, Any] | None:
+    """The latest configuration in a run's folder; one that was being written when the run was killed is passed over."""
+    for path in sorted(run.glob("config*.yaml"), key=_number, reverse=True):
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            values = None
+            reason = str(error).splitlines()[0]
+        else:
+            reason = "it is not whole"
+        if isinstance(values, Mapping):
+            return values
+        notes.append(f"Passed over: {path} cannot be read as a configuration: {reason}.")
+    return None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

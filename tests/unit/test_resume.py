@@ -1,0 +1,48 @@
+"""Which checkpoint an earlier run has left."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lit_ift.resume import resume_point
+
+CONFIG: dict[str, Any] = {"model": "IFTModule", "data": {"seed": 0}}
+
+
+def write_run(root: Path, name: str, step: int) -> Path:
+    run = root / "runs" / name
+    (run / "checkpoints").mkdir(parents=True)
+    header = {"loops": {}, "global_step": step, "lr_schedulers": []}
+    torch.save(header, run / "checkpoints" / "last.ckpt")
+    (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return run
+
+
+def found(root: Path, run_name: str | None = None) -> tuple[str | None, str]:
+    point, notes = resume_point("auto", root, config=CONFIG, run_name=run_name, dirpath=None)
+    return None if point is None else str(point.checkpoint.relative_to(root / "runs")), "\n".join(notes)
+
+
+@pytest.mark.parametrize("content", ["a: [1, 2", "", "mod", "\0"])
+def test_configurations_that_were_being_written_are_passed_over(tmp_path: Path, content: str) -> None:
+    """A kill in that moment must not keep all later runs from starting."""
+    write_run(tmp_path, "version_0", 5)
+    broken = write_run(tmp_path, "version_1", 6)
+    (broken / "config.yaml").write_text(content)
+    checkpoint, notes = found(tmp_path)
+    assert checkpoint == "version_0/checkpoints/last.ckpt"
+    assert f"Passed over: {broken / 'config.yaml'} cannot be read as a configuration: " in notes
+    # Where it is that of a later attempt, the one before tells what the run is.
+    (broken / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (broken / "config.1.yaml").write_text(content)
+    assert found(tmp_path)[0] == "version_1/checkpoints/last.ckpt"
+
+
+def test_a_name_is_enough(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "mine", 5)
+    (run / "config.yaml").unlink()
+    assert found(tmp_path, "mine")[0] == "mine/checkpoints/last.ckpt"
+    assert found(tmp_path) == (None, f"No checkpoint to resume from in {tmp_path / 'runs'}/*.")
