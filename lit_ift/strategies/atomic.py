@@ -21,7 +21,7 @@ from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lit_ift.errors import UserError
-from lit_ift.strategies.shards import SHARDS_INDEX, SHARDS_REST, read_index, read_whole, reason_of
+from lit_ift.strategies.shards import SHARDS_INDEX, SHARDS_REST, check_shards, read_index, read_whole, reason_of
 
 _STAGED: Final = ".partial"
 _REPLACED: Final = ".replaced"
@@ -185,13 +185,13 @@ def read_header(path: Path) -> dict[str, Any]:
     file = path / SHARDS_REST if path.is_dir() else path
     try:
         if path.is_dir():
-            read_index(path)
+            check_shards(path, read_index(path))
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as a checkpoint: {reason} It is damaged, or holds objects that only code could "
-            "restore, which is not run. Use another checkpoint of the run."
+            f"{path} cannot be read as a checkpoint: {reason} It is damaged, was copied without all of its files, or "
+            "holds objects that only code could restore, which is not run. Use another checkpoint of the run."
         ) from error
     if not isinstance(content, dict) or "loops" not in content:
         raise UserError(f"{path} is no checkpoint of a training run. Give one that this package wrote.")
@@ -207,7 +207,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         with contextlib.suppress(FileNotFoundError):

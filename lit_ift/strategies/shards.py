@@ -69,7 +69,31 @@ def read_index(folder: Path) -> Metadata:
         OSError: it cannot be read.
     """
     with (folder / SHARDS_INDEX).open("rb") as file:
-        return cast(Metadata, _IndexUnpickler(file).load())
+        try:
+            index = _IndexUnpickler(file).load()
+        except (pickle.UnpicklingError, EOFError, OSError):
+            raise
+        except Exception as error:  # A damaged pickle can raise anything.
+            raise pickle.UnpicklingError(f"its index is damaged ({type(error).__name__}: {error}).") from error
+    if not isinstance(index, Metadata):
+        raise pickle.UnpicklingError(f"its index is a {type(index).__name__}.")
+    return index
+
+
+def check_shards(folder: Path, index: Metadata) -> None:
+    """Check that the files are there of which an index says what they hold; what it is, is not read.
+
+    Raises:
+        ValueError: one is missing or too short.
+    """
+    sizes: dict[str, int] = {}
+    for place in (index.storage_data or {}).values():
+        sizes[place.relative_path] = max(sizes.get(place.relative_path, 0), place.offset + place.length)
+    for name, size in sorted(sizes.items()):
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found is None or found < size:
+            seen = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise ValueError(f"{name} {seen}.")
 
 
 def read_shards(state: dict[str, Any], folder: Path, *, strict: bool = True) -> None:

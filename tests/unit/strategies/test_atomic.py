@@ -87,6 +87,10 @@ def test_half_of_a_removed_folder_is_not_found(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.glob("*.ckpt"))
     assert len(remove_leftovers(tmp_path)) == 1
     assert not list(tmp_path.iterdir())
+    (tmp_path / "elsewhere").mkdir()
+    path.symlink_to(tmp_path / "elsewhere")  # Moved to another disk: only the link is removed.
+    AtomicCheckpointIO().remove_checkpoint(path)
+    assert [found.name for found in tmp_path.iterdir()] == ["elsewhere"]
     path.write_text("file")
     for _ in range(2):  # The second time there is none.
         AtomicCheckpointIO().remove_checkpoint(path)

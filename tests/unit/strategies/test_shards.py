@@ -85,6 +85,29 @@ def test_a_value_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "evil").exists()
 
 
+def test_a_folder_that_is_not_whole_is_no_checkpoint(written: Path) -> None:
+    """Copied in part, or written by nodes that do not see the same folder."""
+    assert read_header(written)["global_step"] == 3
+    (shard,) = written.glob("*.distcp")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=rf"{shard.name} has {len(content) - 1} bytes instead of {len(content)}"):
+        read_header(written)
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"{shard.name} is missing. It is damaged, was copied without all"):
+        read_header(written)
+
+
+def test_a_damaged_index_is_no_checkpoint(written: Path) -> None:
+    index = (written / SHARDS_INDEX).read_bytes()
+    (written / SHARDS_INDEX).write_bytes(index.replace(b"torch.strided", b"torch.strideX"))
+    with pytest.raises(UserError, match=r"its index is damaged \(KeyError"):
+        read_header(written)
+    (written / SHARDS_INDEX).write_bytes(pickle.dumps("else"))
+    with pytest.raises(UserError, match="its index is a str"):
+        read_header(written)
+
+
 def test_damage_and_gaps_are_said(written: Path) -> None:
     with pytest.raises(UserError, match=r"last.ckpt cannot be loaded: .*other"):
         read_shards({"state_dict": {"other": torch.zeros(1)}}, written)
