@@ -113,6 +113,8 @@ def newest_checkpoint(folder: Path, notes: list[str]) -> tuple[Path, dict[str, A
             continue
         if "lr_schedulers" not in header:
             notes.append(f"Passed over: {path} has weights alone.")
+        elif "logged" not in header:
+            notes.append(f"Passed over: {path} is of another program, or of a run without RunCheckpoint.")
         elif header.get("accumulated_batches"):
             notes.append(f"Passed over: {path} was written inside an optimizer step.")
         else:

@@ -15,7 +15,7 @@ CONFIG: dict[str, Any] = {"model": "IFTModule", "data": {"seed": 0}}
 def write_run(root: Path, name: str, step: int) -> Path:
     run = root / "runs" / name
     (run / "checkpoints").mkdir(parents=True)
-    header = {"loops": {}, "global_step": step, "lr_schedulers": []}
+    header = {"loops": {}, "global_step": step, "lr_schedulers": [], "logged": {}}
     torch.save(header, run / "checkpoints" / "last.ckpt")
     (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     return run
@@ -46,3 +46,13 @@ def test_a_name_is_enough(tmp_path: Path) -> None:
     (run / "config.yaml").unlink()
     assert found(tmp_path, "mine")[0] == "mine/checkpoints/last.ckpt"
     assert found(tmp_path) == (None, f"No checkpoint to resume from in {tmp_path / 'runs'}/*.")
+
+
+def test_checkpoints_that_say_too_little_are_passed_over(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "mine", 5)
+    torch.save({"loops": {}, "global_step": 6, "lr_schedulers": []}, run / "checkpoints" / "theirs.ckpt")
+    torch.save({"loops": {}, "global_step": 7, "logged": {}}, run / "checkpoints" / "weights.ckpt")
+    checkpoint, notes = found(tmp_path, "mine")
+    assert checkpoint == "mine/checkpoints/last.ckpt"
+    assert "theirs.ckpt is of another program, or of a run without RunCheckpoint" in notes
+    assert "weights.ckpt has weights alone" in notes
