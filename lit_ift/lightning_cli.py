@@ -168,6 +168,9 @@ class LitIFTCLI(LightningCLI):
             kwargs["weights_only"] = True  # A checkpoint is data; one that needs code to be restored is refused.
         if self._resumed is not None:
             kwargs["ckpt_path"] = str(self._resumed.checkpoint)
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunCheckpoint):
+                    callback.found = f"{self._resumed.checkpoint} of step {self._resumed.header['global_step']}"
         return kwargs
 
 

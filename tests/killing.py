@@ -26,7 +26,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import forkserver
@@ -186,6 +186,7 @@ class Job:
         kill_rank: int = 0,
         extra: Sequence[str] = (),
         *,
+        own: Mapping[int, Sequence[str]] | None = None,
         by: signal.Signals = signal.SIGKILL,
         file_limit: int | None = None,
         grace: float = 2.0,
@@ -199,6 +200,7 @@ class Job:
             kill_at: the event at which the process of `kill_rank` sends itself a signal.
             kill_rank: of the process.
             extra: more words of the command.
+            own: more words for single ranks.
             by: the signal.
             file_limit: bytes that a file may have, as if the disk were full then.
             grace: what the others get after the first failure [s].
@@ -210,7 +212,7 @@ class Job:
         port, processes = _free_port(), []
         for rank in range(self.ranks):
             at = kill_at if rank == kill_rank else None
-            words = [*self.words, *extra]
+            words = [*self.words, *extra, *(own or {}).get(rank, ())]
             processes.append(_server().Process(target=self._child, args=(words, rank, port, at, by, file_limit)))
             _start(processes[-1])
         late = _wait(processes, timeout, grace)

@@ -2,6 +2,7 @@
 
 import io
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from lit_ift.strategies.atomic import (
     CANNOT_WRITE,
     AtomicCheckpointIO,
     cannot_write,
+    check_shared,
     put_in_place,
     raise_together,
     remove_leftovers,
@@ -103,6 +105,8 @@ class RunCheckpoint(ModelCheckpoint):
         self._owed = False
         self._resumable: list[str] = []
         """Checkpoints to resume from that this run has written and not removed, the oldest first."""
+        self.found = "no checkpoint"
+        """What ``--resume`` found on this rank."""
         self._sigterm = threading.Event()
         self._unlogged: dict[str, Any] = {}
         self._writer: ThreadPoolExecutor | None = None
@@ -125,6 +129,7 @@ class RunCheckpoint(ModelCheckpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage == "fit":
+            self._check_same_start(trainer)
             self._take_sigterm(trainer)
         else:  # An earlier fit's has no part in an evaluation.
             vars(trainer._signal_connector).pop("_sigterm_notifier_fn", None)
@@ -141,6 +146,22 @@ class RunCheckpoint(ModelCheckpoint):
                 f"Checkpoints cannot be written to {folder}: {problem}. Set checkpoint.dirpath or "
                 "trainer.default_root_dir to a folder that can be written to."
             )
+        if writes_shards(trainer.strategy):
+            check_shared(folder)
+
+    def _check_same_start(self, trainer: L.Trainer) -> None:
+        """Check that all ranks have found the same checkpoint, which each looks for before it knows of the others.
+
+        Raises:
+            UserError: they have not, because they see different folders; raised on all of them.
+        """
+        first = trainer.strategy.broadcast(self.found)
+        raise_together(
+            None
+            if self.found == first
+            else f"it found {self.found} on {socket.gethostname()}, and rank 0 found {first}. All nodes must see the "
+            "same folder of checkpoints: set checkpoint.dirpath or trainer.default_root_dir to one that they share."
+        )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.monitor, self.save_top_k = self._configured

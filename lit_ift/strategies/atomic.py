@@ -8,7 +8,9 @@ import contextlib
 import os
 import pickle
 import shutil
+import socket
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,8 @@ from lit_ift.strategies.shards import SHARDS_INDEX, SHARDS_REST, check_shards, r
 
 _STAGED: Final = ".partial"
 _REPLACED: Final = ".replaced"
-
+_APPEARS: Final = 10.0
+"""How long a file that another node has made may take to be seen [s]."""
 
 CANNOT_WRITE: Final = (OSError, RuntimeError, CheckpointException)
 """What writing raises on a full disk, say: torch makes the second of the first, and wraps what other ranks raised."""
@@ -165,6 +168,31 @@ def why_not_writable(folder: Path) -> str | None:
     except OSError as error:
         return str(error)
     return None
+
+
+def check_shared(folder: Path) -> None:
+    """Check that all ranks see one and the same folder, such as a folder of shards that each adds its part to.
+
+    Raises:
+        UserError: some rank does not; raised on all of them.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    first = distributed.get_rank() == 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".shared-") if first else contextlib.nullcontext() as mark:
+        name = [Path(mark.name).name if mark is not None else ""]
+        distributed.broadcast_object_list(name)
+        give_up = time.monotonic() + _APPEARS  # Network file systems may take a moment.
+        while not (seen := (folder / name[0]).exists()) and time.monotonic() < give_up:
+            time.sleep(0.1)
+        raise_together(
+            None
+            if seen
+            else f"{folder} on {socket.gethostname()} is another folder than that of rank 0. Ranks write checkpoints "
+            "together: set checkpoint.dirpath or trainer.default_root_dir to a folder that all nodes share, or set "
+            "save_distributed_checkpoint of the strategy to false, which lets rank 0 write alone."
+        )
 
 
 def writes_shards(strategy: Strategy) -> bool:

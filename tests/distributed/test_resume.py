@@ -3,10 +3,12 @@
 import errno
 import json
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from killing import Job, attempts_of, make_job, problems, write_inputs
 
 import lit_ift.lightning_cli  # noqa: F401  # Imported once, before the processes are forked.
@@ -69,6 +71,18 @@ def test_one_process_goes_on_with_the_rows_of_two(inputs: Path, whole: Job, tmp_
         for lines in zip(*[[line for line in trace if line[0] == "batch"] for trace in whole.traces()], strict=True)
     ]
     assert rows == both[6:]
+
+
+def test_ranks_that_find_different_checkpoints_do_not_begin(inputs: Path, tmp_path: Path) -> None:
+    """Two nodes without a common disk, of which the first wrote all checkpoints."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    folders[0].mkdir()
+    logged = {"folder": None, "next_step": 3}
+    torch.save({"loops": {}, "global_step": 3, "lr_schedulers": [], "logged": logged}, folders[0] / "last.ckpt")
+    job = make_job(inputs, tmp_path / "job", ranks=2)
+    own = {rank: [f"--checkpoint.dirpath={folder}"] for rank, folder in enumerate(folders)}
+    assert job.run(own=own, grace=30) == [1, 1], job.log()
+    assert f"Rank 1: it found no checkpoint on {socket.gethostname()}, and rank 0 found {folders[0]}" in job.log()
 
 
 ONE_FILE = {

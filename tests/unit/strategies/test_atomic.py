@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,28 @@ def test_folders_that_can_be_written_to(tmp_path: Path) -> None:
     assert atomic.why_not_writable(tmp_path / "new" / "folder") is None
     (tmp_path / "file").touch()
     assert "file" in (atomic.why_not_writable(tmp_path / "file" / "x") or "")
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_folders_of_other_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool) -> None:
+    """As rank 1 of two sees it."""
+
+    class SecondOfTwo:
+        is_initialized = staticmethod(lambda: True)
+        get_rank = staticmethod(lambda: 1)
+        get_world_size = staticmethod(lambda: 2)
+
+        @staticmethod
+        def broadcast_object_list(values: list[str]) -> None:
+            (tmp_path / "shared" / "mark").touch()
+            values[0] = "mark"
+
+        @staticmethod
+        def all_gather_object(values: list[str | None], own: str | None) -> None:
+            values[1] = own
+
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr(atomic, "distributed", SecondOfTwo)
+    monkeypatch.setattr(atomic, "_APPEARS", 0.0)
+    with pytest.raises(UserError, match=r"Rank 1: .*elsewhere on .* is another folder") if other else nullcontext():
+        atomic.check_shared(tmp_path / ("elsewhere" if other else "shared"))
