@@ -151,7 +151,11 @@ def load_skeleton(
     chosen = config.dtype if dtype == "auto" else getattr(torch, dtype or "float32")
     if chosen is None:
         return _whole(source, "its config.json names no dtype")
-    files = WeightFiles.of(_folder(source, revision))
+    folder = _folder(source, revision)
+    try:
+        files = WeightFiles.of(folder)
+    except Exception as error:
+        raise explain_load_error(source, revision, error, what="model") from error
     if files is None:
         return _whole(source, "it has no safetensors")
     built = build_skeleton(
@@ -162,7 +166,11 @@ def load_skeleton(
         attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
     )
-    if (reason := files.mismatch(built)) is not None:
+    try:
+        reason = files.mismatch(built)
+    except Exception as error:
+        raise explain_load_error(source, revision, error, what="model") from error
+    if reason is not None:
         return _whole(source, reason)
     make_ready(built, gradient_checkpointing=gradient_checkpointing, disable_dropout=disable_dropout)
     return built, files

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
+from lit_ift.errors import UserError
 from lit_ift.models import load_model
 from lit_ift.models.adapter import add_lora
 from lit_ift.models.parts import WeightFiles, load_skeleton, materialise, stand_ins
@@ -62,6 +63,19 @@ def test_an_adapter_on_it_has_values(tmp_path: Path) -> None:
         assert torch.equal(model.state_dict()[name], tensor), name
     flags = {name: parameter.requires_grad for name, parameter in expected.named_parameters()}
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
+
+
+@pytest.mark.parametrize("size", ["10KB", "1MB"])  # Several files with an index; one file.
+def test_damaged_files_are_said(tmp_path: Path, size: str) -> None:
+    folder = saved(tmp_path / "m", max_shard_size=size)
+    file = max(Path(folder).glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(UserError, match="The weights are damaged or cut short"):
+        load_skeleton(folder)
+    if size == "10KB":
+        file.unlink()
+        with pytest.raises(UserError, match="Check that the folder holds a complete model"):
+            load_skeleton(folder)
 
 
 def test_files_that_do_not_fit_are_left_to_transformers(tmp_path: Path) -> None:
