@@ -18,13 +18,13 @@ LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 """Builds a scheduler from the optimizer, stepped after every optimizer step."""
 
 
-_WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 _OPTIONS = ("lr", "initial_lr", "weight_decay", "betas", "momentum", "eps", "alpha", "dampening", "nesterov")
 """What a configuration says of an optimizer; other entries of a parameter group may be its running state."""
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what FSDP, ``torch.compile`` and activation checkpointing put into it."""
+    """A parameter's name without what ``torch.compile`` and activation checkpointing put into it."""
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
@@ -39,7 +39,7 @@ def parameter_groups(module: nn.Module, vectors: Collection[str]) -> list[dict[s
     """Trainable parameters in two groups, of which the second gets no weight decay.
 
     Args:
-        module: may be wrapped by FSDP, ``torch.compile`` or activation checkpointing.
+        module: may be wrapped by ``torch.compile`` or activation checkpointing.
         vectors: names of the parameters for the second group, as ``vector_names`` gives them.
 
     Raises:

@@ -8,11 +8,11 @@ from typing import Any, Final, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
 from lit_ift.errors import UserError
 from lit_ift.optim import plain_name
+from lit_ift.strategies import check_strategy
 
 Group = Literal["attention", "feed-forward", "norm"]
 Layer = tuple[str, int]
@@ -67,11 +67,7 @@ class HalfFineTuning(Callback):
         self._share = 1.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
-            raise UserError(
-                f"HalfFineTuning cannot tell a layer's matrices apart under {type(trainer.strategy).__name__}, which "
-                "joins them. Use trainer.strategy=ddp or fsdp2."
-            )
+        check_strategy(trainer)  # Some would have joined a layer's matrices.
         self._members = trained_units(pl_module)
         self._units = layer_groups(self._members)
         self._round = None

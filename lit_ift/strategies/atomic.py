@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -197,9 +197,7 @@ def check_shared(folder: Path) -> None:
 
 def writes_shards(strategy: Strategy) -> bool:
     """Whether a strategy's checkpoints are folders, to which every rank adds its part."""
-    if isinstance(strategy, ModelParallelStrategy):
-        return bool(strategy._save_distributed_checkpoint)
-    return isinstance(strategy, FSDPStrategy) and strategy._state_dict_type == "sharded"
+    return isinstance(strategy, ModelParallelStrategy) and bool(strategy._save_distributed_checkpoint)
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -79,11 +79,11 @@ def test_vectors_get_no_weight_decay() -> None:
 
 
 def test_flattened_and_wrapped_parameters_keep_their_group() -> None:
-    """FSDP hands out one-dimensional shards, under names of its own."""
+    """``torch.compile`` gives them names of its own; a strategy may hand out one-dimensional pieces."""
     inner = nn.Linear(2, 3)
     names = {f"model.{name}" for name in vector_names(inner)}
     inner.weight = nn.Parameter(inner.weight.detach().flatten())
-    wrapper = nn.ModuleDict({"model": nn.ModuleDict({"_fsdp_wrapped_module": inner})})
+    wrapper = nn.ModuleDict({"model": nn.ModuleDict({"_orig_mod": inner})})
     matrices, vectors = parameter_groups(wrapper, names)
     assert matrices["params"] == [inner.weight]
     assert vectors["params"] == [inner.bias]
