@@ -23,7 +23,7 @@ from lit_ift.data.report import DataReport, NoUsableRowError
 from lit_ift.data.report import logger as report_logger
 from lit_ift.data.sources import Source
 from lit_ift.errors import UserError
-from lit_ift.lightning_cli import LitIFTCLI, explain_argument_error
+from lit_ift.lightning_cli import LitIFTCLI, explain_argument_error, take_paths_as_they_are
 from lit_ift.models.load import load_tokenizer
 
 T = TypeVar("T")
@@ -252,6 +252,7 @@ class _DataOnly(LitIFTCLI):
             config.data["init_args.on_bad_row"] = "skip"
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(L.LightningDataModule, "data")
+        take_paths_as_they_are(parser)
         try:
             module = parser.instantiate_classes(parser.parse_object({"data": config.data})).data
         except ValueError as error:

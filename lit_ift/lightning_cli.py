@@ -3,7 +3,7 @@
 import re
 import sys
 import warnings
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -87,6 +87,7 @@ class LitIFTCLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        take_paths_as_they_are(parser)
         for group, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, group)
 
@@ -172,6 +173,17 @@ class LitIFTCLI(LightningCLI):
                 if isinstance(callback, RunCheckpoint):
                     callback.found = f"{self._resumed.checkpoint} of step {self._resumed.header['global_step']}"
         return kwargs
+
+
+def take_paths_as_they_are(parser: ArgumentParser) -> None:
+    """Keep the parser from opening the files that the options of model and data name.
+
+    For an option that may be a class or a dataclass, as ``data.train`` may be a `Source`, jsonargparse takes a path for
+    that of a configuration, reads the file, and passes on what is in it: of a CSV file or a JSON list its rows.
+    """
+    for action in parser._actions:
+        if action.dest in ("model", "data") and hasattr(action, "sub_add_kwargs"):
+            action.sub_add_kwargs["sub_configs"] = False
 
 
 def default_loggers(root: str | Path, run_name: str | None = None, resumed: ResumePoint | None = None) -> list[Logger]:

@@ -252,6 +252,27 @@ def test_build_stops_at_a_bad_row(mixed: Path, model_folder: Path, capsys) -> No
     assert "mixed.jsonl:4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.csv", "prompt,completion\nHi,Hello\nBye,See\n"),
+        ("rows.tsv", "prompt\tcompletion\nHi\tHello\nBye\tSee\n"),
+        ("rows.json", '[{"prompt": "Hi", "completion": "Hello"}, {"prompt": "Bye", "completion": "See"}]'),
+    ],
+)
+def test_a_configuration_reads_every_kind_of_file(config: Path, name: str, text: str, tmp_path: Path, capsys) -> None:
+    # jsonargparse takes such files for parts of a configuration, and what is in them for the value of the option.
+    path = tmp_path / name
+    path.write_text(text)
+    words = ["--config", config, "--data.init_args.train", path, "--data.init_args.val_fraction", "0"]
+    assert run("data", "check", *words) == 0
+    assert re.search(r"rows read +2\n", re.sub(r" +\n", "\n", capsys.readouterr().out))
+    with pytest.raises(SystemExit) as ended:
+        run("fit", *words, "--print_config")
+    assert ended.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["train"] == str(path)
+
+
 def test_help_of_data_needs_nothing_heavy() -> None:
     code = (
         "import sys; from lit_ift.cli import main; assert main(['data', '--help']) == 0; "
