@@ -60,12 +60,12 @@ def check_choice(choices: Collection[str], **options: str) -> None:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
-def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    """``rewards/chosen``, ``rewards/rejected``, ``rewards/margins`` and ``rewards/accuracies``, detached, (P,) each."""
+def reward_metrics(chosen: Tensor, rejected: Tensor, *, group: str = "rewards") -> dict[str, Tensor]:
+    """``<group>/chosen``, ``/rejected``, ``/margins`` and ``/accuracies``, detached, (P,) each."""
     chosen, rejected = chosen.detach(), rejected.detach()
     return {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
+        f"{group}/chosen": chosen,
+        f"{group}/rejected": rejected,
+        f"{group}/margins": chosen - rejected,
+        f"{group}/accuracies": (chosen > rejected).to(chosen.dtype),
     }

@@ -77,6 +77,9 @@ def tis_dpo_loss(
 
     ``loss = -log σ(r_chosen - r_rejected)``, ``r = β Σ_t w_t (log π - log π_ref)_t``. With weights 1 it is DPO.
 
+    The weights know which answer was chosen, so r tells the sides apart by itself. The metrics ``rewards/...`` have
+    weights 1, as DPO's, with which they compare; those of r are beside them. The authors' code logs r alone.
+
     Args:
         chosen_token_logps: log-probability of each token of the chosen answers [nats], 0 off the mask, (P, T).
         rejected_token_logps: of the rejected answers, (P, T').
@@ -87,7 +90,8 @@ def tis_dpo_loss(
         beta: pull towards the reference [1/nat], above 0.
 
     Returns:
-        Losses (P,), and the weighted rewards r of both answers with margins and accuracies, detached, (P,) each.
+        Losses (P,); ``rewards/...``, which are ``β Σ_t (log π - log π_ref)_t`` of both answers with margins and
+        accuracies; ``tis_dpo/...``, the same of r; detached, (P,) each.
 
     Raises:
         ValueError: shapes differ, or ``beta`` is out of range.
@@ -95,20 +99,22 @@ def tis_dpo_loss(
     check_positive(beta=beta)
     # The paper's η, a weighted KL(π || π_ref) of the two answers that is subtracted inside σ, is left out: it needs the
     # whole vocabulary of both models, and the authors' code trains without it (``token_level: false``).
-    chosen = beta * _weighted_log_ratio(
-        "chosen", chosen_token_logps, reference_chosen_token_logps, chosen_token_weights
-    )
-    rejected = beta * _weighted_log_ratio(
+    chosen_ratios = _log_ratios("chosen", chosen_token_logps, reference_chosen_token_logps, chosen_token_weights)
+    rejected_ratios = _log_ratios(
         "rejected", rejected_token_logps, reference_rejected_token_logps, rejected_token_weights
     )
+    chosen = beta * (chosen_token_weights.detach() * chosen_ratios).sum(-1)
+    rejected = beta * (rejected_token_weights.detach() * rejected_ratios).sum(-1)
     check_same_length(chosen=chosen, rejected=rejected)
-    return -logsigmoid(chosen - rejected), reward_metrics(chosen, rejected)
+    metrics = reward_metrics(beta * chosen_ratios.sum(-1), beta * rejected_ratios.sum(-1))
+    return -logsigmoid(chosen - rejected), metrics | reward_metrics(chosen, rejected, group="tis_dpo")
 
 
-def _weighted_log_ratio(side: str, logps: Tensor, reference_logps: Tensor, weights: Tensor) -> Tensor:
+def _log_ratios(side: str, logps: Tensor, reference_logps: Tensor, weights: Tensor) -> Tensor:
+    """``log π - log π_ref`` of each token of an answer [nats], (P, T)."""
     if logps.ndim != 2 or not logps.shape == reference_logps.shape == weights.shape:
         raise ValueError(
             f"{side}_token_logps {tuple(logps.shape)}, reference_{side}_token_logps {tuple(reference_logps.shape)} and "
             f"{side}_token_weights {tuple(weights.shape)} must all be (P, T)"
         )
-    return (weights.detach() * (logps - reference_logps)).sum(-1)
+    return logps - reference_logps

@@ -38,7 +38,10 @@ def test_weights_take_no_gradient_and_survive_infinite_ratios() -> None:
 
 
 def test_loss_by_hand() -> None:
-    """Token log-ratios (1, 2) with weights (2, 0.5) and (-1,) with weight 3; β = 0.1: 0.1 (2 + 1 + 3) = 0.6."""
+    """Token log-ratios (1, 2) with weights (2, 0.5) and (-1,) with weight 3; β = 0.1: 0.1 (2 + 1 + 3) = 0.6.
+
+    Without the weights the rewards are 0.1 (1 + 2) and -0.1.
+    """
     f = torch.float64
     losses, metrics = tis_dpo_loss(
         torch.tensor([[-1.0, -1.0]], dtype=f),
@@ -50,8 +53,30 @@ def test_loss_by_hand() -> None:
         beta=0.1,
     )
     assert losses.item() == pytest.approx(math.log(1 + math.exp(-0.6)), abs=1e-12)
-    assert metrics["rewards/chosen"].item() == pytest.approx(0.3)
-    assert metrics["rewards/rejected"].item() == pytest.approx(-0.3)
+    assert {name: values.item() for name, values in metrics.items()} == pytest.approx(
+        {
+            "tis_dpo/chosen": 0.3,
+            "tis_dpo/rejected": -0.3,
+            "tis_dpo/margins": 0.6,
+            "tis_dpo/accuracies": 1.0,
+            "rewards/chosen": 0.3,
+            "rewards/rejected": -0.1,
+            "rewards/margins": 0.4,
+            "rewards/accuracies": 1.0,
+        }
+    )
+
+
+def test_accuracy_does_not_hear_of_the_weights() -> None:
+    """Token log-ratios (1, -3) and (2, -3) add up to -2 and -1; weighted by (1, 0) and (0, 1) they give 1 and -3."""
+    logps = [torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0, -3.0]])]
+    weights = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])]
+    _, metrics = tis_dpo_loss(*logps, *(torch.zeros(1, 2) for _ in logps), *weights, beta=1.0)
+    assert metrics["rewards/accuracies"].item() == 0
+    assert metrics["rewards/margins"].item() == pytest.approx(-1)
+    assert metrics["tis_dpo/accuracies"].item() == 1
+    assert metrics["tis_dpo/margins"].item() == pytest.approx(4)
+    assert not any(values.requires_grad for values in metrics.values())
 
 
 def test_weights_of_1_give_dpo() -> None:
