@@ -1,11 +1,17 @@
 """A short run of every objective on real rows: does it train, and do held-out pairs come out better?
 
 Usage: python benchmarks/objectives.py --pairs TRAIN VAL --instructions TRAIN VAL --scored TRAIN VAL
-       [--only dpo simpo] [--model ID] [--steps 24] [--batch 4] [--max-length 192] [--lr 1e-5] [--out FILE.csv]
+       [--scored-pairs TRAIN VAL] [--only dpo simpo] [--model ID] [--steps 24] [--batch 4] [--max-length 192]
+       [--lr 1e-5] [--out FILE.csv]
 
 Every objective begins with the same weights and has the same budget. Rows longer than --max-length are left out. The
 table tells the validation loss before and after, and for pairs the share of held-out pairs whose chosen answer has
-the higher reward, as the objective defines it. One line of CSV is written as each run ends.
+the higher reward, as the objective defines it (for TIS-DPO, without the weights of its tokens). One line of CSV is
+written as each run ends.
+
+GDPO and GIPO learn from pairs with soft labels: --scored-pairs has rows with score_chosen and score_rejected, of which
+is made the probability of the Bradley-Terry model that the chosen answer is the better one, σ(score_chosen -
+score_rejected).
 
 KTO learns from the pairs taken apart, as in its paper, because thumbs are few and long. TPO's third answer is the
 chosen one once more. The two models that weight TIS-DPO's tokens are trained first, on the chosen and on the rejected
@@ -77,10 +83,9 @@ def runs() -> dict[str, Run]:
     for name in PAIR_LOSSES:
         loss = PairLoss(name)
         # The name "sft" is that of the module; on pairs it is the likelihood of the chosen answer.
+        rows = "gold" if loss.needs_gold else "soft" if "preference" in loss.inputs else "pairs"
         found["sft on pairs" if name == "sft" else name] = Run(
-            PreferenceModule,
-            {"loss": name, **({"reference": "model"} if loss.needs_reference_tokens else {})},
-            "gold" if loss.needs_gold else "pairs",
+            PreferenceModule, {"loss": name, **({"reference": "model"} if loss.needs_reference_tokens else {})}, rows
         )
     return found
 
@@ -88,7 +93,7 @@ def runs() -> dict[str, Run]:
 def derive(options: argparse.Namespace, folder: Path) -> dict[str, list[Path]]:
     """Training and validation files of every kind of rows, those made from the pairs included."""
     files = {name: [Path(path) for path in getattr(options, name)] for name in ("pairs", "instructions", "scored")}
-    files |= {name: [] for name in ("answers", "gold")}
+    files |= {name: [] for name in ("answers", "gold", "soft")}
     for split, source in zip(("train", "val"), options.pairs, strict=True):
         pairs = [record.data for record in read_records(source)]
         rows = {
@@ -100,10 +105,22 @@ def derive(options: argparse.Namespace, folder: Path) -> dict[str, list[Path]]:
             "gold": [{**pair, "gold": pair["chosen"]} for pair in pairs],
         }
         for name, lines in rows.items():
-            path = folder / f"{name}_{split}.jsonl"
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            files[name].append(path)
+            files[name].append(write(folder / f"{name}_{split}.jsonl", lines))
+    for split, source in zip(("train", "val"), options.scored_pairs or (), strict=False):
+        lines = [{**record.data, "preference": soft_label(record.data)} for record in read_records(source)]
+        files["soft"].append(write(folder / f"soft_{split}.jsonl", lines))
     return files
+
+
+def soft_label(pair: dict[str, Any]) -> float:
+    """How likely the chosen answer of a pair is the better one, by its scores: the Bradley-Terry model."""
+    return 1 / (1 + math.exp(pair["score_rejected"] - pair["score_chosen"]))
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    """Write rows as JSON Lines and return where."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
 
 
 def contrastive_weights(files: dict[str, list[Path]], options: argparse.Namespace, folder: Path) -> ContrastiveWeights:
@@ -112,11 +129,9 @@ def contrastive_weights(files: dict[str, list[Path]], options: argparse.Namespac
     for side in ("chosen", "rejected"):
         swapped = []
         for path in files["pairs"]:
-            target = folder / f"{side}_{path.name.split('.')[0]}.jsonl"
             pairs = [record.data for record in read_records(path)]
             lines = [{"prompt": p["prompt"], "completion": p[side]} for p in pairs]
-            target.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            swapped.append(target)
+            swapped.append(write(folder / f"{side}_{path.name.split('.')[0]}.jsonl", lines))
         module = build(Run(SFTModule), options, options.model)
         trainer(options, folder).fit(module, datamodule=data_of("own", {"own": swapped}, options))
         folders.append(str(folder / f"model_{side}"))
@@ -192,6 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     for name in ("pairs", "instructions", "scored"):
         parser.add_argument(f"--{name}", nargs=2, metavar=("TRAIN", "VAL"), required=True)
+    parser.add_argument("--scored-pairs", nargs=2, metavar=("TRAIN", "VAL"), help="needed by GDPO and GIPO")
     parser.add_argument("--only", nargs="*", help="objectives to run; all by default")
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of each objective")
@@ -206,6 +222,9 @@ def main() -> None:
     unknown = set(options.only or ()) - set(offered)
     if unknown:
         parser.error(f"unknown objectives {', '.join(sorted(unknown))}; there are {', '.join(offered)}")
+    soft = [name for name in options.only or offered if offered[name].rows == "soft"]
+    if soft and options.scored_pairs is None:
+        parser.error(f"{' and '.join(soft)} learn from --scored-pairs")
 
     loader = SFTModule(options.model)
     loader.configure_model()
