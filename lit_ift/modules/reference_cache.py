@@ -24,7 +24,7 @@ from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
-from lit_ift.data.cache import default_cache_dir, tokenizer_digest
+from lit_ift.data.cache import RowCache, default_cache_dir, tokenizer_digest
 from lit_ift.data.collate import collate
 from lit_ift.data.rows import Example
 from lit_ift.errors import UserError
@@ -64,11 +64,11 @@ class CachedReference:
     """Scores the answers of a data module's splits with the policy as it is, or finds the scores on disk.
 
     Args:
-        folder: of the files; ``reference`` in the folder of tokenized data by default.
+        folder: of the files; ``reference`` in the data module's folder of tokenized data by default.
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self.folder = default_cache_dir() / "reference" if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else Path(folder).expanduser()
         self._initial_weights: str | None = None
         self._given: dict[str, Any] = {}
 
@@ -96,7 +96,7 @@ class CachedReference:
             self._initial_weights = now
         shared = {"weights": self._initial_weights, **_surroundings(module)}
         for split, dataset in missing.items():
-            entry = self._entry({"rows": dataset.content_digest, **shared})
+            entry = self._entry(module, {"rows": dataset.content_digest, **shared})
             logps = _found(module, entry, dataset.num_answers)
             if logps is None:
                 if now != self._initial_weights:
@@ -111,9 +111,13 @@ class CachedReference:
             dataset.reference_logps = logps
             self._given[split] = dataset.reference_logps  # As it keeps them, perhaps in another dtype.
 
-    def _entry(self, key: dict[str, Any]) -> _Entry:
+    def _entry(self, module: CausalLMModule, key: dict[str, Any]) -> _Entry:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        return _Entry(self.folder / f"{name}.npy", self.folder / f"{name}.json", key)
+        folder = self.folder
+        if folder is None:
+            rows = getattr(_data_module(module), "cache", None)  # One of the user's own may have none.
+            folder = (rows.folder if isinstance(rows, RowCache) else default_cache_dir()) / "reference"
+        return _Entry(folder / f"{name}.npy", folder / f"{name}.json", key)
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -162,8 +166,12 @@ def _surroundings(module: CausalLMModule) -> dict[str, Any]:
     }
 
 
+def _data_module(module: CausalLMModule) -> Any:
+    return getattr(module.trainer, "datamodule", None)
+
+
 def _datasets(module: CausalLMModule, splits: Sequence[str]) -> dict[str, Any]:
-    data = getattr(module.trainer, "datamodule", None)
+    data = _data_module(module)
     remedy = "Use a FeedbackDataModule, or set reference=adapter (with LoRA) or reference=model."
     if data is None:
         raise UserError(

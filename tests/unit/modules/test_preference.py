@@ -201,3 +201,12 @@ def test_a_module_from_a_checkpoint_warns_that_it_is_its_own_reference(
     loaded = cls.load_from_checkpoint(checkpoint, model=tiny_model(), weights_only=True)
     with pytest.warns(UserWarning, match="loaded from a checkpoint, and reference=cached compares with the policy as"):
         run(loaded)
+
+
+def test_the_reference_is_kept_beside_the_tokenized_rows(tmp_path: Path) -> None:
+    path = write_feedback(tmp_path, preference=4)["preference"]
+    module = PreferenceModule(tiny_model())
+    module.tokenizer = tiny_tokenizer()
+    trainer = L.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+    trainer.fit(module, datamodule=FeedbackDataModule(path, batch_size=2, cache_dir=str(tmp_path / "cache")))
+    assert [file.suffix for file in sorted((tmp_path / "cache" / "reference").iterdir())] == [".json", ".npy"]
