@@ -3,7 +3,9 @@
 Shapes: B examples, T tokens, N trained positions, D hidden size.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import torch
@@ -131,7 +133,10 @@ class CausalLMModule(ExampleMeanModule):
     """Whether its pairs must have a third answer."""
 
     not_saved: tuple[str, ...] = ("optimizer", "lr_scheduler")
-    """Arguments that are objects, and so no hyperparameters: a checkpoint is loaded with plain values only."""
+    """Arguments that are objects, and so no hyperparameters: a checkpoint is loaded with plain values only.
+
+    A subclass with more of them names them beside these.
+    """
 
     needs_mismatched: bool = False
     """Whether its thumbs and pairs must come with the answer to another prompt."""
@@ -166,10 +171,9 @@ class CausalLMModule(ExampleMeanModule):
             check_quantization(quantization)
         if lora is not None:
             check_lora(lora)
-        not_plain = [*self.not_saved] + ([] if isinstance(model, str) else ["model"])
-        self.save_hyperparameters(ignore=not_plain)
         # Not as a part of this module, which would save a ready model twice.
         object.__setattr__(self, "model_spec", model)
+        self.save_hyperparameters()
         self.tokenizer_spec = tokenizer
         self.revision = revision
         self.dtype_name = dtype
@@ -195,6 +199,29 @@ class CausalLMModule(ExampleMeanModule):
             raise ValueError(f"gradient_checkpointing={gradient_checkpointing} is negative")
         if not isinstance(model, str):
             self._load()
+
+    def __getattr__(self, name: str) -> Tensor | torch.nn.Module:
+        if name == "model" and "model" not in self.__dict__.get("_modules", {}):
+            raise AttributeError(
+                f"The language model of {type(self).__name__} is not there yet: model is loaded by configure_model(), "
+                "which the Trainer calls. Without a Trainer, call it first."
+            )
+        return super().__getattr__(name)
+
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """As Lightning's, without what ``not_saved`` names and a ready model, also where a subclass calls it."""
+        objects = {*self.not_saved, *(() if isinstance(self.model_spec, str) else ("model",))}
+        ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
+        here = inspect.currentframe()
+        # Lightning reads the arguments of the `__init__` that called.
+        frame = frame or (None if here is None else here.f_back)
+        super().save_hyperparameters(*args, ignore=sorted(ignored | objects), frame=frame, logger=logger)
 
     # What an objective overrides ---------------------------------------------------------------------------------
 

@@ -93,6 +93,11 @@ class ExampleMeanModule(L.LightningModule):
 
     def _weighted_losses(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor, Metrics]:
         if batch_idx == 0 or not self._batch_checked:
+            if not isinstance(batch, Mapping):
+                raise UserError(
+                    f"The batch is a {type(batch).__name__}; {type(self).__name__} needs a dictionary of tensors by "
+                    "name. Let the data set, or the loader's collate_fn, give dictionaries."
+                )
             self.check_batch(batch)
             self._batch_checked = True
         losses, metrics = self.in_forward(lambda: self.example_losses(batch))

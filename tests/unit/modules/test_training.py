@@ -207,6 +207,38 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
 
 
+class Own(SFTModule):
+    """As Lightning's documentation writes a subclass."""
+
+    def __init__(self, model: Any, *, power: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        self.save_hyperparameters()
+        self.power = power
+
+
+class OwnAgain(Own):
+    not_saved = (*Own.not_saved, "judge")
+
+    def __init__(self, model: Any, *, judge: Any, note: str, name: str, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        self.save_hyperparameters(ignore="note")
+        self.judge = judge
+
+
+def test_a_subclass_may_save_its_hyperparameters(tmp_path: Path) -> None:
+    module = OwnAgain(tiny_model(), power=3.0, judge=print, note="mine", name="own", **OPTIONS)
+    assert {"power": 3.0, "name": "own"}.items() <= dict(module.hparams).items()
+    assert not {"optimizer", "lr_scheduler", "model", "judge", "note"} & set(module.hparams)
+    assert Own("somewhere", power=2.0).hparams["model"] == "somewhere"
+    trainer = L.Trainer(accelerator="cpu", default_root_dir=tmp_path, max_epochs=1, logger=False)
+    trainer.fit(module, loader(2, 2))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    torch.load(tmp_path / "last.ckpt", weights_only=True)
+    loaded = OwnAgain.load_from_checkpoint(tmp_path / "last.ckpt", model=tiny_model(seed=5), judge=print, note="")
+    assert loaded.power == 3.0
+    assert torch.equal(next(loaded.parameters()), next(module.parameters()))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -423,6 +455,20 @@ def test_batches_that_would_be_scored_wrongly_are_refused() -> None:
     left = {**batch, "attention_mask": batch["attention_mask"].flip(1)}
     with pytest.raises(UserError, match="padded on the left"):
         fit(module, DataLoader([left], batch_size=None))
+    with pytest.raises(UserError, match="The batch is a list; SFTModule needs a dictionary of tensors by name"):
+        fit(module, DataLoader([(batch["input_ids"], batch["labels"])], batch_size=None))
+
+
+def test_the_model_is_there_once_it_is_configured(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    module = SFTModule(str(tmp_path))
+    with pytest.raises(AttributeError, match=r"model is loaded by configure_model\(\), which the Trainer calls"):
+        module.example_losses(tiny_batch(2))
+    assert not hasattr(module, "model")
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        module.nonsense  # noqa: B018
+    module.configure_model()
+    assert module.example_losses(tiny_batch(2))[0].shape == (2,)
 
 
 def test_the_configured_learning_rate_wins_on_resuming(tmp_path: Path) -> None:
