@@ -368,6 +368,7 @@ class ConversationDataModule(L.LightningDataModule):
                 accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
                 group_by_length=self.group_by_length,
                 groups=self.train_groups(),
+                parts=self.train_parts(),
                 seed=self.seed,
             )
         self._cursor.prepare(sampler)
@@ -380,6 +381,10 @@ class ConversationDataModule(L.LightningDataModule):
         sources = self.reports["train"].sources
         groups = [(sources[part.name].rows, part.weight) for part in self.parts("train") if part.name in sources]
         return None if all(weight == 1 for _, weight in groups) else groups
+
+    def train_parts(self) -> Sequence[int] | None:
+        """Number of each training row's part where an optimizer step has rows of one part alone; else None."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the training rows the run is; empty if none is under way."""

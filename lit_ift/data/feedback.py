@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_ift.data.collate import Batch, collate
 from lit_ift.data.collate_feedback import collate_feedback
-from lit_ift.data.datamodule import Split
+from lit_ift.data.datamodule import Split, require_type
 from lit_ift.data.dataset import EncodedDataset, first_answers
 from lit_ift.data.instruction import InstructionDataModule
 from lit_ift.data.match import RowParts, check_match, parts_of, route
@@ -96,10 +96,47 @@ class FeedbackDataModule(InstructionDataModule):
 
     Batches of predict have no such columns: they hold the first side of each row, which has its prompt.
 
-    Its arguments are those of `InstructionDataModule`.
+    Args:
+        interleave_parts: for a module that mixes objectives: give each optimizer step rows of one part alone, and let
+            the parts take turns. A part has as many steps as its rows fill, which its sources' weights say: 6,000
+            instruction rows and 2,000 pairs give three steps on instructions, then one on pairs, and so on. Every row
+            comes as often as without. Batches still have a dummy for each other part. Needs `batch_size`.
+        *args: see `InstructionDataModule`.
+        **kwargs: see `InstructionDataModule`.
+
+    Raises:
+        UserError: arguments out of range or in contradiction.
     """
 
     kinds: frozenset[RowKind] = frozenset(ROW_KINDS)
+
+    def __init__(self, *args: Any, interleave_parts: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        require_type("interleave_parts", interleave_parts, bool, "true or false")
+        if interleave_parts and self.tokens_per_batch is not None:
+            raise UserError(
+                "data.interleave_parts counts the rows of a step, which data.tokens_per_batch leaves open. Set "
+                "data.batch_size instead."
+            )
+        self.interleave_parts = interleave_parts
+
+    def train_parts(self) -> Sequence[int] | None:
+        """Number of each training row's part with `interleave_parts`; else None."""
+        parts = self._dataset("train").parts
+        return parts.of_rows.tolist() if self.interleave_parts and parts is not None else None
+
+    def _check_interleaving(self, module: L.LightningModule, parts: RowParts | None) -> None:
+        """Refuse what would have no effect."""
+        if parts is None:
+            raise UserError(
+                f"data.interleave_parts has no effect on {type(module).__name__}, which has no parts. Leave it out."
+            )
+        weighted = [name for name, weight in getattr(module, "part_weights", {}).items() if weight != 1]
+        if weighted:
+            raise UserError(
+                f"The weight of the part {weighted[0]!r} has no effect with data.interleave_parts, which gives every "
+                "step one part alone. Leave it out; the weights of the sources say how many steps a part has."
+            )
 
     def _match(self, split: Split, module: L.LightningModule) -> None:
         if split == "predict":
@@ -118,6 +155,8 @@ class FeedbackDataModule(InstructionDataModule):
         if not np.array_equal(partners, self.datasets[split].partners):
             self.datasets[split] = EncodedDataset(rows, partners=partners, max_length=self.max_length)
         self.datasets[split].parts = found
+        if split == "train" and self.interleave_parts:
+            self._check_interleaving(module, found)
 
     def _lengths(self, split: Split, packing: bool) -> Sequence[int]:
         dataset = self._dataset(split)

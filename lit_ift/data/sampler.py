@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Any, Final, cast
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lit_ift.data.budget import BatchPlan, in_order
@@ -47,6 +47,9 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
             but for shuffled batches with `tokens_per_batch`, where `packing` decides.
         groups: number of rows and weight of each group, in the order of the rows; see `WeightedRows`. None gives
             every row weight 1.
+        parts: part of a mixed objective that each row goes to, with `batch_size` and `shuffle`. An optimizer step then
+            has rows of one part alone, and the parts take turns in proportion to their steps, so that parts of 6 and 2
+            steps give AAAB AAAB. Only the last step of a part may be short; its batches are filled up with dummies.
         seed: of the shuffling.
         num_replicas: processes that share the rows; by default those of torch.distributed, or 1.
         rank: which of them this is.
@@ -68,6 +71,7 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         shuffle: bool = True,
         group_by_length: bool | None = None,
         groups: Sequence[tuple[int, float]] | None = None,
+        parts: Sequence[int] | None = None,
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,
@@ -82,6 +86,8 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
             raise ValueError("exactly one of batch_size and tokens_per_batch is needed")
         if groups is not None and not shuffle:
             raise ValueError("groups need shuffle: without it every row comes once")
+        if parts is not None and not (shuffle and batch_size is not None):
+            raise ValueError("parts need shuffle and batch_size")
         decided = not packing if tokens_per_batch is not None and shuffle else None
         if None not in (decided, group_by_length) and decided != group_by_length:
             raise ValueError(f"group_by_length={group_by_length} has no effect with tokens_per_batch, {packing=}")
@@ -93,6 +99,7 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         self.pad_to_multiple_of = pad_to_multiple_of if tokens_per_batch is not None and not packing else None
         self.group_by_length = decided if decided is not None else group_by_length in (None, True)
         self.groups = None if groups is None else [(rows, float(weight)) for rows, weight in groups]
+        self.parts = None if parts is None else torch.as_tensor(parts, dtype=torch.long)
         self.epoch_of: Callable[[int], int] | None = None
         self._start = 0
         self._width = partial(padded_length, multiple_of=self.pad_to_multiple_of)
@@ -111,7 +118,12 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
     @cached_property
     def lengths_digest(self) -> str:
         """A short hash of all lengths; computed once, for every checkpoint holds it."""
-        return hashlib.sha256(repr(self._lengths.tolist()).encode()).hexdigest()[:16]
+        return _digest(self._lengths)
+
+    @cached_property
+    def parts_digest(self) -> str | None:
+        """A short hash of all rows' parts, if there are any."""
+        return None if self.parts is None else _digest(self.parts)
 
     @property
     def order_options(self) -> dict[str, Any]:
@@ -126,6 +138,7 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
             "seed": self.seed,
             "group_by_length": self.group_by_length,
             "weights": None if self.groups is None else [list(group) for group in self.groups],
+            "parts": self.parts_digest,
             "rows": len(self.lengths),
             "lengths": self.lengths_digest,
         }
@@ -149,7 +162,11 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
     def __len__(self) -> int:
         """Batches that each rank yields in a whole epoch, also if the next one is begun inside."""
         if self.batch_size is not None:
-            return math.ceil(len(self._rows) / (self.batch_size * self.num_replicas))
+            together = self.batch_size * self.num_replicas
+            if self.parts is not None:  # Every epoch has equally many rows of each.
+                counts: list[int] = torch.bincount(self.parts[self._rows.of_epoch(0)]).tolist()
+                return self.accumulate * sum(math.ceil(count / (together * self.accumulate)) for count in counts)
+            return math.ceil(len(self._rows) / together)
         if not len(self.lengths):
             return 0
         return self._plan.num_steps if self.shuffle else len(self._steps_in_order)
@@ -166,6 +183,8 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
             return []
         key = f"{self.seed}/{self.epoch}"
         rows = self._rows.of_epoch(self.epoch if self.shuffle else 0)
+        if self.parts is not None:
+            return self._steps_by_part(rows, self.parts[rows], key)
         if self.batch_size is not None:
             together = self.batch_size * self.num_replicas
             of_steps = global_batches(
@@ -178,6 +197,32 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
             batches = [step[start : start + together] for step in of_steps for start in range(0, len(step), together)]
             return [[batch[rank :: self.num_replicas] for rank in range(self.num_replicas)] for batch in batches]
         return self._plan.draw(rows, _generator(key)) if self.shuffle else self._steps_in_order
+
+    def _steps_by_part(self, rows: Tensor, parts: Tensor, key: str) -> list[list[list[int]]]:
+        """As `_steps`, an optimizer step having rows of one part alone."""
+        assert self.batch_size is not None
+        together = self.batch_size * self.num_replicas
+        size = together * self.accumulate
+        turns: list[tuple[float, int, list[int]]] = []
+        for part in sorted(set(parts.tolist())):
+            steps = global_batches(
+                rows[parts == part].tolist(),
+                self.lengths,
+                global_batch_size=size,
+                shuffle_key=f"{key}/{part}",
+                group_by_length=self.group_by_length,
+            )
+            # Step k of n ends its share of the epoch at k/n, so that the last one, which may be short, comes last.
+            turns += [((k + 1) / len(steps), -len(steps), step) for k, step in enumerate(steps)]
+        ranks = range(self.num_replicas)
+        found = []
+        for _, _, step in sorted(turns, key=lambda turn: turn[:2]):
+            stand_in = ~min(step, key=lambda row: int(self.lengths[row]))
+            # As many batches as any other step, or the windows of accumulation would no longer begin with a step.
+            for start in range(0, size, together):
+                batch = step[start : start + together]
+                found.append([batch[rank :: self.num_replicas] if batch else [stand_in] for rank in ranks])
+        return found
 
     @cached_property
     def _plan(self) -> BatchPlan:
@@ -264,6 +309,10 @@ def global_batches(
     num_full = len(order) // global_batch_size
     shuffled = torch.randperm(num_full, generator=generator).tolist()
     return [batches[k] for k in shuffled] + batches[num_full:]
+
+
+def _digest(numbers: Tensor) -> str:
+    return hashlib.sha256(repr(numbers.tolist()).encode()).hexdigest()[:16]
 
 
 def _generator(key: str) -> torch.Generator:

@@ -50,7 +50,8 @@ class MixedModule(CausalLMModule):
 
     The loss of an optimizer step is ``sum_i w_i loss_i / sum_i w_i`` over all its rows on all ranks, w_i being the
     weight of the row's part, times the part's own example weight. How many rows a part has in a step is for the data
-    to say (the ``weight`` of its sources). Every part has a forward pass of its own, in every step.
+    to say (the ``weight`` of its sources). Every part has a forward pass of its own, in every step. With
+    ``data.interleave_parts`` a step has rows of one part alone, and the parts take turns.
 
     The data module routes rows by their source's ``part``, or else by their kind. A part is best named after the
     kind of rows that it takes, then: instruction, preference, unpaired, scored.

@@ -16,7 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from inspect import Parameter, signature
@@ -133,6 +133,7 @@ class Objective:
         lr: learning rate.
         dtype: of the model, where float32 will not do.
         options_of_data: of the data module.
+        steps: rows of each optimizer step of an epoch.
     """
 
     module: type[CausalLMModule]
@@ -142,6 +143,7 @@ class Objective:
     lr: float = 0.1
     dtype: str = "float32"
     options_of_data: dict[str, Any] = field(default_factory=dict)
+    steps: tuple[int, ...] = (GLOBAL_BATCH, GLOBAL_BATCH, ROWS % GLOBAL_BATCH)
 
     @property
     def splits(self) -> list[Split]:
@@ -178,6 +180,14 @@ OBJECTIVES: Final[dict[str, Objective]] = {
     "uft": Objective(UFTModule, {"beta": 0.05}, ("instruction", "preference", "unpaired", "scored"), lr=0.05),
     "kto": Objective(KTOModule, {}, ("unpaired", "preference"), "ranks", lr=0.05),
     "ift + dpo": Objective(MixedModule, {"parts": PARTS}, ("instruction", "preference")),
+    # 10 instructions and 9 pairs; no step has both.
+    "ift, dpo, by turns": Objective(
+        MixedModule,
+        {"parts": {name: replace(part, weight=1.0) for name, part in PARTS.items()}},
+        ("instruction", "preference"),
+        options_of_data={"interleave_parts": True},
+        steps=(8, 8, 2, 1),
+    ),
     "dpo": pair_loss("dpo"),
     "dpo, lora": pair_loss("dpo", lora=LORA),
     # Not the defaults of IPO and SimPO, which magnify the rounding of log-probabilities; float64 has these, below.

@@ -17,7 +17,7 @@ from lit_ift.losses import PAIR_LOSSES
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from invariance import CLIP, GLOBAL_BATCH, OBJECTIVES, ROWS, Deviation, collect, deviations, drift
+from invariance import CLIP, OBJECTIVES, Deviation, collect, deviations, drift
 
 SCRIPT = Path(__file__).parent / "invariance.py"
 TOLERANCE = {"float32": 1e-6, "float64": 1e-11}
@@ -64,8 +64,9 @@ def test_nothing_is_left_out(compared: dict[str, dict[str, list[Deviation]]]) ->
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_has_the_same_rows(found: Found, name: str) -> None:
     steps = found[name][OBJECTIVES[name].splits[0].name]["rows"]
-    assert [len(step) for step in steps] == [GLOBAL_BATCH, GLOBAL_BATCH, ROWS % GLOBAL_BATCH] * EPOCHS
-    assert steps[:3] != steps[3:]
+    sizes = OBJECTIVES[name].steps
+    assert [len(step) for step in steps] == [*sizes] * EPOCHS
+    assert steps[: len(sizes)] != steps[len(sizes) :]
     for split, seen in found[name].items():
         assert seen["rows"] == steps, split
     for split in OBJECTIVES[name].splits:

@@ -12,6 +12,7 @@ from tiny import tiny_model, tiny_tokenizer
 from lit_ift import FeedbackDataModule, KTOModule, MixedModule, PreferenceModule, UFTModule
 from lit_ift.errors import UserError
 from lit_ift.modules import CausalLMModule, ObjectivePart
+from lit_ift.optim import ConstantSchedule
 
 VOCABULARY = len(tiny_tokenizer())
 
@@ -112,6 +113,55 @@ def test_a_step_does_not_depend_on_its_split(name: str, tmp_path: Path) -> None:
     assert (weights[0] - start).abs().max() > 1e-4
     for other in weights[1:]:
         torch.testing.assert_close(other, weights[0], rtol=0, atol=2e-6)
+
+
+def test_parts_take_turns_and_a_run_goes_on_between_them(tmp_path: Path) -> None:
+    """Three steps on instructions, then one on pairs; each has the losses of its own part alone."""
+    files = write_feedback(tmp_path, instruction=12, preference=4)
+    parts = {"instruction": ObjectivePart("SFTModule"), "preference": ObjectivePart("PreferenceModule")}
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "three.ckpt")
+
+    def run(
+        ckpt_path: Path | None = None, batch_size: int = 2, accumulate: int = 1
+    ) -> tuple[Any, list[dict[str, int]]]:
+        policy, steps = model(), []
+
+        class Watched(MixedModule):
+            def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+                super().optimizer_step(*args, **kwargs)
+                logged = {name for name in self.trainer.logged_metrics if name.endswith("/loss")}
+                assert logged >= {"train/loss", *(f"train/{name}/loss" for name in self.latest)}
+                steps.append(self.latest)
+
+            def example_losses(self, batch: Any) -> Any:
+                losses, metrics = super().example_losses(batch)
+                self.latest = {name: len(part["row_ids"]) for name, part in batch.items() if part["row_ids"] != [""]}
+                return losses, metrics
+
+        module = Watched(policy, parts=parts, optimizer=sgd, lr_scheduler=ConstantSchedule)
+        trainer = L.Trainer(
+            accelerator="cpu", max_epochs=1, accumulate_grad_batches=accumulate, logger=False,
+            enable_progress_bar=False, enable_checkpointing=False, callbacks=[] if ckpt_path else [Save()],
+        )  # fmt: skip
+        data = FeedbackDataModule(
+            list(files.values()), tokenizer=tiny_tokenizer(), batch_size=batch_size, interleave_parts=True, cache=False
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
+        return policy, steps
+
+    whole, steps = run()
+    turn = [{"instruction": 2}] * 3 + [{"preference": 2}]
+    assert steps == turn * 2
+    rest, steps = run(tmp_path / "three.ckpt")
+    assert steps == (turn * 2)[3:]
+    split, _ = run(batch_size=1, accumulate=2)
+    for one, other, third in zip(whole.parameters(), rest.parameters(), split.parameters(), strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(third, one, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["dpo", "mixed"])

@@ -270,6 +270,45 @@ def test_parts_that_do_not_fit(paths: dict[str, str], tokenizer, tmp_path: Path)
     setup(FakeModule(parts=nn.ModuleDict({"pairs": holder})), pairs)
 
 
+def test_parts_take_turns(paths: dict[str, str], tokenizer) -> None:
+    module = mixed(instruction=taker("instruction"), preference=taker("preference"), scored=taker("scored"))
+    sources = [paths["instruction"], Source(paths["preference"], weight=0.5), paths["scored"]]
+    data = FeedbackDataModule(
+        sources, val=sources[2], tokenizer=tokenizer, batch_size=2, cache=False, interleave_parts=True
+    )
+    with_trainer(data, module).trainer.accumulate_grad_batches = 2
+    data.setup("fit")
+    loader = data.train_dataloader()
+    batches = list(loader)
+    assert len(batches) == len(loader) == 2 * (2 + 1 + 2)
+    assert all(list(batch) == list(module.parts) for batch in batches)
+    trained = ["".join(name[0] for name, part in batch.items() if part["row_ids"] != [""]) for batch in batches]
+    assert trained == ["i", "i", "s", "s", "i", "", "s", "s", "p", "p"]  # The fifth instruction makes a step of two.
+    rows = [row for batch in batches for part in batch.values() for row in part["row_ids"] if row]
+    assert len(rows) == len(set(rows)) == 5 + 3 + 7
+    assert all(list(batch) == ["scored"] for batch in data.val_dataloader())
+
+
+def test_turns_that_make_no_sense(paths: dict[str, str], tokenizer) -> None:
+    def setup(module: Any, *sources: str | Source, **options: Any) -> None:
+        options = {"batch_size": 2, "interleave_parts": True, **options}
+        data = FeedbackDataModule(list(sources), tokenizer=tokenizer, cache=False, **options)
+        with_trainer(data, module).setup("fit")
+
+    module = mixed(instruction=taker("instruction"), preference=taker("preference"))
+    both = [paths["instruction"], paths["preference"]]
+    setup(module, *both)
+    with pytest.raises(UserError, match="interleave_parts has no effect on FakeModule, which has no parts"):
+        setup(taker("preference"), paths["preference"])
+    with pytest.raises(UserError, match=r"tokens_per_batch leaves open. Set data\.batch_size"):
+        setup(module, *both, batch_size=None, tokens_per_batch=500)
+    module.part_weights = {"instruction": 1.0, "preference": 0.5}
+    with pytest.raises(UserError, match="weight of the part 'preference' has no effect with data"):
+        setup(module, *both)
+    with pytest.raises(UserError, match="interleave_parts='yes' must be true or false"):
+        setup(module, *both, interleave_parts="yes")
+
+
 # Mismatched answers ----------------------------------------------------------------------------------------------
 
 

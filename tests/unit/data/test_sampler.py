@@ -369,3 +369,74 @@ def test_wrong_weights() -> None:
         LengthGroupedBatchSampler([1, 2, 3], batch_size=1, groups=[(1, 1.0), (2, 0.1)])
     with pytest.raises(ValueError, match=r"groups of \[1\] rows do not fit 2 rows"):
         LengthGroupedBatchSampler([1, 2], batch_size=1, groups=[(1, 1.0)])
+
+
+# Parts by turns --------------------------------------------------------------------------------------------------
+
+
+def steps_by_turns(
+    parts: list[int], world: int, accumulate: int, epoch: int = 0, **kwargs
+) -> list[tuple[int, set[int]]]:
+    """Part and rows of each optimizer step over all ranks; every batch must be of that part, dummies included."""
+    lengths = some_lengths(len(parts))
+    ranks = rank_batches(lengths, world, epoch=epoch, accumulate=accumulate, parts=parts, **kwargs)
+    batches = [[row for batch in batches for row in batch] for batches in zip(*ranks, strict=True)]
+    steps = []
+    for start in range(0, len(batches), accumulate):
+        rows = [row for batch in batches[start : start + accumulate] for row in batch]
+        (part,) = {parts[row if row >= 0 else ~row] for row in rows}
+        steps.append((part, {row for row in rows if row >= 0}))
+        assert sum(row >= 0 for row in rows) == len(steps[-1][1])
+    return steps
+
+
+def test_parts_take_turns_in_proportion_to_their_steps() -> None:
+    parts = [0, 1, 0, 0] * 8
+    orders = [[part for part, _ in steps_by_turns(parts, 1, 1, epoch=epoch, batch_size=4)] for epoch in range(2)]
+    assert orders == [[0, 0, 0, 1, 0, 0, 0, 1]] * 2
+    first, second = (steps_by_turns(parts, 1, 1, epoch=epoch, batch_size=4) for epoch in range(2))
+    assert first != second
+    assert first == steps_by_turns(parts, 1, 1, epoch=0, batch_size=4)
+    assert [part for part, _ in steps_by_turns([1] * 5 + [0] * 2, 1, 1, batch_size=1)] == [1, 1, 0, 1, 1, 1, 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.integers(0, 2), min_size=1, max_size=60),
+    world=st.integers(1, 3),
+    batch_size=st.integers(1, 4),
+    accumulate=st.integers(1, 3),
+    group=st.booleans(),
+    start=st.integers(0, 20),
+)
+def test_every_step_has_one_part_and_every_row_comes_once(parts, world, batch_size, accumulate, group, start) -> None:
+    options = {"batch_size": batch_size, "group_by_length": group, "seed": 3}
+    steps = steps_by_turns(parts, world, accumulate, **options)
+    assert sorted(row for _, rows in steps for row in rows) == list(range(len(parts)))
+    size = world * batch_size * accumulate
+    for part in set(parts):
+        sizes = [len(rows) for mine, rows in steps if mine == part]
+        assert all(found == size for found in sizes[:-1])
+    # The same steps however they are shared and accumulated.
+    assert steps == steps_by_turns(parts, 1, 1, **{**options, "batch_size": size})
+    lengths = some_lengths(len(parts))
+    sampler = LengthGroupedBatchSampler(
+        lengths, num_replicas=world, rank=world - 1, parts=parts, accumulate=accumulate, **options
+    )
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == accumulate * len(steps)
+    sampler.resume(epoch=0, start=start)
+    assert list(sampler) == batches[start:]
+
+
+def test_parts_are_told_apart_on_resuming_and_need_a_step_of_known_size() -> None:
+    lengths = some_lengths(4)
+    without, one, other = (
+        LengthGroupedBatchSampler(lengths, batch_size=1, parts=parts).order_options["parts"]
+        for parts in (None, [0, 0, 1, 1], [0, 1, 1, 1])
+    )
+    assert without is None
+    assert one != other
+    for options in ({"tokens_per_batch": 100}, {"batch_size": 1, "shuffle": False}):
+        with pytest.raises(ValueError, match="parts need shuffle and batch_size"):
+            LengthGroupedBatchSampler(lengths, parts=[0, 0, 1, 1], **options)
