@@ -9,9 +9,8 @@ table tells the validation loss before and after, and for pairs the share of hel
 the higher reward, as the objective defines it (for TIS-DPO, without the weights of its tokens). One line of CSV is
 written as each run ends.
 
-GDPO and GIPO learn from pairs with soft labels: --scored-pairs has rows with score_chosen and score_rejected, of which
-is made the probability of the Bradley-Terry model that the chosen answer is the better one, σ(score_chosen -
-score_rejected).
+GDPO and GIPO learn from pairs with soft labels: --scored-pairs has rows with score_chosen and score_rejected, and the
+label is σ(score_chosen - score_rejected).
 
 KTO learns from the pairs taken apart, as in its paper, because thumbs are few and long. TPO's third answer is the
 chosen one once more. The two models that weight TIS-DPO's tokens are trained first, on the chosen and on the rejected
@@ -33,6 +32,7 @@ import lightning as L
 import torch
 
 from lit_ift import CausalLMModule, FeedbackDataModule
+from lit_ift.data import Source
 from lit_ift.data.records import read_records
 from lit_ift.losses import PAIR_LOSSES, PairLoss
 from lit_ift.modules import (
@@ -83,7 +83,7 @@ def runs() -> dict[str, Run]:
     for name in PAIR_LOSSES:
         loss = PairLoss(name)
         # The name "sft" is that of the module; on pairs it is the likelihood of the chosen answer.
-        rows = "gold" if loss.needs_gold else "soft" if "preference" in loss.inputs else "pairs"
+        rows = "gold" if loss.needs_gold else "scored_pairs" if "preference" in loss.inputs else "pairs"
         found["sft on pairs" if name == "sft" else name] = Run(
             PreferenceModule, {"loss": name, **({"reference": "model"} if loss.needs_reference_tokens else {})}, rows
         )
@@ -92,8 +92,9 @@ def runs() -> dict[str, Run]:
 
 def derive(options: argparse.Namespace, folder: Path) -> dict[str, list[Path]]:
     """Training and validation files of every kind of rows, those made from the pairs included."""
-    files = {name: [Path(path) for path in getattr(options, name)] for name in ("pairs", "instructions", "scored")}
-    files |= {name: [] for name in ("answers", "gold", "soft")}
+    given = ("pairs", "instructions", "scored", "scored_pairs")
+    files = {name: [Path(path) for path in getattr(options, name) or ()] for name in given}
+    files |= {name: [] for name in ("answers", "gold")}
     for split, source in zip(("train", "val"), options.pairs, strict=True):
         pairs = [record.data for record in read_records(source)]
         rows = {
@@ -106,15 +107,7 @@ def derive(options: argparse.Namespace, folder: Path) -> dict[str, list[Path]]:
         }
         for name, lines in rows.items():
             files[name].append(write(folder / f"{name}_{split}.jsonl", lines))
-    for split, source in zip(("train", "val"), options.scored_pairs or (), strict=False):
-        lines = [{**record.data, "preference": soft_label(record.data)} for record in read_records(source)]
-        files["soft"].append(write(folder / f"soft_{split}.jsonl", lines))
     return files
-
-
-def soft_label(pair: dict[str, Any]) -> float:
-    """How likely the chosen answer of a pair is the better one, by its scores: the Bradley-Terry model."""
-    return 1 / (1 + math.exp(pair["score_rejected"] - pair["score_chosen"]))
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> Path:
@@ -141,10 +134,16 @@ def contrastive_weights(files: dict[str, list[Path]], options: argparse.Namespac
 
 def data_of(rows: str, files: dict[str, list[Path]], options: argparse.Namespace) -> FeedbackDataModule:
     """The rows that an objective learns from and is measured on."""
-    names = rows.split("+")
+    train, val = (
+        [
+            Source(str(files[name][i]), preference_scale=1.0 if name == "scored_pairs" else None)
+            for name in rows.split("+")
+        ]
+        for i in range(2)
+    )
     return FeedbackDataModule(
-        train=[str(files[name][0]) for name in names],
-        val=[str(files[name][1]) for name in names],
+        train=train,
+        val=val,
         max_length=options.max_length,
         truncation="drop",
         on_bad_row="skip",
@@ -222,7 +221,7 @@ def main() -> None:
     unknown = set(options.only or ()) - set(offered)
     if unknown:
         parser.error(f"unknown objectives {', '.join(sorted(unknown))}; there are {', '.join(offered)}")
-    soft = [name for name in options.only or offered if offered[name].rows == "soft"]
+    soft = [name for name in options.only or offered if offered[name].rows == "scored_pairs"]
     if soft and options.scored_pairs is None:
         parser.error(f"{' and '.join(soft)} learn from --scored-pairs")
 

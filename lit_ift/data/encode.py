@@ -37,6 +37,7 @@ class Part:
         read: yields the records; tells its argument of rows that cannot be read.
         layout: how the rows are laid out; None recognises it.
         score_range: lowest and highest score of the rows; None for [0, 1].
+        preference_scale: see `RowParser`.
         weight: how often each row comes in an epoch, on average.
         part: part of a mixed objective that the rows go to; None for the one named as their kind.
     """
@@ -45,6 +46,7 @@ class Part:
     read: Callable[[OnRowError], Iterable[Record]]
     layout: str | None = None
     score_range: tuple[float, float] | None = None
+    preference_scale: float | None = None
     weight: float = 1.0
     part: str | None = None
 
@@ -148,7 +150,12 @@ def _chunks(part: Part, options: EncodingOptions, skip: OnRowError | None) -> It
     """
     chunk: list[Row | RowError] = []
     num_chars = 0
-    parser = RowParser(layout=part.layout, score_range=part.score_range, needs_answer=options.needs_answer)
+    parser = RowParser(
+        layout=part.layout,
+        score_range=part.score_range,
+        preference_scale=part.preference_scale,
+        needs_answer=options.needs_answer,
+    )
     try:
         for record in part.read(skip or raise_row_error):
             try:

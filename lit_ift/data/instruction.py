@@ -137,6 +137,7 @@ class InstructionDataModule(ConversationDataModule):
                 read=partial(self._read, source, split),
                 layout=self._layout_of(source),
                 score_range=source.score_range,
+                preference_scale=source.preference_scale,
                 weight=source.weight,
                 part=source.part,
             )

@@ -261,10 +261,11 @@ class RowParser:
         layout: a key of `LAYOUTS`, by which every row is read; None takes the layout of the first row whose columns
             are those of one, and stays with it.
         score_range: lowest and highest score that a row of layout ``scored`` can have; by default 0 and 1.
+        preference_scale: of pairs with scores, from which `with_soft_label` makes a soft label.
         needs_answer: refuse instruction rows without an answer; otherwise they become mere prompts.
 
     Raises:
-        UserError: an argument is wrong, or `score_range` has no effect with `layout`.
+        UserError: an argument is wrong, or `score_range` or `preference_scale` has no effect with `layout`.
     """
 
     def __init__(
@@ -272,6 +273,7 @@ class RowParser:
         *,
         layout: str | None = None,
         score_range: ScoreRange | None = None,
+        preference_scale: float | None = None,
         needs_answer: bool = True,
     ) -> None:
         if layout is not None:
@@ -279,6 +281,7 @@ class RowParser:
         if score_range is not None:
             check_score_range(score_range)
         self.score_range = score_range
+        self.preference_scale = preference_scale
         self.needs_answer = needs_answer
         self._layout = layout
         self._declared = layout is not None
@@ -286,7 +289,7 @@ class RowParser:
         self._candidates: dict[Columns, list[str]] = {}
         self._suspects: dict[Columns, str] = {}
         if layout is not None:
-            self._check_score_range_used(layout, "")
+            self._check_score_options_used(layout, "")
 
     @property
     def layout(self) -> str | None:
@@ -310,7 +313,9 @@ class RowParser:
         present = _present(record)
         if not layout.columns_in(present):
             raise _lacking(record, name, present)
-        return layout.parse(record, self.score_range)
+        row = layout.parse(record, self.score_range)
+        scale = self.preference_scale
+        return row if scale is None else pair_formats.with_soft_label(record, row, scale)
 
     def _recognise(self, record: Record) -> str:
         """The layout of the source, which this row fits."""
@@ -328,7 +333,7 @@ class RowParser:
                 problem = f"columns {_quoted(record)} fit no known layout"
                 raise RowError(record.origin, "", problem, remedy, reason="layout")
             self._check_spelling(record, fitting[0], present)
-            self._check_score_range_used(fitting[0], record.origin)
+            self._check_score_options_used(fitting[0], record.origin)
             self._layout, self._first = fitting[0], record
             return fitting[0]
         if fitting and fitting[0] != locked and not _is_flawed(record, LAYOUTS[locked], fitting[0], present):
@@ -372,9 +377,14 @@ class RowParser:
             remedy = f"Rename it to '{known}', or set layout: {name} to read the rows without it"
             raise RowError(record.origin, column, problem, remedy, reason="layout")
 
-    def _check_score_range_used(self, name: str, origin: str) -> None:
+    def _check_score_options_used(self, name: str, origin: str) -> None:
+        where = f"{origin}: " if origin else ""
+        if self.preference_scale is not None and LAYOUTS[name].kind != "preference":
+            raise UserError(
+                f"{where}preference_scale={self.preference_scale:g} is set, but layout '{name}' has no pairs. Remove "
+                "preference_scale, or correct the layout."
+            )
         if self.score_range is not None and name != "scored":
-            where = f"{origin}: " if origin else ""
             raise UserError(
                 f"{where}score_range={list(self.score_range)} is set, but layout '{name}' has no score to scale. "
                 "Remove score_range, or correct the layout."

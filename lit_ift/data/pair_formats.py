@@ -1,7 +1,9 @@
 """Formats of preference pairs: a row to two answers to one prompt, of which one was preferred."""
 
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from lit_ift.data.instruct_formats import prompt_alone
@@ -27,6 +29,7 @@ from lit_ift.errors import RowError
 _HH_MARK: Final = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES: Final = {"Human": "user", "Assistant": "assistant"}
 _SIDES: Final = ("chosen", "rejected")
+_SCORES: Final = ("score_chosen", "score_rejected")
 
 
 def parse_preference(record: Record) -> Row:
@@ -78,6 +81,24 @@ def with_two_answers(pair: Row) -> Row:
         problem = "is the same answer as 'chosen', so there is nothing to prefer"
         raise RowError(pair.origin, "rejected", problem, "Remove the row, or set layout: chosen to train on one answer")
     return pair
+
+
+def with_soft_label(record: Record, pair: Row, scale: float) -> Row:
+    """`pair` with ``σ((score_chosen - score_rejected) / scale)`` for how likely its chosen answer is the better one.
+
+    Raises:
+        RowError: a score is missing, or the row says itself how likely it is.
+    """
+    if pair.score is not None:
+        remedy = "Remove the column, or preference_scale from the source"
+        raise RowError(record.origin, "preference", "is there, and preference_scale is set as well", remedy)
+    for column in _SCORES:
+        if record.data.get(column) is None:
+            remedy = "preference_scale takes the label from it: add it, or remove preference_scale from the source"
+            raise RowError(record.origin, column, "is missing", remedy)
+    chosen, rejected = (parse_number(record, column) for column in _SCORES)
+    # `_check_order` has seen to it that the exponent is not above 0.
+    return replace(pair, score=1 / (1 + math.exp((rejected - chosen) / scale)))
 
 
 def chosen_only(pair: Row) -> Row:
@@ -174,10 +195,9 @@ def _row(record: Record, prompt: list[Message], answers: dict[str, list[Message]
 
 def _check_order(record: Record) -> None:
     """Refuse a pair whose own scores, which many data sets carry along, say that it is the wrong way round."""
-    columns = tuple(f"score_{side}" for side in _SIDES)
-    if any(record.data.get(column) is None for column in columns):
+    if any(record.data.get(column) is None for column in _SCORES):
         return
-    chosen, rejected = (parse_number(record, column) for column in columns)
+    chosen, rejected = (parse_number(record, column) for column in _SCORES)
     if chosen < rejected:
         problem = f"is {chosen:g}, below score_rejected ({rejected:g}), as if the answers were swapped"
         raise RowError(record.origin, "score_chosen", problem, "Swap the answers, or remove the row or both columns")

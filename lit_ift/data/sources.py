@@ -54,6 +54,8 @@ class Source:
         revision: commit, tag or branch of a hub data set.
         layout: how rows are laid out; None recognises it by the columns.
         score_range: lowest and highest score that the rows may have, such as (1, 10).
+        preference_scale: of pairs with ``score_chosen`` and ``score_rejected``: take from them how likely the chosen
+            answer is the better one, by the Bradley-Terry model: ``σ((score_chosen - score_rejected) / scale)``.
         streaming: fetch the rows of a hub data set while they are read, rather than all of it first.
         part: name of the part of a mixed objective that these rows go to; by default the kind of the row.
 
@@ -69,6 +71,7 @@ class Source:
     revision: str | None = None
     layout: str | None = None
     score_range: tuple[float, float] | None = None
+    preference_scale: float | None = None
     streaming: bool = False
     part: str | None = None
 
@@ -93,6 +96,9 @@ class Source:
                 raise UserError(
                     f"{self.path}: score_range=[{low}, {high}] must be two numbers, the lower one first, as in [1, 10]."
                 )
+        scale = self.preference_scale
+        if scale is not None and not 0 < scale < math.inf:
+            raise UserError(f"{self.path}: preference_scale={scale} must be a number above 0.")
         kind = self.kind
         check_options(
             self.path, kind, split=self.split, name=self.name, revision=self.revision, streaming=self.streaming
@@ -102,7 +108,7 @@ class Source:
 
     def _check_types(self) -> None:
         """Python takes any value; the command line has checked them already."""
-        pair = self.score_range
+        pair, scale = self.score_range, self.preference_scale
         is_pair = pair is None or (
             isinstance(pair, list | tuple) and len(pair) == 2 and all(is_number(end) for end in pair)
         )
@@ -111,6 +117,7 @@ class Source:
             ("path", self.path, isinstance(self.path, str), "a string"),
             ("weight", self.weight, is_number(self.weight), "a number"),
             ("max_rows", self.max_rows, _is_count(self.max_rows), "a whole number"),
+            ("preference_scale", scale, scale is None or is_number(scale), "a number"),
             ("score_range", pair, is_pair, "two numbers, the lower one first, as in [1, 10]"),
             ("streaming", self.streaming, isinstance(self.streaming, bool), "true or false"),
             *((name, text, text is None or isinstance(text, str), "a string") for name, text in texts.items()),
@@ -168,6 +175,7 @@ class Source:
             "max_rows": self.max_rows,
             "layout": self.layout,
             "score_range": None if self.score_range is None else list(self.score_range),
+            "preference_scale": self.preference_scale,
             **content,
         }
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lit_ift.data.layouts import to_row
+from lit_ift.data.layouts import RowParser, to_row
 from lit_ift.data.records import Record
 from lit_ift.data.rows import Row
-from lit_ift.errors import RowError
+from lit_ift.errors import RowError, UserError
 
 USER = {"role": "user", "content": "q"}
 MORE = {"role": "user", "content": "more"}
@@ -230,3 +230,30 @@ def test_scores_against_the_order_are_refused() -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 3, "score_rejected": 7.5}
     with pytest.raises(RowError, match=r"r#0: field 'score_chosen': is 3, below score_rejected \(7.5\)"):
         to_row(Record(row, "r#0"))
+
+
+def test_soft_labels_from_scores() -> None:
+    """Scores 8 and 7, scale 2: σ(1/2). Equal scores are a coin flip, and a great difference overflows nothing."""
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+
+    def label(parser: RowParser, chosen: object, rejected: object) -> float | None:
+        data = {**pair, "score_chosen": chosen, "score_rejected": rejected}
+        return parser.parse(Record(data, "rows.jsonl:7")).score
+
+    assert label(RowParser(preference_scale=2.0), 8, 7) == pytest.approx(1 / (1 + math.exp(-0.5)))
+    assert label(RowParser(preference_scale=2.0), 7.5, 7.5) == 0.5
+    assert label(RowParser(preference_scale=1e-3), 1e6, 0) == 1.0
+    assert label(RowParser(), 8, 7) is None
+    for data, problem in (
+        (pair, "field 'score_chosen': is missing"),
+        ({**pair, "score_chosen": 8}, "field 'score_rejected': is missing"),
+        ({**pair, "score_chosen": 8, "score_rejected": 7, "preference": 0.9}, "and preference_scale is set as well"),
+        ({**pair, "score_chosen": 6, "score_rejected": 7}, "below score_rejected"),
+        ({**pair, "score_chosen": "eight", "score_rejected": 7}, "field 'score_chosen'"),
+    ):
+        with pytest.raises(RowError, match=problem):
+            RowParser(preference_scale=1.0).parse(Record(data, "rows.jsonl:7"))
+    with pytest.raises(UserError, match="preference_scale=1 is set, but layout 'messages' has no pairs"):
+        RowParser(preference_scale=1.0, layout="messages")
+    with pytest.raises(UserError, match=r"rows.jsonl:7: preference_scale=1 is set, but layout 'prompt_completion'"):
+        RowParser(preference_scale=1.0).parse(Record({"prompt": "q", "completion": "a"}, "rows.jsonl:7"))

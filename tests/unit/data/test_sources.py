@@ -50,6 +50,9 @@ def save(path: str, **splits: list[int]) -> None:
         ({"weight": float("inf")}, r"weight=inf must be a number above 0"),
         ({"max_rows": 0}, r"max_rows=0 must be at least 1\. Remove it to use all rows"),
         ({"score_range": (10, 1)}, r"score_range=\[10, 1\] must be two numbers, the lower one first"),
+        ({"preference_scale": 0}, r"rows\.jsonl: preference_scale=0 must be a number above 0"),
+        ({"preference_scale": float("inf")}, r"preference_scale=inf must be a number above 0"),
+        ({"preference_scale": True}, r"preference_scale=True must be a number"),
         ({"score_range": (1, 1)}, r"score_range=\[1, 1\] must be two numbers"),
         ({"score_range": (0, float("inf"))}, r"score_range=\[0, inf\] must be two numbers"),
         ({"split": "train"}, r"rows\.jsonl: split='train' was given, but a file has no splits"),
@@ -174,6 +177,7 @@ def test_fingerprint_of_a_file_is_name_size_and_content() -> None:
         "max_rows": 3,
         "layout": None,
         "score_range": None,
+        "preference_scale": None,
         "files": [{"name": "rows.jsonl", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}],
     }
     assert json.loads(json.dumps(fingerprint)) == fingerprint
@@ -202,6 +206,7 @@ def test_fingerprint_is_the_same_where_the_data_moved(monkeypatch: pytest.Monkey
     [
         {"max_rows": 2},
         {"score_range": (0.0, 5.0)},
+        {"preference_scale": 1.0},
         {"layout": "alpaca"},
         {"path": "./rows.jsonl"},
         {"path": "row?.jsonl"},
