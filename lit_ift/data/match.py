@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_ift.data.encode import Part
@@ -80,7 +81,7 @@ def check_rows(split: str, rows: StoredRows, indices: npt.NDArray[np.int64], tak
         split: for messages.
         rows: of the split.
         indices: of the rows that go there, ascending.
-        taker: has ``kinds`` and perhaps ``needs_gold``.
+        taker: has ``kinds`` and perhaps ``needs_gold`` and ``uses_soft_labels``; it is warned of if no pair has one.
         name: of the taker, for messages.
 
     Raises:
@@ -100,8 +101,14 @@ def check_rows(split: str, rows: StoredRows, indices: npt.NDArray[np.int64], tak
             f"data, the first of them {rows[int(indices[first])].row_id}. Choose a module that takes {kind} rows, or "
             f"{REMEDIES[kind]}."
         )
+    pairs = kinds == ROW_KINDS.index("preference")
+    if getattr(taker, "uses_soft_labels", False) and pairs.any() and not rows.scored[indices][pairs].any():
+        rank_zero_warn(
+            f"data.{split}: the loss of {name} asks how likely the chosen answer of a pair is the better one, but no "
+            "pair says so, and all count as certain. Add a column 'preference', set preference_scale on a source whose "
+            "pairs have scores, or choose a loss without soft labels."
+        )
     if getattr(taker, "needs_gold", False):
-        pairs = kinds == ROW_KINDS.index("preference")
         lacking = pairs & (rows.side_counts[indices] == len(SIDES["preference"]))
         if lacking.any():
             first = int(indices[lacking.argmax()])

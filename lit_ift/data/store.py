@@ -128,6 +128,8 @@ class StoredRows(Sequence[EncodedRow]):
         """Input tokens of each row, all sides together."""
         self.kinds: npt.NDArray[np.int64] = np.concatenate([empty, *(c.kinds for c in columns)])
         """Index into ``ROW_KINDS`` of each row."""
+        self.scored: npt.NDArray[np.bool_] = np.concatenate([empty.astype(bool), *(c.scored for c in columns)])
+        """Whether each row has a score."""
         self.side_counts: npt.NDArray[np.int64] = np.concatenate([empty, *(c.side_counts for c in columns)])
         """Sides of each row."""
         self.side_lengths: npt.NDArray[np.int64] = np.concatenate([empty, *(c.side_lengths for c in columns)])
@@ -188,6 +190,7 @@ class _Columns:
         self.is_target: npt.NDArray[np.bool_] = is_target.values.to_numpy().view(np.bool_)
         lengths = batch.column("length")
         self.kinds: npt.NDArray[np.int64] = batch.column("kind").to_numpy().astype(np.int64)
+        self.scored: npt.NDArray[np.bool_] = batch.column("score").is_valid().to_numpy(zero_copy_only=False)
         self.side_counts: npt.NDArray[np.int64] = np.diff(lengths.offsets.to_numpy()).astype(np.int64)
         self.side_lengths: npt.NDArray[np.int64] = lengths.values.to_numpy().astype(np.int64)
 

@@ -132,6 +132,9 @@ class CausalLMModule(ExampleMeanModule):
     needs_gold: bool = False
     """Whether its pairs must have a third answer."""
 
+    uses_soft_labels: bool = False
+    """Whether it asks pairs how likely their chosen answer is the better one."""
+
     not_saved: tuple[str, ...] = ("optimizer", "lr_scheduler")
     """Arguments that are objects, and so no hyperparameters: a checkpoint is loaded with plain values only.
 

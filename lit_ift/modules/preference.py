@@ -64,6 +64,7 @@ class PreferenceModule(FeedbackModule):
         self._check_used("token_weights", token_weights, "chosen_token_weights", is_needed=True)
         super().__init__(model, **kwargs)
         self.needs_gold = self.pair_loss.needs_gold
+        self.uses_soft_labels = "preference" in self.pair_loss.inputs
         self.prompt_embedder = None if prompt_embedder is None else PromptEmbedder(prompt_embedder)
         self.token_weights = token_weights
 

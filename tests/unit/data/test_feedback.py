@@ -195,6 +195,30 @@ def test_answers_that_the_tokenizer_cannot_tell_apart(tmp_path: Path, make_token
     assert "are the same, once they are tokenized" in message
 
 
+def test_a_loss_of_soft_labels_is_warned_that_there_are_none(
+    tmp_path: Path, tokenizer, recwarn: pytest.WarningsRecorder
+) -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    scored = {**pair, "score_chosen": 8, "score_rejected": 7}
+    hard, soft = (
+        jsonl(tmp_path / "hard.jsonl", scored),
+        jsonl(tmp_path / "soft.jsonl", pair, {**pair, "preference": 0.9}),
+    )
+
+    def setup(source: str | Source, taker: FakeModule) -> None:
+        with_trainer(FeedbackDataModule(source, tokenizer=tokenizer, cache=False), taker).setup("fit")
+
+    gdpo = taker("preference", uses_soft_labels=True)
+    setup(soft, gdpo)
+    setup(Source(hard, preference_scale=1.0), gdpo)
+    setup(hard, taker("preference"))
+    assert not [warning for warning in recwarn if "count as certain" in str(warning.message)]
+    with pytest.warns(UserWarning, match="data.train: the loss of FakeModule asks how likely .* all count as certain"):
+        setup(hard, gdpo)
+    with pytest.warns(UserWarning, match="the loss of the part 'preference' asks how likely"):
+        setup(hard, mixed(preference=gdpo))
+
+
 # Parts of a mixed objective --------------------------------------------------------------------------------------
 
 

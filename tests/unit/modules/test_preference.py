@@ -203,6 +203,13 @@ def test_a_module_from_a_checkpoint_warns_that_it_is_its_own_reference(
         run(loaded)
 
 
+def test_which_losses_use_soft_labels() -> None:
+    using = {name for name in PAIR_LOSSES if "preference" in PairLoss(name).inputs}
+    assert using == {"gdpo", "gipo"}
+    for loss in ("gdpo", "dpo"):
+        assert PreferenceModule("never loaded", loss=loss).uses_soft_labels == (loss in using)
+
+
 def test_the_reference_is_kept_beside_the_tokenized_rows(tmp_path: Path) -> None:
     path = write_feedback(tmp_path, preference=4)["preference"]
     module = PreferenceModule(tiny_model())
