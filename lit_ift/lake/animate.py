@@ -9,7 +9,7 @@ import numpy as np
 
 from lit_ift.errors import UserError
 from lit_ift.lake import style
-from lit_ift.lake.figures import STEPS, draw_lake, draw_policy
+from lit_ift.lake.drawing import STEPS, draw_lake, draw_policy
 from lit_ift.lake.result import Array, Outcome, Study
 
 if TYPE_CHECKING:
