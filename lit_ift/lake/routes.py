@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lit_ift.errors import UserError
 from lit_ift.lake.result import Array
@@ -113,19 +114,23 @@ def _sampled(lake: Lake, policy: Array, horizon: int, generator: np.random.Gener
 
 def _shortest(lake: Lake, kind: Suboptimal, best: Route, horizon: int) -> Route | None:
     ends = lake.goal if kind == "longer" else lake.terminal & ~lake.goal
-    distance = _distances(lake, ends)
+    before = [sorted({int(c) for c in (lake.aim == cell).any(axis=1).nonzero()[0]}) for cell in range(lake.num_cells)]
+    rows, columns = np.divmod(np.arange(lake.num_cells), len(lake.rows[0]))
+    colours = (rows + columns) % 2
     shortest = len(best.actions) + 1 if kind == "longer" else 1
     longest = min(horizon, int(lake.judged.sum()))
     for length in range(shortest, longest + 1):
+        # As on a chessboard, every move changes the colour: so many moves cannot end on just any of them.
+        fitting = ends & (colours == (colours[lake.start] + length) % 2)
         for shared in range(len(best.actions)):
-            found = _leaving_after(lake, best, shared, length, distance, ends)
+            found = _leaving_after(lake, best, shared, length, fitting, before)
             if found is not None:
                 return found
     return None
 
 
 def _leaving_after(
-    lake: Lake, best: Route, shared: int, length: int, distance: list[int | None], ends: np.ndarray
+    lake: Lake, best: Route, shared: int, length: int, ends: NDArray[np.bool_], before: list[list[int]]
 ) -> Route | None:
     """The first way of exactly ``length`` moves to one of ``ends`` that leaves ``best`` after ``shared`` moves."""
     cells, actions = best.cells[: shared + 1], best.actions[:shared]
@@ -136,12 +141,13 @@ def _leaving_after(
             return bool(ends[cell])
         if lake.terminal[cell]:
             return False
+        # Without a look at what is still open, all ways through a dead end would be tried: too many to wait for.
+        distance = _distances(lake, ends, before, cells)
         for action in range(len(ACTIONS)):
             after = int(lake.aim[cell, action])
             if after in cells or (len(actions) == shared and action == best.actions[shared]):
                 continue
-            away = distance[after]
-            if away is None or away > left - 1:
+            if distance.get(after, length) > left - 1:
                 continue
             cells.append(after)
             actions.append(action)
@@ -154,15 +160,21 @@ def _leaving_after(
     return Route(cells, actions) if extend() else None
 
 
-def _distances(lake: Lake, ends: np.ndarray) -> list[int | None]:
-    """Moves from every cell to the nearest of ``ends``; None where there is no way."""
-    found: list[int | None] = [0 if end else None for end in ends]
-    queue = deque(int(cell) for cell in ends.nonzero()[0])
+def _distances(lake: Lake, ends: NDArray[np.bool_], before: list[list[int]], closed: list[int]) -> dict[int, int]:
+    """Moves to the nearest of ``ends`` from every cell that has a way there around the ``closed`` ones.
+
+    Args:
+        lake: the lake.
+        ends: where to, (S,).
+        before: of every cell those that a move leads from to it.
+        closed: cells that must not be entered.
+    """
+    found = {int(cell): 0 for cell in ends.nonzero()[0]}
+    queue = deque(found)
     while queue:
         cell = queue.popleft()
-        before = {int(c) for c in (lake.aim == cell).any(axis=1).nonzero()[0] if not lake.terminal[c]}
-        for other in sorted(before):
-            if found[other] is None:
-                found[other] = (found[cell] or 0) + 1
+        for other in before[cell]:
+            if other not in found and not lake.terminal[other] and other not in closed:
+                found[other] = found[cell] + 1
                 queue.append(other)
     return found

@@ -1,5 +1,7 @@
 """The optimal and the sub-optimal route."""
 
+import time
+
 import numpy as np
 import pytest
 from lakes import SMALL, small_game
@@ -67,6 +69,15 @@ def test_a_lake_without_such_a_route_says_so(options: dict, message: str, monkey
     with pytest.raises(UserError) as caught:
         small_game(**options)
     assert message in str(caught.value)
+
+
+def test_a_dead_end_is_not_searched_through() -> None:
+    """A room with one door holds no longer way. Trying all ways through it would take minutes."""
+    rows = ["SFFFFFFG", "HFHHHHHH", *["FFFFFFFF"] * 4]
+    before = time.process_time()
+    with pytest.raises(UserError, match="no longer way to a goal"):
+        small_game(map=rows, horizon=100)
+    assert time.process_time() - before < 2
 
 
 def test_the_sub_optimal_route_leaves_as_early_as_it_can() -> None:
