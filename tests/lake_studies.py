@@ -9,6 +9,8 @@ from lit_ift.lake.result import METRICS, Array, Outcome, Study
 SMALL = ["SFFF", "FHFH", "FFFH", "HFFG"]
 LARGE = ["SFFFFFFF", "FFFFFFFF", "FFFHFFFF", "FFFFFHFF", "FFFHFFFF", "FHHFFFHF", "FHFFHFHF", "FFFHFFFG"]
 WIDE = ["SFFFF", "FHFFG"]
+HORIZON = 80
+"""Moves that a game on them may last."""
 
 
 def policies(shape: tuple[int, ...], seed: int) -> Array:
@@ -45,4 +47,5 @@ def make_study(
         chosen=[*below, last],
         rejected=[0, 1, last],
         outcomes=outcomes,
+        settings={"lake": {"horizon": HORIZON}},
     )

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lit_ift.errors import UserError
 from lit_ift.lake import style
 from lit_ift.lake.drawing import STEPS, draw_lake, draw_policy
 from lit_ift.lake.result import Array, Outcome, Study
+from lit_ift.lake.world import ACTIONS, Transitions, transition_table
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-ACTIONS = ("left", "down", "right", "up")
 
 MARGIN, FOOT, LEAST_WIDTH = 8, 48, 256
 """Space around the lake, height of the caption and least width of the lake, in pixels."""
@@ -23,14 +21,8 @@ MARGIN, FOOT, LEAST_WIDTH = 8, 48, 256
 COLOURS = 32
 """Colours of an animation: few, to keep the files small."""
 
-MAX_MOVES = 100
-"""A game that has not ended by then is out of time; gymnasium's limit of the 4x4 lake."""
-
 SEED = 0
 """All methods play with the same random numbers, so that what differs is the policy."""
-
-Transitions = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
-"""Cell -> action -> (probability, next cell, reward, whether the game ends), as gymnasium has it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ def save_animations(study: Study, folder: Path) -> list[Path]:
     paths = []
     for outcome in study.outcomes:
         policy = median_policy(outcome)
-        game = play(study.rows, transitions, policy)
+        game = play(study.rows, transitions, policy, study.settings["lake"]["horizon"])
         frames = draw_game(study, outcome.label, policy, game)
         path = folder / f"play-{outcome.name}.gif"
         # Long games run faster, and the end stays in view.
@@ -80,20 +72,6 @@ def save_animations(study: Study, folder: Path) -> list[Path]:
     return paths
 
 
-def transition_table(rows: list[str], slippery: bool) -> Transitions:
-    """Where each action may lead, from gymnasium's FrozenLake.
-
-    Raises:
-        UserError: gymnasium is not installed.
-    """
-    try:
-        from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
-    except ImportError as error:
-        raise UserError("the animations need gymnasium's Frozen Lake: pip install 'lit-ift[lake]'") from error
-    table: Transitions = FrozenLakeEnv(desc=rows, is_slippery=slippery).P
-    return table
-
-
 def median_policy(outcome: Outcome) -> Array:
     """The policy of the seed whose MSE over all cells is the median, the lower one of an even number, (S, A)."""
     order = np.argsort(outcome.metrics["mse_all"], kind="stable")
@@ -101,20 +79,21 @@ def median_policy(outcome: Outcome) -> Array:
     return policy
 
 
-def play(rows: list[str], transitions: Transitions, policy: Array, seed: int = SEED) -> Game:
+def play(rows: list[str], transitions: Transitions, policy: Array, horizon: int, seed: int = SEED) -> Game:
     """Play one game from the start, with actions and slips sampled.
 
     Args:
         rows: the map.
         transitions: that of ``transition_table``.
         policy: probability of every action in every cell, (S, A).
+        horizon: moves that the game may last; then it is out of time.
         seed: of actions and slips.
     """
     letters = "".join(rows)
     cell = letters.index("S")
     random = np.random.default_rng(seed)
     cells, actions, slipped = [cell], list[int](), list[bool]()
-    while len(actions) < MAX_MOVES:
+    while len(actions) < horizon:
         action = int(random.choice(len(ACTIONS), p=policy[cell] / policy[cell].sum()))
         outcomes = transitions[cell][action]
         reached = outcomes[random.choice(len(outcomes), p=[outcome[0] for outcome in outcomes])]

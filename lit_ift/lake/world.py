@@ -6,7 +6,7 @@ S cells, row by row; A = 4 actions in gymnasium's order: left, down, right, up; 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,15 @@ from lit_ift.lake.result import Array
 
 Ties = Literal["first", "uniform"]
 Integers = NDArray[np.int64]
+Transitions = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
+"""Cell -> action -> (probability, next cell, reward, whether the game ends), as gymnasium has it."""
 
 ACTIONS: Final = ("left", "down", "right", "up")
 LETTERS: Final = {"S": "start", "F": "frozen", "H": "hole", "G": "goal"}
 CONVERGED: Final = 1e-12
 """Value iteration stops where no value changes by more than this share of it."""
+TINY: Final = 1e-290
+"""Values below are close to the smallest numbers there are, and lose their digits."""
 EQUAL: Final = 1e-9
 """Values of actions that differ by less than this share count as equal."""
 
@@ -67,22 +71,18 @@ def make_lake(map_or_name: str | Sequence[str], *, slippery: bool = False) -> La
     Raises:
         UserError: gymnasium is missing, or the map cannot be played; the message names row, column and letter.
     """
-    try:
-        from gymnasium.envs.toy_text.frozen_lake import MAPS, FrozenLakeEnv
-    except ImportError as error:
-        raise UserError("The lake needs gymnasium. Install it with: pip install 'lit-ift[lake]'") from error
-
+    named = _frozen_lake().MAPS
     if isinstance(map_or_name, str):
-        if map_or_name not in MAPS:
+        if map_or_name not in named:
             raise UserError(
-                f"lake.map={map_or_name!r} is none of gymnasium's maps: {', '.join(MAPS)}. Name one of them, or give "
+                f"lake.map={map_or_name!r} is none of gymnasium's maps: {', '.join(named)}. Name one of them, or give "
                 'the rows of your own, such as ["SFF", "FHF", "FFG"].'
             )
-        rows = [str(row) for row in MAPS[map_or_name]]
+        rows = [str(row) for row in named[map_or_name]]
     else:
         rows = list(map_or_name)
     check_map(rows)
-    tables = [FrozenLakeEnv(desc=rows, is_slippery=slips).P for slips in (slippery, False)]
+    tables = [transition_table(rows, slips) for slips in (slippery, False)]
     letters = np.array([letter for row in rows for letter in row])
     cells, actions, width = len(letters), len(ACTIONS), 3 if slippery else 1
     outcomes, chances = np.zeros((cells, actions, width), dtype=np.int64), np.zeros((cells, actions, width))
@@ -108,6 +108,26 @@ def make_lake(map_or_name: str | Sequence[str], *, slippery: bool = False) -> La
         goal=letters == "G",
         judged=_within_reach(rows) & ~terminal,
     )
+
+
+def transition_table(rows: Sequence[str], slippery: bool) -> Transitions:
+    """Where each action may lead, from gymnasium's FrozenLake.
+
+    Raises:
+        UserError: gymnasium is missing.
+    """
+    # Letter by letter: a row of one letter would be taken for a letter.
+    table: Transitions = _frozen_lake().FrozenLakeEnv(desc=[list(row) for row in rows], is_slippery=slippery).P
+    return table
+
+
+def _frozen_lake() -> Any:
+    """Gymnasium's module of the game."""
+    try:
+        import gymnasium.envs.toy_text.frozen_lake as module
+    except ImportError as error:
+        raise UserError("The lake needs gymnasium. Install it with: pip install 'lit-ift[lake]'") from error
+    return module
 
 
 def check_map(rows: Sequence[str]) -> None:
@@ -187,8 +207,16 @@ def optimal_policy(lake: Lake, discount: float, *, ties: Ties = "first") -> Arra
         discount: see ``value_iteration``.
         ties: of several optimal actions in a cell, ``first`` takes the first in the order left, down, right, up, so
             that the policy is deterministic, as the route to be imitated is; ``uniform`` shares between them.
+
+    Raises:
+        UserError: the discount is so small that somewhere the goal is worth nothing.
     """
-    of_moves = value_iteration(lake, discount)[1]
+    values, of_moves = value_iteration(lake, discount)
+    if values[lake.judged].min() < TINY:
+        raise UserError(
+            f"lake.discount={discount}: from the cell farthest away the goal is worth less than {TINY:g}, too little "
+            "for a computer to tell good moves from bad ones. Take a discount nearer to 1."
+        )
     best = of_moves >= of_moves.max(axis=1, keepdims=True) * (1 - EQUAL)
     policy: Array = best / best.sum(axis=1, keepdims=True)
     if ties == "first":

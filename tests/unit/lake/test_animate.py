@@ -7,24 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lake_studies import LARGE, SMALL, WIDE, make_study
+from lake_studies import HORIZON, LARGE, SMALL, WIDE, make_study
 from PIL import Image
 
 from lit_ift.errors import UserError
 from lit_ift.lake import style
 from lit_ift.lake.animate import (
     MARGIN,
-    MAX_MOVES,
     Game,
     caption,
     cell_pixels,
     median_policy,
     play,
     save_animations,
-    transition_table,
 )
-from lit_ift.lake.figures import STEPS
+from lit_ift.lake.drawing import STEPS
 from lit_ift.lake.result import Outcome, Study
+from lit_ift.lake.world import transition_table
 
 pytest.importorskip("gymnasium", reason="the lake is gymnasium's: pip install 'lit-ift[lake]'")
 
@@ -55,7 +54,7 @@ def test_frames_follow_the_transition_table(rows: list[str], slippery: bool, tmp
     paths = save_animations(study, tmp_path / "new")
     assert [path.name for path in paths] == ["play-sft.gif", "play-ift.gif"]
     for path, outcome in zip(paths, study.outcomes, strict=True):
-        game = play(rows, table, median_policy(outcome))
+        game = play(rows, table, median_policy(outcome), HORIZON)
         cells = agents_cells(path, study)
         assert cells == game.cells
         assert len(cells) > 2
@@ -78,7 +77,7 @@ def test_a_long_game_on_a_large_lake_is_a_small_file_made_fast(tmp_path: Path) -
     (path,) = save_animations(study, tmp_path)
     assert time.process_time() - before < 3
     with Image.open(path) as image:
-        assert image.n_frames > MAX_MOVES // 2
+        assert image.n_frames > HORIZON // 2
         assert image.info["loop"] == 0
     assert path.stat().st_size < 300_000
 
@@ -86,18 +85,29 @@ def test_a_long_game_on_a_large_lake_is_a_small_file_made_fast(tmp_path: Path) -
 def test_a_game_ends_at_the_goal_in_a_hole_or_when_time_is_out() -> None:
     table = transition_table(SMALL, slippery=False)
     to_goal = always(1, 0, 0, 0, 1, 0, 0, 0, 2, 1, 0, 0, 0, 2, 2, 0)
-    assert play(SMALL, table, to_goal) == Game([0, 4, 8, 9, 13, 14, 15], [1, 1, 2, 1, 2, 2], [False] * 6, "goal")
+    assert play(SMALL, table, to_goal, HORIZON) == Game(
+        [0, 4, 8, 9, 13, 14, 15], [1, 1, 2, 1, 2, 2], [False] * 6, "goal"
+    )
     into_hole = always(1, 0, 0, 0, 2, *[0] * 11)
-    assert play(SMALL, table, into_hole) == Game([0, 4, 5], [1, 2], [False] * 2, "hole")
-    stuck = play(SMALL, table, always(0))
+    assert play(SMALL, table, into_hole, HORIZON) == Game([0, 4, 5], [1, 2], [False] * 2, "hole")
+    stuck = play(SMALL, table, always(0), HORIZON)
     assert stuck.end == "time"
-    assert stuck.actions == [0] * MAX_MOVES
+    assert stuck.actions == [0] * HORIZON
     assert set(stuck.cells) == {0}
+
+
+def test_a_game_is_as_long_as_the_study_lets_it_be(tmp_path: Path) -> None:
+    study = make_study(names=("sft",), seeds=1)
+    outcome = Outcome(**{**vars(study.outcomes[0]), "policies": always(0)[None]})
+    settings = {"lake": {"horizon": 7}}
+    (path,) = save_animations(Study(**{**vars(study), "outcomes": [outcome], "settings": settings}), tmp_path)
+    with Image.open(path) as image:
+        assert image.n_frames == 8
 
 
 def test_slips_are_moves_that_went_elsewhere_than_the_action() -> None:
     open_lake = [row.replace("H", "F") for row in LARGE]
-    game = play(open_lake, transition_table(open_lake, slippery=True), np.full((64, 4), 0.25))
+    game = play(open_lake, transition_table(open_lake, slippery=True), np.full((64, 4), 0.25), HORIZON)
     assert 10 < sum(game.slipped) < len(game.slipped)
     for (here, there), action, slipped in zip(pairwise(game.cells), game.actions, game.slipped, strict=True):
         across, down = STEPS[action]
@@ -109,13 +119,13 @@ def test_actions_are_sampled_as_often_as_they_are_probable() -> None:
     walls = ["FFFFF", "FFSFF", "FFFFG"]
     table = transition_table(walls, slippery=False)
     policy = np.tile([0.5, 0.3, 0.0, 0.2], (15, 1))
-    actions = [action for seed in range(40) for action in play(walls, table, policy, seed).actions]
+    actions = [action for seed in range(40) for action in play(walls, table, policy, HORIZON, seed).actions]
     assert np.bincount(actions, minlength=4) / len(actions) == pytest.approx([0.5, 0.3, 0.0, 0.2], abs=0.03)
 
 
 def test_another_seed_gives_another_game() -> None:
     table = transition_table(SMALL, slippery=True)
-    games = {tuple(play(SMALL, table, np.full((16, 4), 0.25), seed).cells) for seed in range(5)}
+    games = {tuple(play(SMALL, table, np.full((16, 4), 0.25), HORIZON, seed).cells) for seed in range(5)}
     assert len(games) > 1
 
 

@@ -24,7 +24,6 @@ LEFT, DOWN, RIGHT, UP = range(4)
         (["SFG", "FSF"], "2 starts: row 1 column 1, row 2 column 2"),
         (["SFF", "FFH"], "no goal"),
         (["SHG", "HFF"], "no path leads from the start (row 1 column 1)"),
-        # The only way to the second cell of the last row is through the other goal.
         (["sfg"], "row 1, column 1 is 's'"),
         ("5x5", "lake.map='5x5' is none of gymnasium's maps: 4x4, 8x8"),
     ],
@@ -59,6 +58,15 @@ def test_tables_are_gymnasiums(name: str, slippery: bool) -> None:
     assert lake.transition.sum(-1) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("rows", [["SFFG"], ["S", "F", "F", "G"]])
+def test_a_lake_of_one_row_or_column(rows: list[str]) -> None:
+    lake = make_lake(rows)
+    ahead = RIGHT if len(rows) == 1 else DOWN
+    assert lake.aim[:3, ahead].tolist() == [1, 2, 3]
+    assert lake.reward[2, ahead] == 1
+    assert optimal_policy(lake, 0.9)[:3, ahead].tolist() == [1, 1, 1]
+
+
 def test_values_of_a_small_lake_by_hand() -> None:
     """SFF/FHF/FFG: cells 0 to 8, a hole at 4, the goal at 8; the reward of 1 comes with the move onto the goal."""
     values, of_moves = value_iteration(make_lake(SMALL), 0.5)
@@ -87,6 +95,11 @@ def test_far_away_values_are_not_lost_in_rounding() -> None:
         assert moves <= 14
     assert moves == 14
     assert lake.goal[cell]
+
+
+def test_a_discount_that_leaves_nothing_of_the_goal_is_refused() -> None:
+    with pytest.raises(UserError, match=r"lake\.discount=1e-60.* nearer to 1"):
+        optimal_policy(make_lake("4x4"), 1e-60)
 
 
 def test_ties_take_the_first_action_or_share() -> None:
