@@ -32,9 +32,15 @@ def load_study(path: Path) -> Study:
     wanted = {field.name for field in fields(Study)}
     if not isinstance(content, dict) or set(content) != wanted:
         raise UserError(f"{path} holds no study of the lake: its keys are not {', '.join(sorted(wanted))}.")
-    outcomes = [_outcome(item) for item in content.pop("outcomes")]
-    optimal, start = (np.array(content.pop(name), dtype=np.float64) for name in ("optimal", "start"))
-    return Study(**content, outcomes=outcomes, optimal=optimal, start=start)
+    try:
+        outcomes = [_outcome(item) for item in content.pop("outcomes")]
+        optimal, start = (np.array(content.pop(name), dtype=np.float64) for name in ("optimal", "start"))
+        return Study(**content, outcomes=outcomes, optimal=optimal, start=start)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{path} holds no study of the lake that this version can read ({problem}). Run the study again."
+        ) from error
 
 
 def _outcome(item: dict[str, Any]) -> Outcome:

@@ -2,8 +2,10 @@
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +112,21 @@ def test_another_file_is_refused(text: str | None, tmp_path: Path) -> None:
         (tmp_path / "other.json").write_text(text)
     with pytest.raises(UserError, match=r"other\.json"):
         load_study(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda o: o.pop("visits"), lambda o: o.update(unknown=1), lambda o: o.update(metrics=3)]
+)
+def test_a_study_of_another_version_is_refused(
+    change: Callable[[dict[str, Any]], Any], study: Study, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    save_study(study, path)
+    content = json.loads(path.read_text())
+    change(content["outcomes"][1])
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="no study of the lake that this version can read"):
+        load_study(path)
 
 
 def test_tables(study: Study, tmp_path: Path) -> None:
