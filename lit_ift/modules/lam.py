@@ -1,5 +1,6 @@
 """How far inputs are moved towards the model's own predictions: λ over the steps of a run."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,10 +41,10 @@ class LambdaSchedule:
                 raise ValueError(f"{name}={share} is not in [0, 1]")
         if self.schedule == "constant" and (self.start is not None or self.warmup is not None):
             raise ValueError("lam_start and lam_warmup need lam_schedule='linear'")
-        if self.warmup is not None and self.warmup < 0:
-            raise ValueError(f"lam_warmup={self.warmup} is negative")
-        if self.noise < 0:
-            raise ValueError(f"lam_noise={self.noise} is negative")
+        # Not ``amount < 0``: of nan that is false, and min and max would make some λ of it.
+        for name, amount in (("lam_warmup", self.warmup), ("lam_noise", self.noise)):
+            if amount is not None and not 0 <= amount < math.inf:
+                raise ValueError(f"{name}={amount} is not a finite number of at least 0")
 
     @property
     def needs_total_steps(self) -> bool:

@@ -58,7 +58,10 @@ def test_noise_depends_on_seed_and_step_alone() -> None:
         ({"warmup": 0.1}, "need lam_schedule='linear'"),
         ({"schedule": "linear", "start": -0.1}, "lam_start=-0.1"),
         ({"schedule": "linear", "warmup": -1}, "lam_warmup=-1"),
+        ({"schedule": "linear", "warmup": float("nan")}, "lam_warmup=nan"),
         ({"noise": -1}, "lam_noise=-1"),
+        ({"noise": float("nan")}, "lam_noise=nan"),
+        ({"noise": float("inf")}, "lam_noise=inf"),
     ],
 )
 def test_wrong_options(options: dict, message: str) -> None:
