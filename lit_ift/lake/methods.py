@@ -16,12 +16,13 @@ from lit_ift.lake.policy import Members
 from lit_ift.lake.routes import Route
 from lit_ift.lake.world import Lake
 from lit_ift.losses.dpo import dpo_loss
-from lit_ift.losses.ift import Norm, Side, Source, ift_loss, temporal_residual
+from lit_ift.losses.ift import Norm, Side, Source, check_propagation_options, ift_loss, temporal_residual
 from lit_ift.losses.ipo import ipo_loss
-from lit_ift.losses.kto import kl_baseline, kto_loss
+from lit_ift.losses.kto import check_kto_options, kl_baseline, kto_loss
 from lit_ift.losses.orpo import orpo_loss
+from lit_ift.losses.rewards import check_between, check_positive
 from lit_ift.losses.sft import sft_loss
-from lit_ift.losses.uft import Discrepancy, uft_loss
+from lit_ift.losses.uft import Discrepancy, check_discrepancy, uft_loss
 from lit_ift.modules.lam import LambdaSchedule
 
 
@@ -67,8 +68,8 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class _FromRoutes:
-    """An objective that is a function of the policy, the lesson and the step.
+class Stateless:
+    """An objective that keeps nothing between updates: a function of the policy, the lesson and the step.
 
     Not an ABC: a base that is no dataclass would make the parser take the options of an objective
     for a class to be chosen (`class_path`, `init_args`).
@@ -84,7 +85,7 @@ class _FromRoutes:
 
 @dataclass(frozen=True)
 class _Bound:
-    objective: _FromRoutes
+    objective: Stateless
     lesson: Lesson
 
     def losses(self, policy: Members, step: int) -> Tensor:
@@ -123,7 +124,7 @@ def _lengths(lesson: Lesson, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class SFT(_FromRoutes):
+class SFT(Stateless):
     """Supervised fine-tuning on the optimal route: ``lit_ift.losses.sft_loss``."""
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
@@ -133,7 +134,7 @@ class SFT(_FromRoutes):
 
 
 @dataclass(frozen=True)
-class IFT(_FromRoutes):
+class IFT(Stateless):
     """Intuitive Fine-Tuning on the optimal route: ``temporal_residual`` and ``ift_loss`` of ``lit_ift.losses.ift``.
 
     The policy first looks one move ahead, without gradient: its greedy action from the previous *true* cell leads to
@@ -160,6 +161,7 @@ class IFT(_FromRoutes):
 
     def __post_init__(self) -> None:
         LambdaSchedule(self.lam, noise=self.lam_noise)
+        check_propagation_options(self.gamma, self.source, self.side, self.norm)
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         nll = -_of_actions(policy(self.fused(policy, lesson, step)), lesson.chosen.actions)
@@ -195,7 +197,7 @@ class IFT(_FromRoutes):
 
 
 @dataclass(frozen=True)
-class DPO(_FromRoutes):
+class DPO(Stateless):
     """Direct preference optimization on both routes, away from the starting policy: ``lit_ift.losses.dpo_loss``.
 
     Args:
@@ -206,6 +208,10 @@ class DPO(_FromRoutes):
     beta: float = 0.1
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_positive(beta=self.beta)
+        check_between(0, 0.5, label_smoothing=self.label_smoothing)
+
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         del step
         return dpo_loss(
@@ -214,7 +220,7 @@ class DPO(_FromRoutes):
 
 
 @dataclass(frozen=True)
-class ORPO(_FromRoutes):
+class ORPO(Stateless):
     """Odds ratio preference optimization on both routes, without a reference: ``lit_ift.losses.orpo_loss``.
 
     Args:
@@ -223,6 +229,9 @@ class ORPO(_FromRoutes):
 
     beta: float = 0.25
 
+    def __post_init__(self) -> None:
+        check_positive(beta=self.beta)
+
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         del step
         answers = _answers(policy, lesson)
@@ -230,7 +239,7 @@ class ORPO(_FromRoutes):
 
 
 @dataclass(frozen=True)
-class IPO(_FromRoutes):
+class IPO(Stateless):
     """Identity preference optimization on both routes: ``lit_ift.losses.ipo_loss``.
 
     Args:
@@ -241,6 +250,9 @@ class IPO(_FromRoutes):
     beta: float = 0.1
     average: bool = False
 
+    def __post_init__(self) -> None:
+        check_positive(beta=self.beta)
+
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         del step
         answers = _answers(policy, lesson)
@@ -249,7 +261,7 @@ class IPO(_FromRoutes):
 
 
 @dataclass(frozen=True)
-class KTO(_FromRoutes):
+class KTO(Stateless):
     """Kahneman-Tversky optimization: a thumb up for the optimal route, one down for the other.
 
     ``kto_loss`` and ``kl_baseline`` of ``lit_ift.losses.kto``, the mean over both routes. The baseline is that of
@@ -265,6 +277,9 @@ class KTO(_FromRoutes):
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_kto_options(self.beta, self.desirable_weight, self.undesirable_weight, "kto")
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         del step
@@ -289,7 +304,7 @@ class KTO(_FromRoutes):
 
 
 @dataclass(frozen=True)
-class UFT(_FromRoutes):
+class UFT(Stateless):
     """Unified fine-tuning: the optimal route has score 1, the other 0, and implicit rewards are fitted to them.
 
     ``lit_ift.losses.uft.uft_loss``, the mean over both routes.
@@ -301,6 +316,10 @@ class UFT(_FromRoutes):
 
     beta: float = 0.1
     discrepancy: Discrepancy = "mse"
+
+    def __post_init__(self) -> None:
+        check_positive(beta=self.beta)
+        check_discrepancy(self.discrepancy)
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         del step

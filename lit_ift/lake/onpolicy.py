@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_ift.lake.methods import Lesson
+from lit_ift.lake.methods import Lesson, Stateless
 from lit_ift.lake.policy import Members
 from lit_ift.losses.rewards import check_at_least, check_between
 
@@ -86,7 +86,7 @@ def _sums(values: Tensor, games: Games, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Reinforce:
+class Reinforce(Stateless):
     """REINFORCE (Williams 1992): ``-mean_games Σ_t (G_t - b) log π(a_t|s_t)``, b the mean return of the other games.
 
     Args:
@@ -98,31 +98,13 @@ class Reinforce:
     def __post_init__(self) -> None:
         check_at_least(2, games=self.games)
 
-    def begin(self, lesson: Lesson) -> "ReinforceLearner":
-        return ReinforceLearner(self, lesson)
-
-
-class ReinforceLearner:
-    """REINFORCE in a run.
-
-    Args:
-        options: its options.
-        lesson: what it may see; it plays on the lake.
-    """
-
-    def __init__(self, options: Reinforce, lesson: Lesson) -> None:
-        self.options = options
-        self.lesson = lesson
-
-    def losses(self, policy: Members, step: int) -> Tensor:
-        """One loss a member, (M,)."""
+    def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         table = policy.table()
-        count = self.options.games
-        games = play(table.detach().exp(), self.lesson, policy.seeds, step, count)
+        games = play(table.detach().exp(), lesson, policy.seeds, step, self.games)
         of_games = games.returns[:, :1]
-        baseline = (of_games.sum(-1, keepdim=True) - of_games) / (count - 1)
+        baseline = (of_games.sum(-1, keepdim=True) - of_games) / (self.games - 1)
         weights = _sums(games.returns - baseline, games, table)
-        return -(weights * table).sum((1, 2)) / count
+        return -(weights * table).sum((1, 2)) / self.games
 
 
 @dataclass(frozen=True)
@@ -154,7 +136,7 @@ class PPO:
 
 
 class PPOLearner:
-    """PPO in a run.
+    """PPO in a run: between updates it keeps the games that were played and the policy that played them.
 
     Args:
         options: its options.

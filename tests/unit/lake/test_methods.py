@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from lakes import lesson_of, members_of, small_game
 from torch import Tensor
 
-from lit_ift.lake.methods import DPO, IFT, IPO, KTO, ORPO, SFT, UFT, Lesson, _FromRoutes, route_logps
+from lit_ift.lake.methods import DPO, IFT, IPO, KTO, ORPO, SFT, UFT, Lesson, Stateless, route_logps
 from lit_ift.lake.policy import Members, PolicyModule, train
 from lit_ift.losses import dpo_loss, ift_loss, ipo_loss, orpo_loss, sft_loss
 from lit_ift.losses.kto import kl_baseline, kto_loss
@@ -80,7 +81,7 @@ def of_uft(c: Tensor, r: Tensor, rc: Tensor, rr: Tensor) -> Tensor:
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
-def test_losses_are_the_collections_own(objective: _FromRoutes, slow: Callable[..., Tensor]) -> None:
+def test_losses_are_the_collections_own(objective: Stateless, slow: Callable[..., Tensor]) -> None:
     game = small_game()
     policy = members_of(game, SEEDS)
     lesson = lesson_of(game, policy)
@@ -166,7 +167,25 @@ def test_route_logps() -> None:
     torch.testing.assert_close(route_logps(policy, game.rejected), expected, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("options", [{"lam": 1.5}, {"lam_noise": -1}])
-def test_bad_options(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="lam"):
-        IFT(**options)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (IFT, {"lam": 1.5}),
+        (IFT, {"lam_noise": -1}),
+        (IFT, {"lam_noise": float("nan")}),
+        (IFT, {"gamma": 2}),
+        (IFT, {"norm": "l3"}),
+        (DPO, {"beta": -1}),
+        (DPO, {"label_smoothing": 0.5}),
+        (ORPO, {"beta": 0}),
+        (IPO, {"beta": 0}),
+        (KTO, {"beta": 0}),
+        (KTO, {"undesirable_weight": -1}),
+        (UFT, {"beta": 0}),
+        (UFT, {"discrepancy": "mae"}),
+    ],
+    ids=repr,
+)
+def test_bad_options_are_refused_before_training(kind: type, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        kind(**options)
