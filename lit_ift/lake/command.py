@@ -1,12 +1,13 @@
 """``lit-ift frozen-lake``: run a study of the Frozen Lake game, or draw that of another run again."""
 
+import os
 import re
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -17,6 +18,10 @@ from lit_ift.lake.report import report_lines, results_table
 from lit_ift.lake.result import Study
 from lit_ift.lake.settings import Settings
 from lit_ift.lake.study import run_study
+
+T = TypeVar("T")
+
+DEFAULTS: Final = Settings()
 
 NOT_A_TERMINAL: Final = 160
 """Width of the table in a file or a pipe [characters]."""
@@ -50,20 +55,30 @@ def parse(words: Sequence[str]) -> tuple[Settings, Path | None]:
     except ArgumentError as error:
         raise ArgumentError(None, _explained(error, parser)) from error
     redraw = options.pop("redraw")
-    return make_settings(parser, options), redraw
+    return make_settings(options), redraw
 
 
-def make_settings(parser: ArgumentParser, options: Namespace) -> Settings:
+def make_settings(options: Namespace) -> Settings:
     """Settings of parsed options.
 
     Raises:
         UserError: a value is out of range, or several do not fit together.
     """
+    made = {}
+    for field in fields(Settings):
+        value = options[field.name]
+        # A group is made on its own, so that the message can say which one is at fault: several have a beta.
+        if isinstance(value, Namespace):
+            value = _made(field.name + ".", type(getattr(DEFAULTS, field.name)), vars(value))
+        made[field.name] = value
+    return _made("", Settings, made)
+
+
+def _made(prefix: str, kind: Callable[..., T], values: dict[str, Any]) -> T:
     try:
-        made = parser.instantiate_classes(options)
-        return Settings(**{field.name: made[field.name] for field in fields(Settings)})
+        return kind(**values)
     except ValueError as error:
-        raise UserError(f"The configuration cannot be used: {error}") from error
+        raise UserError(f"The configuration cannot be used: {prefix}{error}") from error
 
 
 def run(words: Sequence[str]) -> int:
@@ -75,6 +90,7 @@ def run(words: Sequence[str]) -> int:
     """
     settings, redraw = parse(words)
     folder = settings.output
+    check_folder(folder)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=NOT_A_TERMINAL)
@@ -94,6 +110,18 @@ def run(words: Sequence[str]) -> int:
     for path in written:
         console.print(str(path), soft_wrap=True)
     return 0
+
+
+def check_folder(folder: Path) -> None:
+    """See to it before training that results can be written to a folder, which is not made yet.
+
+    Raises:
+        UserError: it or what is to hold it is no folder, or must not be written to.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "may not be written to" if nearest.is_dir() else "is no folder"
+        raise UserError(f"output={folder}: {nearest} {what}. Name another folder.")
 
 
 def draw(study: Study, folder: Path, *, figures: bool, animations: bool) -> list[Path]:

@@ -32,6 +32,10 @@ LABELS: Final = {
 """Methods by name, in the order in which they are shown."""
 
 
+SEEDS: Final = 2**62
+"""Seeds lie below: torch's generators take seeds of 64 bits."""
+
+
 @dataclass(frozen=True)
 class LakeOptions:
     """The game.
@@ -103,7 +107,7 @@ class StartOptions:
         check_positive(learning_rate=self.learning_rate)
         if abs(self.suboptimal + self.optimal + self.walks - 1) > 1e-6:
             raise ValueError(
-                f"start.suboptimal={self.suboptimal}, optimal={self.optimal} and walks={self.walks} must sum to 1"
+                f"suboptimal={self.suboptimal}, optimal={self.optimal} and walks={self.walks} must sum to 1"
             )
 
 
@@ -136,10 +140,11 @@ class Protocol:
     def __post_init__(self) -> None:
         check_at_least(1, updates=self.updates, tuning_seeds=self.tuning_seeds, points=self.points)
         check_at_least(2, seeds=self.seeds)
-        check_at_least(0, warmup=self.warmup, seed=self.seed)
+        check_at_least(0, warmup=self.warmup)
+        check_between(0, SEEDS, seed=self.seed)
         check_choice(METRICS, tune_by=self.tune_by)
         if not self.learning_rates:
-            raise ValueError("protocol.learning_rates is empty: give at least one")
+            raise ValueError("learning_rates=[] is empty: give at least one")
         for rate in self.learning_rates:
             check_positive(learning_rates=rate)
 

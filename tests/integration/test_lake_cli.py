@@ -59,7 +59,12 @@ def test_an_own_map_from_the_command_line() -> None:
         (["--ift.lamb", "0.3"], 2, "Did you mean --ift.lam "),
         (["--lake.ties", "last"], 2, "ties"),
         (["--methods", "[sft, simpo]"], 1, "'simpo' is not one of"),
-        (["--ift.lam", "1.5"], 1, "lam=1.5 is not in [0, 1]"),
+        (["--ift.lam", "1.5"], 1, "ift.lam=1.5 is not in [0, 1]"),
+        (["--ift_noisy.gamma", "2"], 1, "ift_noisy.gamma=2.0 is not in [0, 1]"),
+        (["--dpo.beta", "-1", "--methods", "[sft]"], 1, "dpo.beta=-1.0 must be above 0"),
+        (["--protocol.seeds", "0"], 1, "protocol.seeds=0 must be at least 2"),
+        (["--protocol.seed", "1" + 19 * "0"], 1, "protocol.seed=1" + 19 * "0"),
+        (["--methods", "[]"], 1, "must name at least one method"),
         (["--lake.map", "[SFF, FXG]"], 1, "row 2, column 2 is 'X'"),
         (["--lake.map", "[SHG, FHF]"], 1, "no path leads from the start"),
         (["--redraw", "nothing.json"], 1, "nothing.json cannot be read"),
@@ -73,6 +78,18 @@ def test_wrong_calls_say_what_to_mend(
     assert error.startswith("lit-ift frozen-lake: error: ")
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lit_ift.lake.command.run_study", lambda settings: pytest.fail("trained"))
+    (tmp_path / "taken").write_text("mine")
+    for output in ("taken", "taken/below"):
+        assert cli.main(["frozen-lake", *TINY, "--output", str(tmp_path / output)]) == 1
+        error = capsys.readouterr().err
+        assert f"output={tmp_path / output}: {tmp_path / 'taken'} is no folder" in error
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_every_option_is_explained() -> None:

@@ -134,7 +134,7 @@ def test_starts_differ_as_asked() -> None:
     [
         (lambda: StartOptions(walks=0.6), "must sum to 1"),
         (lambda: LakeOptions(discount=1.0), "discount=1.0"),
-        (lambda: Protocol(learning_rates=[]), "learning_rates is empty"),
+        (lambda: Protocol(learning_rates=[]), r"learning_rates=\[\] is empty"),
         (lambda: Protocol(seeds=1), "seeds=1 must be at least 2"),
         (lambda: Protocol(tune_by="luck"), "tune_by='luck'"),  # type: ignore[arg-type]
         (lambda: tiny_settings(methods=["sft", "sft"]), "none twice"),
