@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ ARROW = 0.4
 HUB = 0.06
 """How far from the centre of the cell arrows begin, in cells, so that short ones do not vanish beneath long ones."""
 
+LETTER: Any = {"fontweight": "bold", "color": style.INK, "zorder": 6}
+
 
 def draw_lake(axes: "Axes", rows: Sequence[str], title: str) -> None:
     """Ice, holes, start and goal; a cell is 1 by 1, its centre at (column, row)."""
@@ -37,20 +39,11 @@ def draw_lake(axes: "Axes", rows: Sequence[str], title: str) -> None:
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=ground, edgecolor=style.ICE_EDGE))
             if letter == "H":
                 axes.add_patch(Circle((column, row), 0.36, facecolor=style.HOLE, edgecolor=style.ICE_EDGE))
-            if letter in "SG":
-                # The start's letter makes room for its arrows.
-                x, y, size = (column, row, 13) if letter == "G" else (column - 0.35, row - 0.33, 9)
-                axes.text(
-                    x,
-                    y,
-                    letter,
-                    fontsize=size * scale,
-                    fontweight="bold",
-                    color=style.INK,
-                    ha="center",
-                    va="center",
-                    zorder=6,
-                )
+            if letter == "G":
+                axes.text(column, row, letter, fontsize=13 * scale, ha="center", va="center", **LETTER)
+            if letter == "S":
+                # In the corner, however small the cell is, which leaves room for its arrows.
+                axes.text(column - 0.44, row - 0.44, letter, fontsize=9 * scale, ha="left", va="top", **LETTER)
 
 
 def draw_routes(axes: "Axes", study: Study) -> None:
@@ -113,7 +106,20 @@ def draw_policy(axes: "Axes", rows: Sequence[str], policy: Array, *, numbers: bo
     if numbers:
         for cell, best in zip(cells, policy[cells].max(axis=1), strict=True):
             place = (cell % width + 0.46, cell // width - 0.44)
-            axes.text(*place, f"{best:.2f}", fontsize=6.5, color=style.INK, ha="right", va="top", zorder=6)
+            axes.text(*place, probability(best, rows), fontsize=6.5, color=style.INK, ha="right", va="top", zorder=6)
+
+
+def probability(value: float, rows: Sequence[str]) -> str:
+    """A probability to two places. On large maps less its zero, so that it stays clear of the lines in its cell.
+
+    Args:
+        value: in [0, 1].
+        rows: the map.
+    """
+    text = f"{value:.2f}"
+    if _mark_scale(rows) == 1.0:
+        return text
+    return "1.0" if text == "1.00" else text.removeprefix("0")
 
 
 def greedy_actions(policy: Array) -> NDArray[np.bool_]:

@@ -1,13 +1,16 @@
 """The map, the routes and the arrows say what the study holds."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from lake_pictures import arrows, panel
-from lake_studies import SMALL, WIDE, make_study
+from lake_studies import LARGE, SMALL, WIDE, make_study
+from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
-from lit_ift.lake.drawing import ARROW, greedy_actions, without_repeats
-from lit_ift.lake.figures import draw_policies
+from lit_ift.lake.drawing import ARROW, greedy_actions, probability, without_repeats
+from lit_ift.lake.figures import draw_policies, draw_summary
 from lit_ift.lake.result import Study
 
 
@@ -33,6 +36,43 @@ def test_arrows_are_as_long_and_as_opaque_as_actions_are_probable(rows: list[str
         assert sorted(text for text in texts if text not in "SG") == sorted(
             f"{policy[cell].max():.2f}" for cell in going
         )
+
+
+@pytest.mark.parametrize("rows", [SMALL, [*LARGE[:5], LARGE[-1]], LARGE], ids=len)
+def test_numbers_stay_clear_of_routes_and_arrows(rows: list[str]) -> None:
+    """Both run through the middles of cells: as far to the right as a shifted line, or half the head of an arrow."""
+    study = make_study(rows, ("sft",), seeds=1)
+    figure = draw_policies(study)
+    axes = panel(figure, "SFT")
+    figure.canvas.draw()
+    numbers = [text for text in axes.texts if text.get_text() not in "SG"]
+    assert len(numbers) == sum(letter in "SF" for row in rows for letter in row)
+    half = axes.lines[0].get_linewidth() / 2 * figure.dpi / 72
+    for text in numbers:
+        x, y = text.get_position()
+        box, cell = text.get_window_extent(), round(x - 0.46)
+        corner = axes.transData.transform((cell + 0.5, round(y + 0.44) - 0.5))
+        assert box.x0 > axes.transData.transform((cell + 0.06, y))[0] + half
+        assert box.x0 > axes.transData.transform((cell + 0.1125, y))[0]
+        assert box.x1 < corner[0]
+        assert box.y1 < corner[1]
+
+
+@pytest.mark.parametrize("draw", [draw_policies, draw_summary])
+@pytest.mark.parametrize("rows", [SMALL, LARGE], ids=len)
+def test_the_start_is_marked_inside_its_cell(rows: list[str], draw: Callable[[Study], Figure]) -> None:
+    figure = draw(make_study(rows, ("sft", "ift", "dpo", "orpo"), seeds=1))
+    axes = panel(figure, "SFT") if draw is draw_policies else figure.axes[0]
+    figure.canvas.draw()
+    box = next(text for text in axes.texts if text.get_text() == "S").get_window_extent()
+    left, top = axes.transData.transform((-0.5, -0.5))
+    assert box.x0 > left + 1
+    assert box.y1 < top - 1
+
+
+def test_numbers_on_large_maps_leave_out_their_zero() -> None:
+    assert [probability(value, SMALL) for value in (0.0, 0.254, 0.996)] == ["0.00", "0.25", "1.00"]
+    assert [probability(value, LARGE) for value in (0.0, 0.254, 0.996)] == [".00", ".25", "1.0"]
 
 
 def test_arrows_point_down_where_the_policy_goes_down() -> None:
