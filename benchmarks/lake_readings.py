@@ -11,7 +11,7 @@ the other way. Writes a CSV with a line for each reading as it is done, and a ta
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -20,8 +20,9 @@ from typing import Any
 from tqdm import tqdm
 
 from lit_ift.lake.report import CLAIMED, claims
-from lit_ift.lake.settings import LakeOptions, PolicyOptions, Protocol, Settings, StartOptions
-from lit_ift.lake.study import run_study
+from lit_ift.lake.result import Study
+from lit_ift.lake.settings import LakeOptions, Metric, PolicyOptions, Protocol, Settings, StartOptions
+from lit_ift.lake.study import run_studies
 
 MAPS: dict[str, LakeOptions] = {
     "4x4": LakeOptions(),
@@ -32,38 +33,39 @@ AXES: dict[str, tuple[str, ...]] = {
     "features": ("one_hot", "coordinates"),
     "suboptimal": ("longer", "hole"),
     "start": ("random", "clone", "mixture"),
-    "tune_by": ("mse_all", "mse_trajectory", "success_perturbed"),
 }
-QUICK = {
-    "features": AXES["features"],
-    "suboptimal": ("longer",),
-    "start": ("random", "mixture"),
-    "tune_by": ("mse_all",),
-}
+CHOICES: tuple[Metric, ...] = ("mse_all", "mse_trajectory", "success_perturbed")
+"""Metrics that learning rates are chosen by: one more axis, whose readings share their starts and the search."""
+QUICK = {"features": AXES["features"], "suboptimal": ("longer",), "start": ("random", "mixture")}
 METRIC = "mse_all"
 
 
 def readings(maps: list[str], axes: dict[str, tuple[str, ...]]) -> Iterator[dict[str, str]]:
-    """Every combination, as one value an axis."""
+    """Every combination but for the choice of learning rates, as one value an axis."""
     for values in product(maps, *axes.values()):
         yield dict(zip(("map", *axes), values, strict=True))
 
 
-def settings_of(reading: dict[str, Any], seeds: int) -> Settings:
-    """The study that a reading asks for."""
+def settings_of(reading: dict[str, str], seeds: int) -> Settings:
+    """The study that a reading asks for, but for the choice of learning rates."""
     return Settings(
         lake=replace(MAPS[reading["map"]], suboptimal=reading["suboptimal"]),
         policy=PolicyOptions(features=reading["features"]),
         start=StartOptions(kind=reading["start"]),
-        protocol=Protocol(tune_by=reading["tune_by"], seeds=seeds, points=1),
+        protocol=Protocol(seeds=seeds, points=1),
         methods=list(CLAIMED),
         progress=False,
     )
 
 
-def line_of(reading: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Run one reading: means, standard errors, learning rates, and the verdict on each claim."""
-    study = run_study(settings_of(reading, seeds))
+def lines_of(reading: dict[str, str], choices: Sequence[Metric], seeds: int) -> list[dict[str, Any]]:
+    """Run a reading once for each way to choose learning rates."""
+    studies = run_studies(settings_of(reading, seeds), choices)
+    return [line_of({**reading, "tune_by": choice}, study) for choice, study in zip(choices, studies, strict=True)]
+
+
+def line_of(reading: dict[str, str], study: Study) -> dict[str, Any]:
+    """Means, standard errors, learning rates, and the verdict on each claim."""
     line: dict[str, Any] = dict(reading)
     for outcome in study.outcomes:
         line[outcome.name] = round(outcome.mean(METRIC), 5)
@@ -109,17 +111,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=64, help="seeds that a method is judged on")
     parser.add_argument("--out", type=Path, default=Path("lake_readings"), help="of the files, without .csv and .md")
     options = parser.parse_args()
-    axes = QUICK if options.quick else AXES
+    axes, choices = (QUICK, CHOICES[:1]) if options.quick else (AXES, CHOICES)
     lines: list[dict[str, Any]] = []
     with options.out.with_suffix(".csv").open("w", newline="") as file:
-        for reading in tqdm(list(readings(options.maps, axes)), unit="reading"):
-            lines.append(line_of(reading, options.seeds))
-            table = csv.DictWriter(file, list(lines[0]))
-            if len(lines) == 1:
+        for reading in tqdm(list(readings(options.maps, axes)), unit=f"{len(choices)} readings"):
+            new = lines_of(reading, choices, options.seeds)
+            table = csv.DictWriter(file, list(new[0]))
+            if not lines:
                 table.writeheader()
-            table.writerow(lines[-1])
+            table.writerows(new)
             file.flush()
-    text = "\n".join(summary(lines, ["map", *axes]))
+            lines += new
+    text = "\n".join(summary(lines, ["map", *axes, "tune_by"]))
     options.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

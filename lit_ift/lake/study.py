@@ -4,9 +4,9 @@ R learning rates, N seeds, M = R·N members, S cells, A actions.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lit_ift.lake.methods import Lesson
 from lit_ift.lake.policy import Members, PolicyModule, cell_features, train
 from lit_ift.lake.result import METRICS, Array, Outcome, Study
 from lit_ift.lake.routes import Route, optimal_route, suboptimal_route
-from lit_ift.lake.settings import LABELS, Settings, StartOptions
+from lit_ift.lake.settings import LABELS, Metric, Settings, StartOptions
 from lit_ift.lake.world import ACTIONS, Lake, make_lake, optimal_policy
 
 LOWER_IS_BETTER = ("mse_trajectory", "mse_all")
@@ -183,15 +183,16 @@ class _Run:
         train(module, [*self.callbacks, *([recorder] if recorder else [])])
         return policy, lesson
 
-    def best_rate(self, name: str, seeds: list[int], start: list[Tensor]) -> float:
-        """The learning rate with the best mean over the tuning seeds; of equals the lowest."""
-        protocol = self.settings.protocol
-        rates, metric = sorted(protocol.learning_rates), protocol.tune_by
+    def best_rates(self, name: str, seeds: list[int], start: list[Tensor]) -> dict[str, float]:
+        """For each metric the learning rate with the best mean over the tuning seeds; of equals the lowest."""
+        rates = sorted(self.settings.protocol.learning_rates)
         policy, _ = self.train(name, seeds, start, rates)
-        means = self.game.judge(policy.policies())[metric].view(len(rates), len(seeds)).mean(1)
-        worst = torch.inf if metric in LOWER_IS_BETTER else -torch.inf
-        means = means.nan_to_num(nan=worst)
-        return rates[int(means.argmin() if metric in LOWER_IS_BETTER else means.argmax())]
+        found = {}
+        for metric, values in self.game.judge(policy.policies()).items():
+            means = values.view(len(rates), len(seeds)).mean(1)
+            losses = means if metric in LOWER_IS_BETTER else -means
+            found[metric] = rates[int(losses.nan_to_num(nan=torch.inf).argmin())]
+        return found
 
     def outcome(self, name: str, seeds: list[int], start: list[Tensor], rate: float) -> Outcome:
         """Judge a method on fresh seeds."""
@@ -226,14 +227,31 @@ def run_study(settings: Settings) -> Study:
     Raises:
         UserError: the map cannot be played or has no such routes, or a method diverges.
     """
+    return run_studies(settings, [settings.protocol.tune_by])[0]
+
+
+def run_studies(settings: Settings, choices: Sequence[Metric]) -> list[Study]:
+    """Run a study once for each way to choose learning rates. What the studies have in common is done once.
+
+    Args:
+        settings: of all; ``protocol.tune_by`` has no effect.
+        choices: metrics that choose, one a study.
+
+    Returns:
+        As many studies, each as ``run_study`` gives it but for its seconds, which are those of all.
+
+    Raises:
+        UserError: see ``run_study``.
+    """
     began = time.perf_counter()
     protocol = settings.protocol
     game = make_game(settings)
     tuning = list(range(protocol.seed, protocol.seed + protocol.tuning_seeds))
     fresh = list(range(tuning[-1] + 1, tuning[-1] + 1 + protocol.seeds))
     pretraining = 0 if settings.start.kind == "random" else 2 * settings.start.updates
-    total = pretraining + 2 * len(settings.methods) * protocol.updates
-    outcomes = []
+    total = pretraining + (1 + len(choices)) * len(settings.methods) * protocol.updates
+    outcomes: dict[tuple[str, float], Outcome] = {}
+    chosen: list[list[Outcome]] = [[] for _ in choices]
     with one_thread(), tqdm(total=total, unit="update", disable=not settings.progress) as bar:
         run = _Run(settings, game, bar)
         starts = {"tuning": run.starting_weights(tuning), "fresh": run.starting_weights(fresh)}
@@ -241,20 +259,27 @@ def run_study(settings: Settings) -> Study:
         first.start_from(starts["fresh"])
         for name in settings.methods:
             bar.set_description(LABELS[name])
-            rate = run.best_rate(name, tuning, starts["tuning"])
-            outcomes.append(run.outcome(name, fresh, starts["fresh"], rate))
+            best = run.best_rates(name, tuning, starts["tuning"])
+            for choice, found in zip(choices, chosen, strict=True):
+                key = name, best[choice]
+                if key not in outcomes:
+                    outcomes[key] = run.outcome(name, fresh, starts["fresh"], best[choice])
+                found.append(outcomes[key])
         start = first.policies().mean(0).numpy()
-    return Study(
-        rows=game.lake.rows,
-        slippery=game.lake.slippery,
-        optimal=game.optimal,
-        start=start,
-        chosen=game.chosen.cells,
-        rejected=game.rejected.cells,
-        outcomes=outcomes,
-        settings=plain(asdict(settings)),
-        seconds=time.perf_counter() - began,
-    )
+    return [
+        Study(
+            rows=game.lake.rows,
+            slippery=game.lake.slippery,
+            optimal=game.optimal,
+            start=start,
+            chosen=game.chosen.cells,
+            rejected=game.rejected.cells,
+            outcomes=found,
+            settings=plain(asdict(replace(settings, protocol=replace(protocol, tune_by=choice)))),
+            seconds=time.perf_counter() - began,
+        )
+        for choice, found in zip(choices, chosen, strict=True)
+    ]
 
 
 def plain(value: Any) -> Any:

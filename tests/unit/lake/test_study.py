@@ -12,7 +12,7 @@ from lit_ift.lake.evaluate import Judge
 from lit_ift.lake.policy import Members
 from lit_ift.lake.result import METRICS, Study
 from lit_ift.lake.settings import LABELS, LakeOptions, Protocol, StartOptions
-from lit_ift.lake.study import pretraining_text, run_study
+from lit_ift.lake.study import pretraining_text, run_studies, run_study
 
 ALL = tiny_settings(methods=list(LABELS))
 
@@ -93,6 +93,22 @@ def test_the_best_rate_by_the_chosen_metric_is_taken(metric: str, monkeypatch: p
     monkeypatch.setattr(Judge, "__call__", judged)
     protocol = Protocol(updates=2, learning_rates=[0.3, 0.1, 0.2], tune_by=metric, tuning_seeds=2, seeds=3, points=1)
     assert run_study(tiny_settings(protocol=protocol)).outcomes[0].learning_rate == 0.2
+
+
+def test_studies_that_choose_rates_differently_are_those_run_one_by_one() -> None:
+    protocol = replace(ALL.protocol, learning_rates=[1e-3, 1e-1, 3.0])
+    settings = replace(ALL, methods=["sft", "dpo", "ppo"], protocol=protocol)
+    choices = ("mse_all", "mse_trajectory", "return")
+    several = run_studies(settings, choices)
+    rates = [tuple(outcome.learning_rate for outcome in study.outcomes) for study in several]
+    assert len(set(rates)) > 1
+    for choice, shared in zip(choices, several, strict=True):
+        alone = run_study(replace(settings, protocol=replace(protocol, tune_by=choice)))
+        assert shared.settings == alone.settings
+        assert (shared.start == alone.start).all()
+        for first, second in zip(shared.outcomes, alone.outcomes, strict=True):
+            assert (first.name, first.learning_rate, first.moves) == (second.name, second.learning_rate, second.moves)
+            assert (first.policies == second.policies).all()
 
 
 def test_diverging_policies_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
