@@ -13,6 +13,8 @@ Verdict = Literal["holds", "open", "fails"]
 
 CLAIMED: Final = ("dpo", "ift", "orpo", "sft")
 """The paper's order, best first (arXiv:2405.11870, section 5.3): lower MSE to the optimal policy."""
+CLAIMS: Final = (*pairwise(CLAIMED), ("ift", "sft"))
+"""Better and worse: the neighbours in that order, and the two that the paper is about."""
 CLEAR: Final = 2.0
 """A difference counts from two standard errors on."""
 WORDS: Final[dict[Verdict, str]] = {"holds": "holds", "open": "is not decided", "fails": "does not hold"}
@@ -59,12 +61,11 @@ def verdict(better: Outcome, worse: Outcome, metric: str) -> Verdict:
 
 
 def claims(study: Study, metric: str) -> list[tuple[Outcome, Outcome, Difference, Verdict]]:
-    """The neighbours in the paper's order, as far as the study has both."""
+    """The pairs of ``CLAIMS``, as far as the study has both."""
     by_name = {outcome.name: outcome for outcome in study.outcomes}
-    pairs = pairwise(CLAIMED)
     return [
         (a, b, difference(a, b, metric), verdict(a, b, metric))
-        for a, b in ((by_name.get(first), by_name.get(second)) for first, second in pairs)
+        for a, b in ((by_name.get(first), by_name.get(second)) for first, second in CLAIMS)
         if a is not None and b is not None
     ]
 
@@ -97,7 +98,7 @@ def claim_lines(study: Study, metric: str) -> list[str]:
         f"  {a.label} < {b.label}: {WORDS[word]}, {d.mean:+.4f} ± {d.standard_error:.4f}, t = {d.t:+.1f}"
         for a, b, d, word in found
     ]
-    if len(found) == len(CLAIMED) - 1:
+    if len(found) == len(CLAIMS):
         ranked = sorted((o for o in study.outcomes if o.name in CLAIMED), key=lambda outcome: outcome.mean(metric))
         whole = "holds" if all(word == "holds" for *_, word in found) else "does not hold as a whole"
         lines.append(f"  The claimed order {whole}; the means order them {' < '.join(o.label for o in ranked)}.")

@@ -50,11 +50,12 @@ def test_claims_are_told_as_they_come_out(study: Study) -> None:
     step = np.array([0.0, 0.1, -0.1])
     claimed = {name: (rank + rank * step).tolist() for rank, name in enumerate(("dpo", "ift", "orpo", "sft"), 1)}
     lines = claim_lines(with_values(study, claimed), "mse_all")
-    assert [": holds," in line for line in lines] == [True, True, True, False]
+    assert [": holds," in line for line in lines] == [True, True, True, True, False]
+    assert "IFT < SFT" in lines[3]
     assert lines[-1] == "  The claimed order holds; the means order them DPO < IFT < ORPO < SFT."
     reversed_ = dict(zip(claimed, reversed(claimed.values()), strict=True))
     lines = claim_lines(with_values(study, reversed_), "mse_all")
-    assert ["does not hold" in line for line in lines] == [True] * 4
+    assert ["does not hold" in line for line in lines] == [True] * 5
     assert lines[-1].endswith("SFT < ORPO < IFT < DPO.")
     undecided = {**claimed, "ift": [1.0, 0.9, 1.3]}
     lines = claim_lines(with_values(study, undecided), "mse_all")
