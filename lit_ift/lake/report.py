@@ -95,7 +95,7 @@ def claim_lines(study: Study, metric: str) -> list[str]:
     """One line a claim, and one for the whole order if the study has all of its methods."""
     found = claims(study, metric)
     lines = [
-        f"  {a.label} < {b.label}: {WORDS[word]}, {d.mean:+.4f} ± {d.standard_error:.4f}, t = {d.t:+.1f}"
+        f"  {a.label} < {b.label}: {WORDS[word]}, {d.mean:+.2g} ± {d.standard_error:.1g}, t = {d.t:+.1f}"
         for a, b, d, word in found
     ]
     if len(found) == len(CLAIMS):
