@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 from lit_ift.errors import UserError
 from lit_ift.models.explain import explain_load_error
@@ -14,13 +14,12 @@ from lit_ift.models.source import ModelSource
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lit_ift.models.quantized import Quantization
+
 logger = logging.getLogger("lit_ift")
 
 DTYPES: Final = ("float32", "bfloat16", "float16", "float64", "auto")
 _MAX_NAMES: Final = 10
-
-Quantization = Literal["nf4", "fp4", "int8"]
-"""How bitsandbytes holds weights that do not train."""
 
 
 def load_model(
@@ -32,7 +31,7 @@ def load_model(
     gradient_checkpointing: bool | int = False,
     disable_dropout: bool = True,
     trust_remote_code: bool = False,
-    quantization: Quantization | None = None,
+    quantization: "Quantization | None" = None,
 ) -> "PreTrainedModel":
     """Load a model, or prepare a ready one, for training.
 
@@ -61,7 +60,10 @@ def load_model(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"Unknown dtype '{dtype}'. Use one of: {', '.join(DTYPES)}.")
     if quantization is not None:
-        check_quantization(quantization)
+        # Imported here because it needs torch.
+        from lit_ift.models.quantized import check_quantization
+
+        check_quantization(quantization, dtype)
     if isinstance(model, str | ModelSource):
         source = obtain_model(model, revision=revision) if isinstance(model, str) else model
         loaded = _load_source(
@@ -70,6 +72,10 @@ def load_model(
     else:
         loaded = _prepare_ready(model, revision, dtype, attn_implementation)
     _check_materialised(loaded)
+    # Imported here because it needs torch.
+    from lit_ift.models.quantized import make_trainable
+
+    make_trainable(loaded)
     make_ready(loaded, gradient_checkpointing=gradient_checkpointing, disable_dropout=disable_dropout)
     if disable_dropout:
         from lit_ift.models.dropout import check_dropout_is_off
@@ -92,22 +98,6 @@ def make_ready(model: Any, *, gradient_checkpointing: bool | int, disable_dropou
         set_dropout_off(model)
     if gradient_checkpointing:
         _checkpoint_gradients(model, every=int(gradient_checkpointing))
-
-
-def check_quantization(quantization: Quantization) -> None:
-    """Check that weights can be held this way, before anything is loaded.
-
-    Raises:
-        UserError: the kind is unknown, or bitsandbytes cannot be imported.
-    """
-    if quantization not in get_args(Quantization):
-        raise UserError(f"quantization={quantization!r} is not one of {', '.join(get_args(Quantization))}.")
-    try:
-        import bitsandbytes  # noqa: F401
-    except (ImportError, RuntimeError, OSError) as error:  # The latter two where its library does not fit the machine.
-        raise UserError(
-            f"quantization={quantization!r} needs bitsandbytes ({error}): pip install 'lit-ift[quantization]'"
-        ) from error
 
 
 def load_tokenizer(
@@ -154,7 +144,7 @@ def _load_source(
     dtype: str,
     attn_implementation: str | None,
     trust_remote_code: bool,
-    quantization: Quantization | None,
+    quantization: "Quantization | None",
 ) -> Any:
     logger.info("Loading %s.", source.origin)
     if source.gguf_file is not None:
@@ -175,7 +165,9 @@ def _load_source(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if quantization is not None:
-        options |= _quantized(quantization, options["dtype"])
+        from lit_ift.models.quantized import load_options
+
+        options |= load_options(quantization, options["dtype"])
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             source.path, output_loading_info=True, **options, **common
@@ -184,23 +176,6 @@ def _load_source(
         raise explain_load_error(source, revision, error, what="model") from error
     _check_report(source, report)
     return loaded
-
-
-def _quantized(quantization: Quantization, dtype: Any) -> dict[str, Any]:
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    # Quantized weights stay where they were loaded.
-    device: dict[str, Any] = {"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}
-    if quantization == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), **device}
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
-    )
-    return {"quantization_config": config, **device}
 
 
 def _load_gguf(source: ModelSource, dtype: str, attn_implementation: str | None) -> Any:

@@ -19,6 +19,7 @@ from lit_ift.models.load import load_model, load_tokenizer
 from lit_ift.models.mapped import mapped
 from lit_ift.models.obtain import obtain_model
 from lit_ift.models.parts import build_skeleton, read_config, stand_ins
+from lit_ift.models.source import ModelSource
 
 _NUM_NAMED: Final = 3
 
@@ -114,7 +115,8 @@ def rebuild(
 ) -> Any:
     """Build the model that a checkpoint has the weights of; memory holds one of them at a time.
 
-    Weights of a folder of shards are put together in ``scratch``; those of a file stay where they are.
+    Weights of a folder of shards are put together in ``scratch``; those of a file stay where they are. Where the run
+    held its base model quantized, the checkpoint has the adapter alone, which is put on the base model as it is stored.
 
     Args:
         checkpoint: it is read.
@@ -131,13 +133,12 @@ def rebuild(
         UserError: the weights are not those of such a model, or the model cannot be had.
         OSError: ``scratch`` cannot be written.
     """
-    if facts.module.get("quantization") is not None:
-        raise UserError(
-            f"{checkpoint.path}: the run held its base model in {facts.module['quantization']}, which the checkpoint "
-            "repeats. Continue the run with --ckpt_path and trainer.max_steps at its step: fit exports the adapter."
-        )
     source = obtain_model(spec, revision=revision)
     lora = facts.module.get("lora")
+    if facts.module.get("quantization") is not None:
+        return _on_stored_base(
+            checkpoint, facts, source, lora or {}, revision=revision, trust_remote_code=trust_remote_code
+        )
     of_base = [kind for name, (kind, _) in checkpoint.kinds.items() if not is_adapter_weight(name)]
     dtype = next((kind for kind in of_base if kind.is_floating_point), torch.float32)
     attn = facts.module.get("attn_implementation")
@@ -169,6 +170,31 @@ def rebuild(
         weights = {name: written[other] for name, other in found.items()}
     model.load_state_dict(weights, strict=False, assign=True)
     base_model(model).tie_weights()
+    return model.eval()
+
+
+def _on_stored_base(
+    checkpoint: CheckpointWeights,
+    facts: RunFacts,
+    source: ModelSource,
+    lora: Mapping[str, Any],
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> Any:
+    """The adapter of a checkpoint on its base model in full precision."""
+    base = load_model(
+        source,
+        revision=revision,
+        dtype=facts.module.get("dtype"),
+        attn_implementation=facts.module.get("attn_implementation"),
+        disable_dropout=False,
+        trust_remote_code=trust_remote_code,
+    )
+    model = add_lora(base, lora)
+    entries = model.state_dict(keep_vars=True).items()
+    _check_fit(checkpoint, {name: value for name, value in entries if is_adapter_weight(name)}, source.origin)
+    model.load_state_dict({name: checkpoint.read(name) for name in checkpoint.kinds}, strict=False)
     return model.eval()
 
 

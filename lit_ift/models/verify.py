@@ -8,6 +8,7 @@ from typing import Any, Final
 from lit_ift.errors import UserError
 from lit_ift.models.adapter import is_adapted
 from lit_ift.models.load import load_model
+from lit_ift.models.quantized import Quantization, compute_dtype_of, compute_in, quantization_of
 from lit_ift.models.tokenizer_files import original_files
 
 _NUM_CHECK_TOKENS: Final = 16
@@ -69,7 +70,11 @@ def verify_export(
     attn = model.config._attn_implementation
     try:
         if is_adapted(model):
-            again: Any = load_adapter(folder, dtype=_name(model.dtype), attn_implementation=attn)
+            again: Any = load_adapter(
+                folder, dtype=_name(model.dtype), attn_implementation=attn, quantization=quantization_of(model)
+            )
+            if (compute_dtype := compute_dtype_of(model)) is not None:
+                compute_in(again, compute_dtype)
         else:
             again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation=attn)
         tokenizer_again = AutoTokenizer.from_pretrained(folder)
@@ -101,7 +106,14 @@ def verify_export(
     }
 
 
-def load_adapter(folder: Path, *, dtype: str, attn_implementation: str | None = None, base: str | None = None) -> Any:
+def load_adapter(
+    folder: Path,
+    *,
+    dtype: str,
+    attn_implementation: str | None = None,
+    base: str | None = None,
+    quantization: Quantization | None = None,
+) -> Any:
     """Open an adapter folder on its base model.
 
     Args:
@@ -109,6 +121,7 @@ def load_adapter(folder: Path, *, dtype: str, attn_implementation: str | None = 
         dtype: of the base model's weights.
         attn_implementation: see ``load_model``.
         base: folder, file or hub id of the base model; what the adapter names by default.
+        quantization: see ``load_model``.
 
     Raises:
         UserError: the base model cannot be had.
@@ -118,7 +131,9 @@ def load_adapter(folder: Path, *, dtype: str, attn_implementation: str | None = 
     name = base or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not name:
         raise UserError(f"{folder}: the adapter does not say what its base model is. Name it.")
-    model = load_model(name, dtype=dtype, attn_implementation=attn_implementation, disable_dropout=False)
+    model = load_model(
+        name, dtype=dtype, attn_implementation=attn_implementation, disable_dropout=False, quantization=quantization
+    )
     return PeftModel.from_pretrained(model, str(folder))
 
 

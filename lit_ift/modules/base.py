@@ -24,9 +24,17 @@ from lit_ift.losses.sft import per_sequence_mean, target_counts
 from lit_ift.models.adapter import add_lora, check_lora, is_adapted
 from lit_ift.models.dropout import check_dropout_is_off
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
-from lit_ift.models.load import Quantization, check_quantization, load_model, load_tokenizer
+from lit_ift.models.load import load_model, load_tokenizer
 from lit_ift.models.packing import check_packing
 from lit_ift.models.parts import WeightFiles, load_skeleton, materialise, stand_ins
+from lit_ift.models.quantized import (
+    COMPUTE_DTYPES,
+    Quantization,
+    check_quantization,
+    compute_in,
+    is_quantized,
+    save_what_trains,
+)
 from lit_ift.models.shard import Sharding, in_root, is_sharded, same_on_all_ranks, shard_model
 from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
 from lit_ift.modules.rows import first_answers
@@ -82,6 +90,13 @@ def _split_at_answer(input_ids: Tensor, labels: Tensor) -> tuple[list[int], list
     return input_ids[:start].tolist(), input_ids[start:end].tolist()
 
 
+def _not_sharded(quantization: str) -> UserError:
+    return UserError(
+        f"Quantized weights ({quantization}) cannot be sharded by FSDP2. Use trainer.strategy=ddp, or leave model."
+        "quantization out and name a model that is stored in full precision."
+    )
+
+
 class CausalLMModule(ExampleMeanModule):
     """A causal language model trained on a loss per example.
 
@@ -113,7 +128,9 @@ class CausalLMModule(ExampleMeanModule):
         lora: train a LoRA adapter on the frozen model: options of ``peft.LoraConfig`` (``r``, ``lora_alpha``,
             ``lora_dropout``, ``target_modules``, ``use_dora``, …), empty for its defaults. ``target_modules`` is
             ``all-linear`` if not given. Needs ``pip install 'lit-ift[lora]'``.
-        quantization: hold the frozen weights under ``lora`` in ``nf4``, ``fp4`` or ``int8``. Needs bitsandbytes.
+        quantization: hold the frozen weights under ``lora`` in ``nf4``, ``fp4`` or ``int8``: those of all linear
+            layers but the output head. Checkpoints then hold the adapter alone. Needs
+            ``pip install 'lit-ift[quantization]'``.
         reduction: weight of an example in the mean: ``sequence`` counts each example once, ``token`` counts it by its
             trained tokens.
         optimizer: builds the optimizer from parameter groups; AdamW at 2e-5 by default.
@@ -171,7 +188,7 @@ class CausalLMModule(ExampleMeanModule):
                 raise ValueError(f"quantization={quantization!r} leaves nothing to train without an adapter: set lora")
             if not isinstance(model, str):
                 raise ValueError(f"quantization={quantization!r} has no meaning for a model that is already loaded")
-            check_quantization(quantization)
+            check_quantization(quantization, dtype)
         if lora is not None:
             check_lora(lora)
         # Not as a part of this module, which would save a ready model twice.
@@ -290,7 +307,17 @@ class CausalLMModule(ExampleMeanModule):
         """
         check_strategy(self._trainer)
         sharding = sharding_of(self._trainer)
+        if sharding is not None and self.quantization is not None:
+            raise _not_sharded(self.quantization)
         self._load(in_parts=sharding is not None)
+        if self._trainer is not None and str(self.trainer.precision) in COMPUTE_DTYPES:
+            compute_in(self.model, COMPUTE_DTYPES[str(self.trainer.precision)])
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        if fits and is_quantized(self.model) and not is_adapted(self.model):
+            raise UserError(
+                "The weights are stored in quantized form, in which they cannot be trained. Train an adapter on them "
+                "(model.lora), or name a model that is stored in full precision."
+            )
         embedding = self.model.get_input_embeddings()
         if self.detach_input_embeddings and not is_tied(self.model):
             # It would never get a gradient, which DDP and resuming under FSDP2 take for an error.
@@ -338,6 +365,8 @@ class CausalLMModule(ExampleMeanModule):
         self._logit_transform = logit_postprocess(model)
         self.model: PreTrainedModel = model
         self._language_model_ready = True
+        if is_quantized(model):
+            save_what_trains(self)
 
     def shard(self, sharding: Sharding | None, *, keep_root: bool = False) -> None:
         """Shard the loaded model over ranks; for None, or if it is sharded already, do nothing.
@@ -351,11 +380,8 @@ class CausalLMModule(ExampleMeanModule):
         """
         if sharding is None or is_sharded(self.model):
             return
-        if self.quantization is not None:
-            raise UserError(
-                f"quantization={self.quantization!r} does not work with FSDP2, which cannot shard such weights. Use "
-                "trainer.strategy=ddp, or leave quantization out."
-            )
+        if is_quantized(self.model):
+            raise _not_sharded("stored in the model's folder")
         if self._trainer is not None and isinstance(self.trainer.precision_plugin, HalfPrecision):
             # Lightning would do so only once shards have been used.
             self.trainer.precision_plugin.convert_module(self.model)

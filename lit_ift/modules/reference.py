@@ -17,6 +17,7 @@ from lit_ift.errors import UserError
 from lit_ift.losses.logprobs import TokenScores, target_mask
 from lit_ift.losses.sft import target_counts
 from lit_ift.models.adapter import adapters_off, adds_nothing, is_adapted
+from lit_ift.models.quantized import compute_dtype_of, compute_in
 from lit_ift.models.shard import copy_sharded, is_sharded
 from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.packed import unpacked
@@ -219,9 +220,12 @@ class ReferencePolicy:
             disable_dropout=False,  # It never trains.
             trust_remote_code=module.trust_remote_code,
         )
+        second.quantization = module.quantization if isinstance(spec, str) else None  # The policy began from it, too.
         second._load(in_parts=sharding_of(trainer) is not None)
         if trainer is not None and isinstance(trainer.precision_plugin, HalfPrecision):
             trainer.precision_plugin.convert_module(second)
+        if (compute_dtype := compute_dtype_of(module.model)) is not None:
+            compute_in(second.model, compute_dtype)
         second.requires_grad_(False)
         second.eval()
         # Its head is called outside of its forward pass, also by backward passes that recompute.

@@ -29,7 +29,7 @@ from lit_ift.data.collate import collate
 from lit_ift.data.rows import Example
 from lit_ift.errors import UserError
 from lit_ift.losses import logprobs, packing
-from lit_ift.models import adapter, head
+from lit_ift.models import adapter, head, quantized
 from lit_ift.models.modes import evaluating
 from lit_ift.models.shard import is_sharded, whole
 from lit_ift.modules import base
@@ -43,7 +43,7 @@ SPLITS_OF: Final = {"fit": ("train", "val"), "validate": ("val",), "test": ("tes
 BATCH_TOKENS: Final = 8192
 """Tokens of a batch, padding included, unless one answer has more."""
 
-PACKAGES: Final = ("torch", "transformers", "peft")
+PACKAGES: Final = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 class _Entry(NamedTuple):
@@ -121,8 +121,13 @@ class CachedReference:
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """A hash of names, shapes, dtypes and bytes of all parameters and buffers, however they are sharded."""
-    named = [*model.named_parameters(), *model.named_buffers()]
+    """A hash of names, shapes, dtypes and bytes of all parameters and buffers, however they are sharded.
+
+    Of quantized weights, their scales too.
+    """
+    # Of parameters the plain tensor: those of bitsandbytes do more than they should when they are moved.
+    parameters = [(name, parameter.data) for name, parameter in model.named_parameters()]
+    named = [*parameters, *model.named_buffers(), *quantized.scales(model)]
 
     def of(item: tuple[str, torch.Tensor]) -> bytes:
         name, tensor = item
@@ -139,11 +144,11 @@ def weights_digest(model: torch.nn.Module) -> str:
 def _code_version() -> str:
     """A hash of the code that scores answers, and of the packages that it calls."""
     digest = hashlib.sha256()
-    for module in (logprobs, packing, head, adapter, base):
+    for module in (logprobs, packing, head, adapter, quantized, base):
         digest.update(inspect.getsource(module).encode())
     digest.update(Path(__file__).read_bytes())
     for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # peft is an extra.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # peft and bitsandbytes are extras.
             digest.update(f"{package}={importlib.metadata.version(package)}".encode())
     return digest.hexdigest()
 

@@ -77,11 +77,11 @@ def test_all_are_found() -> None:
         *(f"{o}/{m}" for o in objectives for m in models),
         *of_feedback,
         *of_losses,
-        *("sequential/first", "sequential/second"),
+        *("sequential/first", "sequential/second", "lora/qlora"),
         *(f"strategy/{name}" for name in ("ddp", "fsdp2", "fsdp2-offload")),
         *LAKE,
     }
-    assert (len(CONFIGS), len(LAKE)) == (48, 4)
+    assert (len(CONFIGS), len(LAKE)) == (49, 4)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
@@ -89,6 +89,8 @@ def test_instantiates(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (command,) = re.findall(r"^# Run: .*?(lit-ift fit .*?)\)?$", path.read_text(encoding="utf-8"), re.MULTILINE)
     words = shlex.split(command)
     assert str(path.relative_to(ROOT)) in words
+    if "lit-ift[quantization]" in path.read_text(encoding="utf-8"):
+        pytest.importorskip("bitsandbytes", reason="the configuration needs bitsandbytes")
     monkeypatch.chdir(ROOT)
     root = ["--trainer.default_root_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*words, *HERE, *root])

@@ -187,9 +187,6 @@ def test_what_is_in_the_way(model_folder: Path, tmp_path: Path, capsys: Any) -> 
     assert "no size such as" in capsys.readouterr().err
     assert main(["export", str(checkpoint), str(tmp_path / "out"), "--config", str(tmp_path / "none.yaml")]) == 1
     assert "configuration cannot be read" in capsys.readouterr().err
-    quantized = plain_checkpoint(tmp_path / "q.ckpt", tiny_model(), model=str(model_folder), quantization="nf4")
-    assert main(["export", str(quantized), str(tmp_path / "out")]) == 1
-    assert "nf4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["weights", "model"])
