@@ -125,9 +125,7 @@ def weights_digest(model: torch.nn.Module) -> str:
 
     Of quantized weights, their scales too.
     """
-    # Of parameters the plain tensor: those of bitsandbytes do more than they should when they are moved.
-    parameters = [(name, parameter.data) for name, parameter in model.named_parameters()]
-    named = [*parameters, *model.named_buffers(), *quantized.scales(model)]
+    named = [*model.named_parameters(), *model.named_buffers(), *quantized.scales(model)]
 
     def of(item: tuple[str, torch.Tensor]) -> bytes:
         name, tensor = item

@@ -182,14 +182,20 @@ def test_a_checkpoint_must_have_the_whole_adapter(tmp_path: Path) -> None:
     assert len(base_model(module.model).state_dict()) > len(state)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("reference", ["adapter", "model"])
-def test_the_reference_is_the_quantized_policy(tmp_path: Path, reference: Any) -> None:
+def test_the_reference_is_the_quantized_policy(tmp_path: Path, reference: Any, precision: Any) -> None:
     module = PreferenceModule(folder_of(tmp_path), lora={"r": 2}, quantization="nf4", reference=reference)
+    module.trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
     module.configure_model()
     batch = feedback_batch(pairs(3), dtype=torch.float32)
-    losses, metrics = module.example_losses(batch)
+    with module.trainer.precision_plugin.forward_context():
+        losses, metrics = module.example_losses(batch)
     torch.testing.assert_close(losses, torch.full_like(losses, torch.tensor(2.0).log().item()))
     assert metrics["kl"].abs().max() < 1e-6
+    if reference == "model":
+        second: Any = module.reference._second
+        assert compute_dtype_of(second.model) == compute_dtype_of(module.model)
 
 
 def test_the_digest_of_weights_knows_their_scales(tmp_path: Path) -> None:
