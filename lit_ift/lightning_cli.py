@@ -30,7 +30,7 @@ from lit_ift.data import FeedbackDataModule, InstructionDataModule, TasksDataMod
 from lit_ift.errors import UserError
 from lit_ift.loggers import RunTable
 from lit_ift.modules import CausalLMModule
-from lit_ift.resume import RUNS, Resume, ResumePoint, resume_point
+from lit_ift.resume import RUNS, Resume, ResumePoint, check_checkpoint, resume_point
 
 OUTPUT_ROOT = "checkpoints"
 """Where runs are written unless ``trainer.default_root_dir`` says otherwise."""
@@ -114,6 +114,7 @@ class LitIFTCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         self._resumed = self._resume_point() if self.subcommand == "fit" else None
+        self._check_ckpt_path()
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
@@ -162,6 +163,18 @@ class LitIFTCLI(LightningCLI):
         if mode != "never" and found is None:
             rank_zero_info("--resume auto: this run begins anew.")
         return found
+
+    def _check_ckpt_path(self) -> None:
+        """See `check_checkpoint`.
+
+        Raises:
+            UserError: the checkpoint cannot be used.
+        """
+        path = self._get(self.config, "ckpt_path")
+        # Lightning has names for checkpoints, and reads from other machines; weights_only=False may run code.
+        is_a_path = path is not None and str(path) not in ("best", "last", "hpc", "registry") and "://" not in str(path)
+        if is_a_path and self._get(self.config, "weights_only") is not False:
+            check_checkpoint(str(path), to_train=self.subcommand == "fit")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

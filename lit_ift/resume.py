@@ -79,8 +79,10 @@ def resume_point(
         UserError: none was found, but is required; or a new run would take the name of an earlier one.
     """
     notes: list[str] = []
+    if run_name is not None and (run_name in ("", ".", "..") or Path(run_name).name != run_name):
+        raise UserError(f"--run_name {run_name!r} must be the name of one folder, which is made in {root / RUNS}.")
     if mode == "never":
-        if run_name is not None and (root / RUNS / run_name).exists():
+        if run_name is not None and _holds_results(root / RUNS / run_name):
             raise UserError(
                 f"The run {root / RUNS / run_name} exists already. Continue it with --resume auto, or give another "
                 "--run_name."
@@ -100,6 +102,31 @@ def resume_point(
     path, header = found
     notes.append(f"Resuming from {path}, after optimizer step {header['global_step']}.")
     return ResumePoint(path, header, tuple(notes)), notes
+
+
+def check_checkpoint(path: str, *, to_train: bool) -> None:
+    """Make sure that what ``--ckpt_path`` names can be used, before anything is loaded.
+
+    Args:
+        path: file, or folder of shards.
+        to_train: training is to go on from it, which takes more than weights.
+
+    Raises:
+        UserError: it is missing, no checkpoint, damaged, holds code, or has weights alone.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise UserError(f"--ckpt_path {path}: no such file or folder (looked at {file.resolve()}).")
+    if (file / "config.json").is_file() or (file / "adapter_config.json").is_file():
+        raise UserError(
+            f"--ckpt_path {path} is a model's folder, not a checkpoint of a run. To start from that model, set "
+            "model.init_args.model."
+        )
+    if "lr_schedulers" not in read_header(file) and to_train:
+        raise UserError(
+            f"--ckpt_path {path} has weights alone, so training cannot go on from it. Give a checkpoint of a run "
+            "without checkpoint.save_weights_only, or make a model of it with `lit-ift export` and start from that."
+        )
 
 
 def newest_checkpoint(folder: Path, notes: list[str]) -> tuple[Path, dict[str, Any]] | None:
@@ -122,6 +149,12 @@ def newest_checkpoint(folder: Path, notes: list[str]) -> tuple[Path, dict[str, A
             if best is None or rank > best[0]:
                 best = rank, path, header
     return None if best is None else best[1:]
+
+
+def _holds_results(run: Path) -> bool:
+    """Whether a run's folder has more than what a run leaves that failed before it trained."""
+    of_a_start = ("config", "events.out.", "hparams.yaml")
+    return run.is_dir() and any(not path.name.startswith(of_a_start) for path in run.iterdir())
 
 
 def _folders(

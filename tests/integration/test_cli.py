@@ -141,6 +141,8 @@ def test_the_command_line_wins_over_the_checkpoint(config: Path, tmp_path: Path)
         (["--trainer.devices", "0"], 1, "devices"),
         (["--data.init_args.train", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["--model.init_args.model", "./nowhere"], 1, "./nowhere"),
+        (["--ckpt_path", "nowhere.ckpt"], 1, "--ckpt_path nowhere.ckpt: no such file"),
+        (["--run_name", "../mine"], 1, "must be the name of one folder"),
     ],
 )
 def test_wrong_calls_say_what_to_mend(config: Path, capsys, words: list[str], code: int, message: str) -> None:

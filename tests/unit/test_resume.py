@@ -1,4 +1,4 @@
-"""Which checkpoint an earlier run has left."""
+"""Which checkpoint an earlier run has left, and what is refused before anything is loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from lit_ift.resume import resume_point
+from lit_ift.errors import UserError
+from lit_ift.resume import check_checkpoint, resume_point
 
 CONFIG: dict[str, Any] = {"model": "IFTModule", "data": {"seed": 0}}
 
@@ -56,3 +57,42 @@ def test_checkpoints_that_say_too_little_are_passed_over(tmp_path: Path) -> None
     assert checkpoint == "mine/checkpoints/last.ckpt"
     assert "theirs.ckpt is of another program, or of a run without RunCheckpoint" in notes
     assert "weights.ckpt has weights alone" in notes
+
+
+def look(root: Path, run_name: str) -> None:
+    resume_point("never", root, config={}, run_name=run_name, dirpath=None)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../other", "a/b", "/tmp/a"])
+def test_a_run_stays_in_the_folder_of_runs(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="must be the name of one folder"):
+        look(tmp_path, name)
+
+
+def test_a_start_that_failed_leaves_its_name_free(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    for name in ("config.yaml", "events.out.tfevents.1", "hparams.yaml"):
+        (run / name).write_text("")
+    look(tmp_path, "mine")
+    (run / "metrics.csv").write_text("")
+    with pytest.raises(UserError, match="exists already"):
+        look(tmp_path, "mine")
+
+
+def test_only_a_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    with pytest.raises(UserError, match="no such file or folder"):
+        check_checkpoint(str(path), to_train=False)
+    path.write_text("not one")
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        check_checkpoint(str(path), to_train=False)
+    torch.save({"loops": {}, "state_dict": {}}, path)
+    check_checkpoint(str(path), to_train=False)
+    with pytest.raises(UserError, match="has weights alone"):
+        check_checkpoint(str(path), to_train=True)
+    torch.save({"loops": {}, "state_dict": {}, "lr_schedulers": []}, path)
+    check_checkpoint(str(path), to_train=True)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"set model\.init_args\.model"):
+        check_checkpoint(str(tmp_path), to_train=False)
