@@ -156,6 +156,9 @@ def _told(program: str, run: Callable[[], int]) -> int:
             raise
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{program}: stopped by Ctrl-C", file=sys.stderr)
+        return 130
 
 
 def _run_lake(words: list[str]) -> int:

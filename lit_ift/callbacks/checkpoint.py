@@ -1,13 +1,14 @@
 """Training checkpoints with the defaults that a fine-tuning run wants."""
 
 import io
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -36,9 +37,6 @@ from lit_ift.strategies.atomic import (
 )
 from lit_ift.strategies.shards import SHARDS_REST
 
-PREEMPTED: Final = 128 + signal.SIGTERM
-"""Exit code after SIGTERM, as shells and schedulers know it: 143."""
-
 
 class RunCheckpoint(ModelCheckpoint):
     """Keeps the best checkpoint by ``val/loss``, and the last ones to resume from.
@@ -52,7 +50,8 @@ class RunCheckpoint(ModelCheckpoint):
     training ends with an error and the earlier ones stay.
 
     On SIGTERM, which schedulers send before they take a machine away, every rank ends its optimizer step, together
-    they write a checkpoint, and the process ends with exit code 143.
+    they write a checkpoint, and the process ends with exit code 143. Ctrl-C (SIGINT) does the same with exit code 130;
+    a second one ends the run at once.
 
     Args:
         dirpath: folder; ``<log_dir>/checkpoints`` by default.
@@ -107,7 +106,8 @@ class RunCheckpoint(ModelCheckpoint):
         """Checkpoints to resume from that this run has written and not removed, the oldest first."""
         self.found = "no checkpoint"
         """What ``--resume`` found on this rank."""
-        self._sigterm = threading.Event()
+        self._told_by: int | None = None
+        self._note: Callable[[int, Any], None]
         self._unlogged: dict[str, Any] = {}
         self._writer: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
@@ -170,6 +170,7 @@ class RunCheckpoint(ModelCheckpoint):
             self.monitor = None
             self.save_top_k = min(self.save_top_k, 1)
         super().on_train_start(trainer, pl_module)
+        self._take_interrupts()
         self._continue_tables(trainer)
 
     def _take_sigterm(self, trainer: L.Trainer) -> None:
@@ -178,16 +179,38 @@ class RunCheckpoint(ModelCheckpoint):
         It would be in force until a later hook could replace it: during the first validation, and what other callbacks
         do before training.
         """
-        self._sigterm.clear()
+        self._told_by = None
         launcher = trainer.strategy.launcher
 
         def note(number: int, frame: Any) -> None:
-            if not self._sigterm.is_set() and isinstance(launcher, _SubprocessScriptLauncher):
+            if self._told_by is None and isinstance(launcher, _SubprocessScriptLauncher):
                 launcher.kill(signal.SIGTERM)
-            self._sigterm.set()
+            self._told_by = self._told_by or number
 
+        self._note = note
         # The Trainer registers this one after all set-up, and puts back in the end what was there before it began.
         trainer._signal_connector._sigterm_notifier_fn = note  # type: ignore[method-assign, assignment]
+
+    def _take_interrupts(self) -> None:
+        """Note the first Ctrl-C and go on, too."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # Jobs in the background ignore it, and notebooks have a handler of their own.
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._note_interrupt)
+
+    def _leave_interrupts(self) -> None:
+        """There is no optimizer step to end any more."""
+        if signal.getsignal(signal.SIGINT) == self._note_interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _note_interrupt(self, number: int, frame: Any) -> None:
+        if self._told_by == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._note(number, frame)
+        self._told_by = number
+        # Not by print: the signal may have come in the middle of one.
+        os.write(2, b"\nCtrl-C: ends after this optimizer step with a checkpoint; once more ends at once.\n")
 
     # When --------------------------------------------------------------------------------------------------------
 
@@ -221,8 +244,10 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._finish_together(trainer)
+        self._leave_interrupts()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._leave_interrupts()
         try:
             self.finish_writing()
         except UserError as error:
@@ -245,7 +270,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _between_steps(self, trainer: L.Trainer, due: bool) -> None:
         """Write what is due; end the run if any rank was told to."""
         due, self._owed = due or self._owed, False
-        preempted = trainer.strategy.reduce_boolean_decision(self._sigterm.is_set(), all=False)
+        preempted = trainer.strategy.reduce_boolean_decision(self._told_by is not None, all=False)
         if (due or preempted) and self._last_step != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             candidates = self._monitor_candidates(trainer)
             if self.monitor is None:
@@ -253,11 +278,12 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, candidates)
         if preempted:
             self._finish_together(trainer)
+            told_by = signal.Signals(self._told_by or signal.SIGTERM)
             rank_zero_info(
-                f"SIGTERM: stopped after optimizer step {trainer.global_step}. Checkpoint: "
+                f"{told_by.name}: stopped after optimizer step {trainer.global_step}. Checkpoint: "
                 f"{self.last_model_path or 'none, because checkpoint.save_last is false'}"
             )
-            raise SIGTERMException(PREEMPTED)
+            raise SIGTERMException(128 + told_by)
 
     # What --------------------------------------------------------------------------------------------------------
 

@@ -85,12 +85,21 @@ def test_a_run_that_hangs_is_ended_and_says_where_it_was(job: Callable[..., Job]
     assert "in _child" in str(error.value)
 
 
-@pytest.mark.parametrize(("event", "n", "goes_on_after"), [("inside a validation", 1, 3), ("batch end", 5, 6)])
-def test_sigterm(job: Callable[..., Job], whole: Job, event: str, n: int, goes_on_after: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "event", "n", "goes_on_after"),
+    [
+        (signal.SIGTERM, "inside a validation", 1, 3),
+        (signal.SIGTERM, "batch end", 5, 6),
+        (signal.SIGINT, "batch end", 5, 6),
+    ],
+)
+def test_signals(
+    job: Callable[..., Job], whole: Job, number: signal.Signals, event: str, n: int, goes_on_after: int
+) -> None:
     """In the first validation, before training, and inside an optimizer step."""
     preempted = job(**{"checkpoint.every_n_train_steps": 100})
-    assert preempted.run((event, n), by=signal.SIGTERM) == [143], preempted.log()
-    assert "SIGTERM: stopped after optimizer step" in preempted.log()
+    assert preempted.run((event, n), by=number) == [128 + number], preempted.log()
+    assert f"{number.name}: stopped after optimizer step" in preempted.log()
     assert preempted.run() == [0], preempted.log()
     assert attempts_of(preempted.traces()[0])[1][0][1] == goes_on_after
     assert problems(preempted, whole) == []
