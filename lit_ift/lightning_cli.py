@@ -28,7 +28,7 @@ from lit_ift.callbacks import (
 # The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
 from lit_ift.data import FeedbackDataModule, InstructionDataModule, TasksDataModule  # noqa: F401
 from lit_ift.errors import UserError
-from lit_ift.loggers import RunTable
+from lit_ift.loggers import RunTable, claim_run
 from lit_ift.modules import CausalLMModule
 from lit_ift.resume import RUNS, Resume, ResumePoint, check_checkpoint, resume_point
 
@@ -208,6 +208,8 @@ def default_loggers(root: str | Path, run_name: str | None = None, resumed: Resu
         resumed: what is resumed, in its own folder if it had one.
     """
     name = run_name if resumed is None else resumed.run
+    if name is None:
+        name = claim_run(Path(root) / RUNS)
     table = RunTable(save_dir=root, name=RUNS, version=name)
     version = table.version if isinstance(table.version, str) else f"version_{table.version}"
     # What a killed run logged after its checkpoint is logged again.
