@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,12 @@ class LossCurves(Callback):
         self.points = {name: [tuple(p) for p in points] for name, points in state_dict["points"].items()}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._record(trainer, "train/")
+        # Of this step alone; `callback_metrics` has what earlier steps logged as well.
+        self._record(trainer, trainer._logger_connector.metrics["callback"], "train/")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._record(trainer, "val/")
+            self._record(trainer, trainer.callback_metrics, "val/")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write()
@@ -70,8 +71,8 @@ class LossCurves(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._write()
 
-    def _record(self, trainer: L.Trainer, prefix: str) -> None:
-        for name, value in trainer.callback_metrics.items():
+    def _record(self, trainer: L.Trainer, metrics: Mapping[str, Any], prefix: str) -> None:
+        for name, value in metrics.items():
             points = self.points.setdefault(name, []) if name.startswith(prefix) else None
             # One point a step, though a step may have several micro-batches.
             if points is not None and (not points or points[-1][0] < trainer.global_step):

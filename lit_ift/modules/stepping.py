@@ -176,6 +176,7 @@ class ExampleMeanModule(L.LightningModule):
         scale = self.trainer.world_size / totals.weight
         for gradient in gradients:
             gradient.mul_(scale)
+        self._forget_last_step()
         grad_norm = self._gradient_norm(gradients)
         if torch.isfinite(grad_norm):
             self.log("train/grad_norm", grad_norm)
@@ -188,6 +189,12 @@ class ExampleMeanModule(L.LightningModule):
         self.log("train/tokens_per_s", totals.tokens_per_s)
         self._window.clear()
         return torch.tensor(mean_loss, device=self.device)
+
+    def _forget_last_step(self) -> None:
+        """Keep Lightning from logging a metric once more for a step without rows that have it, as rejected ones do."""
+        results = self.trainer._results
+        if results is not None:
+            results.reset(fx=self._current_fx_name)
 
     def _add_over_ranks(self, sums: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(sums, reduce_op="sum")

@@ -1,5 +1,6 @@
 """Training with a plain Trainer: normalisation, logging, what is refused."""
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiny import tiny_batch, tiny_model
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
+from lit_ift.callbacks import LossCurves
 from lit_ift.errors import NonFiniteLossError, UserError
 from lit_ift.modules import IFTModule, SFTModule
 from lit_ift.modules.lam import LambdaSchedule
@@ -55,7 +57,7 @@ def fit(module: Any, batches: Any, **options: Any) -> Record:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[record],
+        callbacks=[record, *options.pop("more", [])],
         **{"max_epochs": 2, **options},
     )
     trainer.fit(module, batches, options.get("val"))
@@ -427,6 +429,23 @@ def test_a_metric_may_be_missing_now_and_then_or_nan() -> None:
     record = fit(Sometimes(tiny_model(), **OPTIONS), loader(4, 2), accumulate_grad_batches=2, max_epochs=1)
     assert record.metrics[0]["train/now_and_then"] == 1.0
     assert math.isnan(record.metrics[0]["train/odd"])
+
+
+def test_a_step_logs_no_metric_of_an_earlier_one(tmp_path: Path) -> None:
+    class OddSteps(SFTModule):
+        def per_example_loss(self, nll: Any, mask: Any) -> Any:
+            loss, metrics = super().per_example_loss(nll, mask)
+            return loss, metrics | ({"odd": loss.detach()} if self.global_step % 2 else {})
+
+    logger = CSVLogger(tmp_path)
+    curves = LossCurves()
+    fit(
+        OddSteps(tiny_model(), **OPTIONS), loader(8, 2), logger=logger, max_epochs=1, log_every_n_steps=1, more=[curves]
+    )
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        assert [bool(row["train/odd"]) for row in csv.DictReader(file)] == [False, True, False, True]
+    assert [step for step, _ in curves.points["train/odd"]] == [2, 4]
+    assert [step for step, _ in curves.points["train/loss"]] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
