@@ -198,7 +198,10 @@ class PairLoss:
             )
 
 
-def _find(loss: str) -> PairLossFunction:
+def _find(loss: Any) -> PairLossFunction:
+    if not isinstance(loss, str):  # Python takes the function itself, which no checkpoint could find again.
+        path = f"{getattr(loss, '__module__', 'package.module')}.{getattr(loss, '__qualname__', 'name')}"
+        raise ValueError(f"loss={loss!r} must be a name or the import path of a function: loss={path!r}.")
     if loss in PAIR_LOSSES:
         return PAIR_LOSSES[loss]
     module, _, name = loss.rpartition(".")
