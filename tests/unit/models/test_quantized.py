@@ -97,9 +97,8 @@ def test_what_is_quantized_and_what_trains(tmp_path: Path, quantization: Any, ti
     assert not is_quantized(tiny_model())
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("quantization", KINDS)
-@pytest.mark.parametrize("objective", [SFTModule, IFTModule])
+@pytest.mark.parametrize(("objective", "checkpointing"), [(SFTModule, False), (IFTModule, True)])
 def test_loss_and_gradient_are_those_of_the_rounded_weights(
     tmp_path: Path, objective: Any, quantization: Any, checkpointing: bool
 ) -> None:
