@@ -85,7 +85,7 @@ def is_quantized(model: nn.Module) -> bool:
 def quantization_of(model: Any) -> Quantization | None:
     """How a model was quantized when it was loaded; None if it was not, or is stored so."""
     layer = next(quantized_layers(model), None)
-    if layer is None or getattr(model.hf_quantizer, "pre_quantized", False):
+    if layer is None or getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
         return None
     kind: Quantization = getattr(layer.weight, "quant_type", "int8")
     return kind
@@ -113,7 +113,7 @@ def make_trainable(model: nn.Module) -> None:
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Have 4-bit layers compute in a dtype, in place. Autocast does not reach into them."""
+    """Have 4-bit layers compute in a dtype, in place. Autocast does not choose it for them."""
     for layer in quantized_layers(model):
         if hasattr(layer, "compute_dtype"):
             layer.compute_dtype = dtype
@@ -136,18 +136,21 @@ def save_what_trains(module: nn.Module) -> None:
 
     The rest is in the model's own files already, and bitsandbytes cannot load it from a state dict.
     """
+    module.register_state_dict_post_hook(_drop_what_is_frozen)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_post_hook(_miss_what_trains)  # type: ignore[no-untyped-call]
 
-    def kept(names: Iterable[str], prefix: str) -> set[str]:
-        trained = {prefix + name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        return {name for name in names if name in trained or is_adapter_weight(name)}
 
-    def drop(_: nn.Module, state: dict[str, Any], prefix: str, __: dict[str, Any]) -> None:
-        own = [name for name in state if name.startswith(prefix)]
-        for name in set(own) - kept(own, prefix):
-            del state[name]
+def _drop_what_is_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: dict[str, Any]) -> None:
+    own = [name for name in state if name.startswith(prefix)]
+    for name in set(own) - _kept(module, own, prefix):
+        del state[name]
 
-    def expect(_: nn.Module, keys: Any) -> None:
-        keys.missing_keys[:] = [name for name in keys.missing_keys if name in kept(keys.missing_keys, "")]
 
-    module.register_state_dict_post_hook(drop)  # type: ignore[no-untyped-call]
-    module.register_load_state_dict_post_hook(expect)  # type: ignore[no-untyped-call]
+def _miss_what_trains(module: nn.Module, keys: Any) -> None:
+    kept = _kept(module, keys.missing_keys)
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name in kept]
+
+
+def _kept(module: nn.Module, names: Iterable[str], prefix: str = "") -> set[str]:
+    trained = {prefix + name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return {name for name in names if name in trained or is_adapter_weight(name)}
