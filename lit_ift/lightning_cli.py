@@ -73,6 +73,7 @@ class LitIFTCLI(LightningCLI):
         with warnings.catch_warnings():
             # Lightning calls functions that jsonargparse 5 removes; pyproject.toml requires jsonargparse below 5.
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse|lightning")
+            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", module="lightning")  # Of torch, likewise.
             strict = {"allow_abbrev": False, "exit_on_error": False}
             return cls(
                 CausalLMModule,
@@ -175,6 +176,15 @@ class LitIFTCLI(LightningCLI):
         is_a_path = path is not None and str(path) not in ("best", "last", "hpc", "registry") and "://" not in str(path)
         if is_a_path and self._get(self.config, "weights_only") is not False:
             check_checkpoint(str(path), to_train=self.subcommand == "fit")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, LostRanks) and callback.lost:
+                    raise UserError(f"{callback.lost} This is how it was noticed: {error}") from error
+            raise
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -41,6 +41,8 @@ class LostRanks(Callback):
         self.interval = interval
         self.patience = patience
         self.enabled = enabled
+        self.lost = ""
+        """A sentence on the ranks that were lost, once some were."""
         self._server: TCPStore | None = None
         self._store: TCPStore | None = None
         self._hosts: list[str] = []
@@ -76,9 +78,9 @@ class LostRanks(Callback):
         lost = self._lost(rank) if isinstance(exception, RuntimeError) else ""
         self._end()
         if lost:
-            message = f"Rank {rank} on {self._hosts[rank]} gives up: {lost}"
-            print(message, file=sys.stderr, flush=True)
-            exception.add_note(message)
+            self.lost = f"Rank {rank} on {self._hosts[rank]} gives up: {lost}"
+            print(self.lost, file=sys.stderr, flush=True)  # Now: what comes next may not come to its end.
+            exception.add_note(self.lost)
 
     @staticmethod
     def _connect(port: int = 0, *, is_master: bool = False) -> TCPStore:
