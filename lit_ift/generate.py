@@ -1,8 +1,10 @@
 """Answers from a causal language model, in padded batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -12,6 +14,9 @@ from lit_ift.models.shard import compute_device, in_root, is_sharded, most_on_an
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLING_OPTIONS: Final = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+"""Options of ``model.generate`` that only sampling heeds."""
 
 
 def generate_answers(
@@ -86,6 +91,30 @@ def generate_answers(
             output = in_root(model, generate)
         texts = tokenizer.batch_decode(output[:, width - len(begin) :], skip_special_tokens=True)
         yield from zip(indices, texts[: len(indices)], strict=True)
+
+
+def check_generation(options: Mapping[str, Any]) -> None:
+    """Check options of `generate_answers` before there is a model, so that a misspelt one does not end a long run.
+
+    Raises:
+        UserError: a name looks misspelt, or an option needs sampling, which is off.
+    """
+    if not options:
+        return
+    from transformers import GenerationConfig, GenerationMixin
+
+    own = [*signature(generate_answers).parameters, *signature(GenerationMixin.generate).parameters]
+    known = {*own, *vars(GenerationConfig())}
+    for name in options:
+        # What is like no name that is known may be meant for the model's own code.
+        if name not in known and (close := get_close_matches(name, known, n=1)):
+            raise UserError(f"generation has no option {name!r}. Did you mean {close[0]!r}?")
+    idle = [name for name in SAMPLING_OPTIONS if options.get(name) is not None]
+    if idle and not options.get("do_sample"):
+        raise UserError(
+            f"generation: {', '.join(idle)} has no effect without do_sample: true. Set that, or leave "
+            f"{'it' if len(idle) == 1 else 'them'} out for greedy answers."
+        )
 
 
 def _prior_ids(tokenizer: "PreTrainedTokenizerBase", prior: str) -> list[int]:

@@ -31,6 +31,7 @@ from lit_ift.errors import UserError
 from lit_ift.loggers import RunTable, claim_run
 from lit_ift.modules import CausalLMModule
 from lit_ift.resume import RUNS, Resume, ResumePoint, check_checkpoint, resume_point
+from lit_ift.strategies.atomic import why_not_writable
 
 OUTPUT_ROOT = "checkpoints"
 """Where runs are written unless ``trainer.default_root_dir`` says otherwise."""
@@ -125,6 +126,12 @@ class LitIFTCLI(LightningCLI):
         config = self._get(self.config_init, "trainer", default={})
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
             root = config.get("default_root_dir") or OUTPUT_ROOT
+            folder = Path(root) / RUNS
+            if problem := why_not_writable(folder):
+                raise UserError(
+                    f"Runs cannot be written to {folder}: {problem}. Set trainer.default_root_dir to a folder that can "
+                    "be written to."
+                )
             kwargs["logger"] = default_loggers(root, self._get(self.config_init, "run_name"), self._resumed)
         given = config.get("callbacks") or []
         callbacks = given if isinstance(given, list) else [given]

@@ -114,7 +114,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
             return
         if overwrite and any((folder / name).is_file() for name in MODEL_FILES):
             return
-        remedy = "name another folder, or set overwrite"
+        remedy = "empty it or name another; a run replaces its model with export.overwrite"
         if overwrite:
             remedy = f"it has no {' or '.join(MODEL_FILES)}, so it is no model to replace: name another"
         raise UserError(f"{folder}: the folder exists and is not empty; {remedy}.")

@@ -4,7 +4,7 @@ Shapes: B examples, T tokens, N trained positions, D hidden size.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -18,7 +18,7 @@ from torch.optim import AdamW, Optimizer
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.rows import RowKind
 from lit_ift.errors import UserError
-from lit_ift.generate import generate_answers
+from lit_ift.generate import check_generation, generate_answers
 from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
 from lit_ift.losses.sft import per_sequence_mean, target_counts
 from lit_ift.models.adapter import add_lora, check_lora, is_adapted
@@ -206,6 +206,7 @@ class CausalLMModule(ExampleMeanModule):
         self.quantization = quantization
         self.reduction = reduction
         self.generation = generation or {}
+        check_generation(self.generation)
         self._build_optimizer = optimizer
         self._build_scheduler = lr_scheduler
         self._language_model_ready = False
@@ -503,6 +504,17 @@ class CausalLMModule(ExampleMeanModule):
             )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Say in short, by names and shapes, that a checkpoint is of another model.
+
+        Raises:
+            UserError: it is.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise UserError(_misfit(self.state_dict(), state_dict)) from error
+
     # Answers -----------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
@@ -534,3 +546,22 @@ class CausalLMModule(ExampleMeanModule):
             }
             for position, i in enumerate(real)
         ]
+
+
+def _misfit(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> str:
+    """What of a checkpoint does not fit a model, with an example of each fault."""
+    missing, unknown = [key for key in model if key not in checkpoint], [key for key in checkpoint if key not in model]
+    faults = []
+    if missing:
+        faults.append(f"it lacks {len(missing)} weights of the model, such as {missing[0]}")
+    if unknown:
+        faults.append(f"it has {len(unknown)} that the model lacks, such as {unknown[0]}")
+    for key in model.keys() & checkpoint.keys():
+        own, other = getattr(model[key], "shape", None), getattr(checkpoint[key], "shape", None)
+        if own != other:
+            faults.append(f"{key} has the shape {tuple(other or ())}, not {tuple(own or ())}")
+            break
+    return (
+        f"The checkpoint is of another model: {'; '.join(faults) or 'its weights cannot be copied'}. Give the model "
+        "and its adapter (model.init_args.model, lora) as in the run that wrote it."
+    )

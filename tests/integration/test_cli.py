@@ -143,6 +143,8 @@ def test_the_command_line_wins_over_the_checkpoint(config: Path, tmp_path: Path)
         (["--model.init_args.model", "./nowhere"], 1, "./nowhere"),
         (["--ckpt_path", "nowhere.ckpt"], 1, "--ckpt_path nowhere.ckpt: no such file"),
         (["--run_name", "../mine"], 1, "must be the name of one folder"),
+        (["--trainer.default_root_dir", __file__], 1, "Set trainer.default_root_dir to a folder"),
+        (["--model.init_args.generation", "{temperatur: 0.7}"], 1, "Did you mean 'temperature'?"),
     ],
 )
 def test_wrong_calls_say_what_to_mend(config: Path, capsys, words: list[str], code: int, message: str) -> None:
@@ -150,6 +152,16 @@ def test_wrong_calls_say_what_to_mend(config: Path, capsys, words: list[str], co
     error = capsys.readouterr().err
     assert message in error
     assert not any(noise in error for noise in ("Traceback", "Union subtypes", "NoneType", "Namespace("))
+
+
+def test_a_checkpoint_of_another_model_is_refused(config: Path, tmp_path: Path, capsys) -> None:
+    assert run("fit", "--config", config, "--trainer.max_epochs", 1, "--run_name", "a") == 0
+    checkpoint = tmp_path / "out" / "runs" / "a" / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    assert run("fit", "--config", config, "--ckpt_path", checkpoint, "--model.init_args.lora.r", 2) == 1
+    error = capsys.readouterr().err
+    assert "The checkpoint is of another model: it lacks" in error
+    assert len(error.splitlines()) < 40
 
 
 def test_unknown_key_in_a_file(config: Path, capsys) -> None:

@@ -1,5 +1,6 @@
 """Answers that begin with a prior."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tiny import tiny_batch, tiny_model, tiny_tokenizer
 
 from lit_ift.errors import UserError
-from lit_ift.generate import generate_answers
+from lit_ift.generate import check_generation, generate_answers
 from lit_ift.modules import SFTModule
 
 PROMPTS = [[10, 11, 12, 13, 14], [20, 21], [30]]
@@ -74,3 +75,21 @@ def test_prior_must_say_something(prior: Any, message: str) -> None:
 def test_unknown_option() -> None:
     with pytest.raises(ValueError, match="priour"):
         list(generate_answers(tiny_model(), tiny_tokenizer(), PROMPTS, priour="Sure"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_token": 3}, "'max_new_token'. Did you mean 'max_new_tokens'?"),
+        ({"temperatur": 0.5, "do_sample": True}, "Did you mean 'temperature'?"),
+        ({"temperature": 0.5, "top_p": 0.9}, "temperature, top_p has no effect without do_sample: true"),
+    ],
+)
+def test_options_without_effect_are_refused_before_there_is_a_model(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_generation(options)
+
+
+def test_options_of_transformers_are_let_through() -> None:
+    check_generation({"do_sample": True, "temperature": 0.5, "min_p": 0.1, "batch_size": 2, "prior": "Well"})
+    check_generation({"num_beams": 2, "length_penalty": 0.5, "stop_strings": ["."], "codebook_bias": 1})
