@@ -4,11 +4,12 @@ import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ift.data.chat import ConversationEncoder
 from lit_ift.data.verifiable import TaskItem, VerifiableDataModule
@@ -67,9 +68,26 @@ class TaskAccuracy(Callback):
         self.before: list[Answer] = []
         self.after: list[Answer] = []
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.before, self.after = [], []  # A checkpoint's come after this, an earlier fit's do not count.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": [asdict(answer) for answer in self.before]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = [Answer(**answer) for answer in state_dict["before"]]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: "CausalLMModule") -> None:  # type: ignore[override]
-        if self._applies(trainer):
-            self.before = self._answer(trainer, pl_module, "before training")
+        if not self._applies(trainer):
+            return
+        data: VerifiableDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        asked = [item.row_id for item in data.eval_items(self.items_per_task)]
+        if [answer.row_id for answer in self.before] == asked:
+            return  # The run is resumed: its model is not the one from before training any more.
+        if self.before:
+            rank_zero_warn("The checkpoint has answers to other questions: those before training are asked for anew.")
+        self.before = self._answer(trainer, pl_module, "before training")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: "CausalLMModule") -> None:  # type: ignore[override]
         if self._applies(trainer):

@@ -148,6 +148,22 @@ def test_accuracy_counts_full_scores_only(tmp_path: Path, capsys: pytest.Capture
     assert [answer["score"] for answer in content["after"]] == [1.0, 0.5, 1.0, 1.0]
 
 
+def test_a_resumed_run_knows_the_answers_from_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(path: Path | None, **options: Any) -> TaskAccuracy:
+        tasks = {"spell_backward": {"min_word_len": 3, "max_word_len": 5}}
+        data = Addition(tasks, train_size=4, val_size=2, batch_size=2, tokenizer=tiny_tokenizer())
+        accuracy = TaskAccuracy(items_per_task=2, max_new_tokens=2)
+        checkpoint = RunCheckpoint(dirpath=tmp_path / "c", every_n_train_steps=1)
+        run = trainer(tmp_path, accuracy, checkpoint, enable_checkpointing=True, **options)
+        run.fit(SFTModule(tiny_model(dtype=torch.float32)), datamodule=data, ckpt_path=path)
+        return accuracy
+
+    fit(None, max_steps=1)
+    monkeypatch.setattr(Addition, "score", lambda *_: 0.0)  # The model has unlearnt everything.
+    resumed = fit(tmp_path / "c" / "last.ckpt", max_steps=2)
+    assert resumed.accuracies()["mean"] == {"before": 0.75, "after": 0.0}
+
+
 def test_accuracy_does_nothing_without_tasks(tmp_path: Path) -> None:
     accuracy = TaskAccuracy()
     trainer(tmp_path, accuracy).fit(SFTModule(tiny_model()), loader())
