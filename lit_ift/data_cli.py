@@ -23,7 +23,7 @@ from lit_ift.data.report import DataReport, NoUsableRowError
 from lit_ift.data.report import logger as report_logger
 from lit_ift.data.sources import Source
 from lit_ift.errors import UserError
-from lit_ift.lightning_cli import LitIFTCLI, explain_argument_error, take_paths_as_they_are
+from lit_ift.lightning_cli import LitIFTCLI, essence, explain_argument_error, take_paths_as_they_are
 from lit_ift.models.load import load_tokenizer
 
 T = TypeVar("T")
@@ -105,7 +105,10 @@ def run(words: Sequence[str]) -> int:
         UserError: the data or the configuration cannot be used.
     """
     name, *rest = words
-    return COMMANDS[name](rest)
+    try:
+        return COMMANDS[name](rest)
+    except ArgumentError as error:
+        raise ArgumentError(None, essence(str(error))) from error
 
 
 def check(words: Sequence[str]) -> int:

@@ -236,7 +236,8 @@ def default_loggers(root: str | Path, run_name: str | None = None, resumed: Resu
 
 _FRAME: Final = re.compile(
     r"\s*(Does not validate against any of the Union subtypes|Subtypes: \[.*|Errors:|- Expected a <class 'NoneType'>"
-    r"|Given value type: .*|Given value: (Namespace|NestedArg)\(.*)"
+    r"|- Expected a path but .* either not accessible or invalid|Given value type: .*"
+    r"|Given value: (Namespace|NestedArg)\(.*)"
 )
 
 
@@ -256,22 +257,60 @@ def explain_argument_error(error: ArgumentError, command: str) -> str:
     unknown = re.findall(r"(?:option|Option) '([\w.+-]+)'|--([\w.+-]+)", message)
     names = {(option or flag).split("=")[0] for option, flag in unknown}
     hints = [hint for name in sorted(names) if (hint := _nearest_option(name))]
+    classes = re.findall(r"Expected a dot import path string: (\w+)", message)
+    hints += [hint for name in sorted(set(classes)) if (hint := _nearest_class(name))]
     lines = [message, *hints, f"`lit-ift {command} --help` lists the options; `--print_config` shows their values."]
     return "\n".join(lines)
 
 
+ELSEWHERE: Final = {
+    "learning_rate": "model.init_args.optimizer.init_args.lr",
+    "lr": "model.init_args.optimizer.init_args.lr",
+    "weight_decay": "model.init_args.optimizer.init_args.weight_decay",
+    "warmup_ratio": "model.init_args.lr_scheduler.init_args.warmup",
+    "per_device_train_batch_size": "data.init_args.batch_size",
+    "per_device_eval_batch_size": "data.init_args.eval_batch_size",
+    "max_seq_length": "data.init_args.max_length",
+    "num_train_epochs": "trainer.max_epochs",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "output_dir": "trainer.default_root_dir",
+}
+"""Options under the names that other trainers have for them, and where they are here."""
+
+
 def _nearest_option(name: str) -> str | None:
-    """``Did you mean …?`` for an option that no class that has been imported knows."""
+    """``Did you mean …?`` for an option that no class that has been imported knows; else the class that has it."""
     from inspect import signature
 
-    classes: list[type] = [L.Trainer, *CALLBACKS.values(), *_family(CausalLMModule), *_family(L.LightningDataModule)]
-    parameters = {parameter for cls in classes for parameter in signature(cls).parameters}
-    known = {"trainer", "model", "data", "seed_everything", *CALLBACKS, *parameters} - {"args", "kwargs"}
+    sections: list[tuple[str, list[type]]] = [
+        ("trainer", [L.Trainer]),
+        ("model.init_args", _family(CausalLMModule)),
+        ("data.init_args", _family(L.LightningDataModule)),
+        *((group, [callback]) for group, callback in CALLBACKS.items()),
+    ]
+    owners: dict[str, list[str]] = {}
+    for section, classes in sections:
+        for cls in classes:
+            for parameter in signature(cls).parameters:
+                owners.setdefault(parameter, []).append(f"{cls.__name__} ({section})")
+    known = {"trainer", "model", "data", "seed_everything", *CALLBACKS, *owners} - {"args", "kwargs"}
     last = name.split(".")[-1]
+    if last in ELSEWHERE:
+        return f"Did you mean '{ELSEWHERE[last]}' for '{last}'?"
+    if last in owners:
+        return f"'{last}' is an option of {', '.join(owners[last])}."
     if last in known:
         return None
     close = get_close_matches(last, known, n=1)
     return f"Did you mean '{close[0]}' for '{last}'?" if close else None
+
+
+def _nearest_class(name: str) -> str | None:
+    """``Did you mean …?`` for a module or data module that there is not."""
+    known = {cls.__name__ for parent in (CausalLMModule, L.LightningDataModule) for cls in _family(parent)}
+    close = get_close_matches(name.split(".")[-1], known, n=1)
+    return f"There is no class '{name}'. Did you mean '{close[0]}'?" if close else None
 
 
 def _family(cls: type) -> list[type]:

@@ -135,6 +135,9 @@ def test_the_command_line_wins_over_the_checkpoint(config: Path, tmp_path: Path)
     [
         (["--model.init_args.lamm", "0.2"], 2, "Did you mean 'lam' for 'lamm'?"),
         (["--trainer.max_epoch", "2"], 2, "Did you mean 'max_epochs' for 'max_epoch'?"),
+        (["--model.init_args.lr", "1e-4"], 2, "'model.init_args.optimizer.init_args.lr' for 'lr'"),
+        (["--model.init_args.batch_size", "4"], 2, "'batch_size' is an option of ConversationDataModule (data.init"),
+        (["--model.class_path", "IftModule"], 2, "There is no class 'IftModule'. Did you mean 'IFTModule'?"),
         (["--model.init_args.lam", "high"], 2, "lam"),
         (["--model.init_args.gamma", "1.5"], 1, "gamma=1.5 is not in [0, 1]"),
         (["--model.init_args.prediction", "best"], 2, "prediction"),
