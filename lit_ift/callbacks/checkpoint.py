@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -224,8 +225,15 @@ class RunCheckpoint(ModelCheckpoint):
             self._between_steps(trainer, due=self._is_due(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
             return
+        if trainer.sanity_checking:
+            self._check_monitor(trainer)
+            return
+        if self._lacks_monitor(trainer):
+            if not trainer.fit_loop._should_accumulate() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))  # What was trained is not lost.
+            raise self._no_such_metric(trainer)
         if self.monitor is not None and self._compared_step != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._compared_step = trainer.global_step
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -234,6 +242,24 @@ class RunCheckpoint(ModelCheckpoint):
             self._owed |= due and self._last_step != trainer.global_step
         else:
             self._between_steps(trainer, due=due)
+
+    def _lacks_monitor(self, trainer: L.Trainer) -> bool:
+        name, known = self._configured[0], self._monitor_candidates(trainer)
+        return name is not None and self.save_top_k != 0 and name.startswith("val/") and name not in known
+
+    def _check_monitor(self, trainer: L.Trainer) -> None:
+        """Find a misspelt metric before training. One that is like none may still come: few rows were looked at."""
+        if self._lacks_monitor(trainer):
+            known = list(self._monitor_candidates(trainer))
+            if get_close_matches(str(self._configured[0]), known, n=1, cutoff=0.9):
+                raise self._no_such_metric(trainer)
+
+    def _no_such_metric(self, trainer: L.Trainer) -> UserError:
+        known = sorted(name for name in self._monitor_candidates(trainer) if name.startswith("val/"))
+        return UserError(
+            f"checkpoint.monitor={self._configured[0]} is not among the metrics of the validation. Set it to one of "
+            f"{', '.join(known)}, or to null to keep the newest checkpoint."
+        )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         by_epochs = self._every_n_train_steps < 1 and not _validates(trainer)

@@ -145,6 +145,7 @@ def test_the_command_line_wins_over_the_checkpoint(config: Path, tmp_path: Path)
         (["--data.init_args.train", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["--model.init_args.model", "./nowhere"], 1, "./nowhere"),
         (["--ckpt_path", "nowhere.ckpt"], 1, "--ckpt_path nowhere.ckpt: no such file"),
+        (["--checkpoint.monitor", "val/losss"], 1, "checkpoint.monitor=val/losss is not among the metrics"),
         (["--run_name", "../mine"], 1, "must be the name of one folder"),
         (["--trainer.default_root_dir", __file__], 1, "Set trainer.default_root_dir to a folder"),
         (["--model.init_args.generation", "{temperatur: 0.7}"], 1, "Did you mean 'temperature'?"),
@@ -165,6 +166,13 @@ def test_a_checkpoint_of_another_model_is_refused(config: Path, tmp_path: Path, 
     error = capsys.readouterr().err
     assert "The checkpoint is of another model: it lacks" in error
     assert len(error.splitlines()) < 40
+
+
+def test_a_metric_that_validation_lacks_costs_no_training(config: Path, tmp_path: Path, capsys) -> None:
+    words = ["--checkpoint.monitor", "val/bleu", "--run_name", "a", "--trainer.max_epochs", 1]
+    assert run("fit", "--config", config, *words) == 1
+    assert "checkpoint.monitor=val/bleu is not among the metrics of the validation" in capsys.readouterr().err
+    assert (tmp_path / "out" / "runs" / "a" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_unknown_key_in_a_file(config: Path, capsys) -> None:
