@@ -22,6 +22,7 @@ from lit_ift.lake.study import run_study
 T = TypeVar("T")
 
 DEFAULTS: Final = Settings()
+"""Of which kind each group of options is, can be seen from these."""
 
 NOT_A_TERMINAL: Final = 160
 """Width of the table in a file or a pipe [characters]."""
