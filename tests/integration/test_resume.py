@@ -126,6 +126,23 @@ def test_what_auto_and_require_find(job: Callable[..., Job], whole: Job) -> None
     assert problems(run, whole) == []
 
 
+def test_checkpoints_that_do_not_fit_are_refused(job: Callable[..., Job], whole: Job, tmp_path: Path) -> None:
+    run = job(resume="never")
+    (last,) = whole.folder.rglob("last.ckpt")
+    content = torch.load(last, weights_only=True)
+    del content["lr_schedulers"], content["optimizer_states"]
+    torch.save(content, tmp_path / "weights.ckpt")
+    lora = '--model.init_args.lora={"r": 2}'
+    for path, words, message in (
+        (tmp_path / "none.ckpt", [], "none.ckpt: no such file or folder"),
+        (tmp_path / "weights.ckpt", [], "weights.ckpt has weights alone, so training cannot go on from it"),
+        (last, [lora], "The checkpoint is of another model: it lacks"),
+    ):
+        assert run.run(extra=[f"--ckpt_path={path}", *words]) == [1]
+        assert message in run.log()
+    assert "Traceback" not in run.log()
+
+
 def test_a_run_with_a_name_takes_new_options(job: Callable[..., Job], whole: Job) -> None:
     run = job(run_name="mine")
     assert run.run(nth(whole, "epoch start", 2)) == [-signal.SIGKILL]
