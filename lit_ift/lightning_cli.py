@@ -1,5 +1,6 @@
 """``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with this package's defaults."""
 
+import errno
 import re
 import sys
 import warnings
@@ -187,6 +188,11 @@ class LitIFTCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            again = ", then start again with --resume auto" if subcommand == "fit" else ""
+            raise UserError(f"{error}. Make room{again}.") from error
         except RuntimeError as error:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, LostRanks) and callback.lost:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 
 class LossCurves(Callback):
@@ -69,7 +69,10 @@ class LossCurves(Callback):
         self._write()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._write()
+        try:
+            self._write()
+        except OSError as error:  # A full disk may be what the run ended by, which is to be said.
+            rank_zero_warn(f"The training curves could not be written: {error}")
 
     def _record(self, trainer: L.Trainer, metrics: Mapping[str, Any], prefix: str) -> None:
         for name, value in metrics.items():

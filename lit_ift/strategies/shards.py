@@ -163,5 +163,10 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         rank, (inner, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {reason_of(inner)}"
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    # On a full disk torch raises an error of its own, in which the system's is lost.
+    known: BaseException | None = error
+    while known is not None and not isinstance(known, OSError):
+        known = known.__cause__ or known.__context__
+    told = known or error
+    lines = str(told).strip().splitlines()
+    return f"{type(told).__name__}: {lines[0]}" if lines else type(told).__name__

@@ -188,11 +188,14 @@ def test_a_run_with_a_name_that_has_no_checkpoint_yet_begins_anew(job: Callable[
 def test_full_disk_and_folders_that_cannot_be_written_to(
     job: Callable[..., Job], whole: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run = job()
+    run = job(**{"curves.enabled": True})
     assert run.run(nth(whole, "epoch start", 2)) == [-signal.SIGKILL]
     size = next((run.folder / "out").rglob("last.ckpt")).stat().st_size
-    assert run.run(file_limit=size // 2) == [1], run.log()
-    assert f"{errno.EFBIG}" in run.log()
+    # The curves cannot be written either, which must not hide what is wrong.
+    assert run.run(file_limit=size // 20) == [1], run.log()
+    assert f"[Errno {errno.EFBIG}]" in run.log().splitlines()[-1]
+    assert "The training curves could not be written" in run.log()
+    assert "Traceback" not in run.log()
     assert "last.ckpt could not be written" in run.log()
     assert "Earlier checkpoints are as they were" in run.log()
     assert run.run() == [0], run.log()
