@@ -42,12 +42,17 @@ def test_half_a_checkpoint(checkpoint: Path) -> None:
             open_checkpoint(checkpoint)
         return
     (shard,) = checkpoint.glob("*.distcp")
+    opened = open_checkpoint(checkpoint)
     shard.write_bytes(shard.read_bytes()[:10])
     with pytest.raises(UserError, match=r"weight cannot be read.*without all of its files"):
-        open_checkpoint(checkpoint).read("a.weight")
+        opened.read("a.weight")
+    with pytest.raises(UserError, match=rf"{shard.name} has 10 bytes instead of"):
+        open_checkpoint(checkpoint)
     shard.unlink()
     with pytest.raises(UserError, match=r"weight cannot be read.*No such file"):
-        open_checkpoint(checkpoint).read("a.weight")
+        opened.read("a.weight")
+    with pytest.raises(UserError, match=rf"{shard.name} is missing"):
+        open_checkpoint(checkpoint)
     index = (checkpoint / ".metadata").read_bytes()
     (checkpoint / ".metadata").write_bytes(index[:100])
     with pytest.raises(UserError, match="cannot be read as a checkpoint: pickle data was truncated"):
