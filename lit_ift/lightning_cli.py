@@ -235,9 +235,9 @@ def default_loggers(root: str | Path, run_name: str | None = None, resumed: Resu
         name = claim_run(Path(root) / RUNS)
     table = RunTable(save_dir=root, name=RUNS, version=name)
     version = table.version if isinstance(table.version, str) else f"version_{table.version}"
-    # What a killed run logged after its checkpoint is logged again.
-    purge: dict[str, Any] = {} if resumed is None else {"purge_step": resumed.next_logged_step}
-    return [table, TensorBoardLogger(save_dir=root, name=RUNS, version=version, **purge)]
+    # What a killed run logged after its checkpoint is logged again; all of it where it had none.
+    first = 0 if resumed is None else resumed.next_logged_step
+    return [table, TensorBoardLogger(save_dir=root, name=RUNS, version=version, purge_step=first)]
 
 
 _FRAME: Final = re.compile(

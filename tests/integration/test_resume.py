@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from killing import Job, attempts_of, make_job, problems, write_inputs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lit_ift.lightning_cli  # noqa: F401  # Imported once, before the processes are forked.
 
@@ -183,6 +184,11 @@ def test_a_run_with_a_name_that_has_no_checkpoint_yet_begins_anew(job: Callable[
     assert run.table()  # What the killed attempt wrote must not stay.
     assert run.run() == [0], run.log()
     assert run.table() == whole.table()
+    curves = EventAccumulator(str(run.folder / "out" / "runs" / "mine"))
+    curves.Reload()
+    assert [event.step for event in curves.Scalars("train/loss")] == [
+        int(row["step"]) for row in run.table() if row["train/loss"]
+    ]
 
 
 def test_full_disk_and_folders_that_cannot_be_written_to(
