@@ -196,7 +196,16 @@ LAYOUTS: Final[dict[str, Layout]] = {
 }
 """Known layouts, by the names that users declare. A new data format is one function and one entry here."""
 
-_SYNONYMS: Final = {"response": "completion", "answer": "completion", "question": "prompt", "text": "messages"}
+_MARKS: Final = {"rating": "score", "reward": "score"}
+"""Columns that would be ignored although they make an answer to learn from a scored one, and what they are called."""
+
+_SYNONYMS: Final = {
+    "response": "completion",
+    "answer": "completion",
+    "question": "prompt",
+    "text": "messages",
+    **_MARKS,
+}
 """Columns of rows that fit no layout, and what they are mostly called."""
 
 _FOREIGN: Final = {"system_prompt": "Rename it to 'system'", "system_message": "Rename it to 'system'"}
@@ -477,7 +486,8 @@ def _suspect(layout: Layout, present: Columns) -> str:
     richer = (columns for other in LAYOUTS.values() for columns in other.required if own < frozenset(columns))
     wanted = layout.optional.union(*richer) - present
     for column in sorted(present - own - layout.optional):
-        if known := _near(column, wanted):
+        mark = _MARKS.get(column)
+        if known := mark if mark in wanted else _near(column, wanted):
             return f"{column}\n{known}"
     return ""
 

@@ -214,6 +214,8 @@ def test_unknown_columns_are_listed_with_near_misses() -> None:
         ({**ROWS["preference"], "preferences": 0.5}, "preferences", "preference"),
         ({"chosen": [USER, ASSISTANT], "rejected": [USER, OTHER], "promt": "q"}, "promt", "prompt"),
         ({**ROWS["messages"], "tool": [{}]}, "tool", "tools"),
+        ({**ROWS["prompt_completion"], "rating": 0.5}, "rating", "score"),
+        ({**ROWS["messages"], "reward": 0.5}, "reward", "score"),
     ],
 )
 def test_a_misspelt_column_that_would_change_the_meaning_is_not_ignored(row: dict, column: str, known: str) -> None:
