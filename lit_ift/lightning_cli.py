@@ -37,6 +37,14 @@ from lit_ift.strategies.atomic import why_not_writable
 OUTPUT_ROOT = "checkpoints"
 """Where runs are written unless ``trainer.default_root_dir`` says otherwise."""
 
+NOT_FOR_USERS: Final = (
+    "Be aware that when using `ckpt_path`, callbacks",  # of `validate`: it asks for one that only training has
+    "Total length of `list` across ranks is zero",  # no validation data, which RunCheckpoint says
+    "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's with torch
+    "`is_gradient_checkpointing` is deprecated",  # peft's with transformers
+)
+"""What warnings begin with that packages have for one another."""
+
 CALLBACKS: Final[dict[str, type[L.Callback]]] = {
     "checkpoint": RunCheckpoint,
     "curves": LossCurves,
@@ -46,6 +54,14 @@ CALLBACKS: Final[dict[str, type[L.Callback]]] = {
     "lost_ranks": LostRanks,
 }
 """Callbacks that every run has, by the name of their group of options."""
+
+
+class TextProgress(TQDMProgressBar):
+    """Leaves out ``v_num``, the last four characters of ``version_0``."""
+
+    def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        metrics = super().get_metrics(*args, **kwargs)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
 class NumberedSaveConfig(SaveConfigCallback):
@@ -75,7 +91,8 @@ class LitIFTCLI(LightningCLI):
         with warnings.catch_warnings():
             # Lightning calls functions that jsonargparse 5 removes; pyproject.toml requires jsonargparse below 5.
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse|lightning")
-            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", module="lightning")  # Of torch, likewise.
+            for message in NOT_FOR_USERS:
+                warnings.filterwarnings("ignore", message=re.escape(message))
             strict = {"allow_abbrev": False, "exit_on_error": False}
             return cls(
                 CausalLMModule,
@@ -139,7 +156,7 @@ class LitIFTCLI(LightningCLI):
         shows_progress = config.get("enable_progress_bar") is not False and not config.get("barebones")
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             # One line of text, which also reads well in a log file; Lightning's choice would show nothing there.
-            kwargs["callbacks"] = [*callbacks, TQDMProgressBar(refresh_rate=1 if sys.stdout.isatty() else 10)]
+            kwargs["callbacks"] = [*callbacks, TextProgress(refresh_rate=1 if sys.stdout.isatty() else 10)]
         return super().instantiate_trainer(**kwargs)
 
     def _resume_point(self) -> ResumePoint | None:

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 # Its log handler keeps the stderr that there is at the first import, which must not be that of a single test.
@@ -91,8 +92,10 @@ def test_validate_test_and_predict(config: Path, tmp_path: Path, data_file: Path
     assert run("fit", "--config", config) == 0
     checkpoint = tmp_path / "out" / "runs" / "version_0" / "checkpoints" / "last.ckpt"
     capsys.readouterr()
-    assert run("validate", "--config", config, "--ckpt_path", checkpoint) == 0
+    with warnings.catch_warnings(record=True) as caught:
+        assert run("validate", "--config", config, "--ckpt_path", checkpoint) == 0
     assert "val/loss" in capsys.readouterr().out
+    assert not [warning for warning in caught if "add the following callbacks" in str(warning.message)]
     test_data = ["--data.init_args.test", data_file]
     assert run("test", "--config", config, "--ckpt_path", checkpoint, *test_data) == 0
     assert "test/loss" in capsys.readouterr().out
@@ -104,6 +107,13 @@ def test_validate_test_and_predict(config: Path, tmp_path: Path, data_file: Path
     assert rows[1]["expected"] == "bb"
     assert rows[1]["prompt"].endswith("<|im_start|>assistant\n")
     assert "Say 1 times b" in rows[1]["prompt"]
+
+
+def test_progress_shows_no_part_of_a_name(config: Path, capsys) -> None:
+    assert run("fit", "--config", config, "--trainer.enable_progress_bar", "true", "--trainer.max_epochs", 1) == 0
+    shown = "".join(capsys.readouterr())
+    assert "train/loss=" in shown
+    assert "v_num" not in shown
 
 
 def test_changing_one_line_changes_the_objective(config: Path, tmp_path: Path) -> None:
