@@ -17,6 +17,7 @@ from lit_ift.errors import UserError
 from lit_ift.models.adapter import is_adapted, is_adapter_weight
 from lit_ift.models.shard import gathered, is_sharded
 from lit_ift.modules.base import CausalLMModule
+from lit_ift.strategies.atomic import why_not_writable
 
 if TYPE_CHECKING:
     from lit_ift.data.report import DataReport
@@ -60,6 +61,9 @@ class HuggingFaceExport(Callback):
             from lit_ift.models.export import check_free
 
             check_free(Path(self.dirpath), self.overwrite)
+            problem = why_not_writable(Path(self.dirpath).parent) if trainer.is_global_zero else None
+            if problem := trainer.strategy.broadcast(problem):
+                raise UserError(f"The model cannot be written to {self.dirpath}: {problem}. Set export.dirpath.")
         if isinstance(pl_module, CausalLMModule) and is_adapted(pl_module.model):
             from lit_ift.models.export import base_of
 

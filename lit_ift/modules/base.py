@@ -490,7 +490,10 @@ class CausalLMModule(ExampleMeanModule):
     # Optimization ------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._build_optimizer(parameter_groups(self, self._vector_names))
+        try:
+            optimizer = self._build_optimizer(parameter_groups(self, self._vector_names))
+        except ValueError as error:  # As torch's have it for a learning rate below 0.
+            raise UserError(f"The optimizer refuses its options: {error}") from error
         scheduler = self._build_scheduler(optimizer)
         if isinstance(scheduler, WarmupSchedule) and scheduler.needs_total_steps:
             scheduler.bind(self.total_steps())

@@ -158,6 +158,8 @@ def test_the_command_line_wins_over_the_checkpoint(config: Path, tmp_path: Path)
         (["--checkpoint.monitor", "val/losss"], 1, "checkpoint.monitor=val/losss is not among the metrics"),
         (["--run_name", "../mine"], 1, "must be the name of one folder"),
         (["--trainer.default_root_dir", __file__], 1, "Set trainer.default_root_dir to a folder"),
+        (["--export.dirpath", f"{__file__}/model"], 1, "Set export.dirpath"),
+        (["--model.init_args.optimizer.init_args.lr", "-1"], 1, "Invalid learning rate: -1"),
         (["--model.init_args.generation", "{temperatur: 0.7}"], 1, "Did you mean 'temperature'?"),
     ],
 )
