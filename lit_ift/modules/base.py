@@ -18,13 +18,14 @@ from torch.optim import AdamW, Optimizer
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.rows import RowKind
 from lit_ift.errors import UserError
-from lit_ift.generate import check_generation, generate_answers
+from lit_ift.generate import check_generation
 from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
 from lit_ift.losses.sft import per_sequence_mean, target_counts
 from lit_ift.models.adapter import add_lora, check_lora, is_adapted
 from lit_ift.models.dropout import check_dropout_is_off
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 from lit_ift.models.load import load_model, load_tokenizer
+from lit_ift.models.misfit import misfit
 from lit_ift.models.packing import check_packing
 from lit_ift.models.parts import WeightFiles, load_skeleton, materialise, stand_ins
 from lit_ift.models.quantized import (
@@ -36,9 +37,9 @@ from lit_ift.models.quantized import (
     save_what_trains,
 )
 from lit_ift.models.shard import Sharding, in_root, is_sharded, same_on_all_ranks, shard_model
+from lit_ift.modules.answers import answers_to
 from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
-from lit_ift.modules.rows import first_answers
-from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule, row_ids_of
+from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
 from lit_ift.optim import (
     CosineSchedule,
     LRSchedulerCallable,
@@ -78,16 +79,6 @@ def token_accuracy(predictions: Tensor, labels: Tensor) -> Tensor:
     mask = target_mask(labels)
     right = (predictions == labels[:, 1:][mask]).float()
     return per_sequence_mean(right.new_zeros(mask.shape).masked_scatter(mask, right), mask)
-
-
-def _split_at_answer(input_ids: Tensor, labels: Tensor) -> tuple[list[int], list[int]]:
-    """Token ids before the first trained token, and those of the first trained turn; (T,) and (T,)."""
-    trained = (labels != IGNORE_INDEX).tolist()
-    if True not in trained:
-        return [], []
-    start = trained.index(True)
-    end = trained.index(False, start) if False in trained[start:] else len(trained)
-    return input_ids[:start].tolist(), input_ids[start:end].tolist()
 
 
 def _not_sharded(quantization: str) -> UserError:
@@ -516,55 +507,10 @@ class CausalLMModule(ExampleMeanModule):
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         except RuntimeError as error:
-            raise UserError(_misfit(self.state_dict(), state_dict)) from error
+            raise UserError(misfit(self.state_dict(), state_dict)) from error
 
     # Answers -----------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
-        """Answer each row's prompt, which is what stands before its first trained token.
-
-        Of a row with several answers, the first one is what is expected. A row with a ``row_id`` but no trained token
-        is all prompt.
-
-        Returns:
-            For each row ``row_id``, ``prompt``, ``answer``, and ``expected``, the first trained turn if any.
-        """
-        batch = first_answers(unpacked(batch))
-        rows = [_split_at_answer(ids, labels) for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)]
-        for i, row_id in enumerate(batch.get("row_ids") or []):
-            if row_id and not rows[i][1]:
-                rows[i] = (batch["input_ids"][i][batch["attention_mask"][i].bool()].tolist(), [])
-        # Padding rows that only keep ranks in step have neither a trained token nor a row id, hence no prompt.
-        real = [i for i, (prompt, expected) in enumerate(rows) if prompt or expected]
-        prompts = [rows[i][0] for i in real]
-        answers = dict(generate_answers(self.model, self.tokenizer, prompts, **self.generation))
-        row_ids = row_ids_of(batch, batch_idx, len(rows))
-        decode = self.tokenizer.decode
-        return [
-            {
-                "row_id": row_ids[i],
-                "prompt": decode(rows[i][0]),
-                "answer": answers[position],
-                "expected": decode(rows[i][1], skip_special_tokens=True),
-            }
-            for position, i in enumerate(real)
-        ]
-
-
-def _misfit(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> str:
-    """What of a checkpoint does not fit a model, with an example of each fault."""
-    missing, unknown = [key for key in model if key not in checkpoint], [key for key in checkpoint if key not in model]
-    faults = []
-    if missing:
-        faults.append(f"it lacks {len(missing)} weights of the model, such as {missing[0]}")
-    if unknown:
-        faults.append(f"it has {len(unknown)} that the model lacks, such as {unknown[0]}")
-    for key in model.keys() & checkpoint.keys():
-        own, other = getattr(model[key], "shape", None), getattr(checkpoint[key], "shape", None)
-        if own != other:
-            faults.append(f"{key} has the shape {tuple(other or ())}, not {tuple(own or ())}")
-            break
-    return (
-        f"The checkpoint is of another model: {'; '.join(faults) or 'its weights cannot be copied'}. Give the model "
-        "and its adapter (model.init_args.model, lora) as in the run that wrote it."
-    )
+        """Answer each row's prompt; see ``lit_ift.modules.answers.answers_to``."""
+        return answers_to(self, batch, batch_idx)
