@@ -1,10 +1,8 @@
 """Training checkpoints with the defaults that a fine-tuning run wants."""
 
 import io
-import os
 import signal
 import socket
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from difflib import get_close_matches
@@ -15,12 +13,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 from torch.utils._pytree import tree_map_only
 
+from lit_ift.callbacks.stopping import StopSignals
 from lit_ift.errors import UserError
 from lit_ift.loggers import RunTable
 from lit_ift.strategies.atomic import (
@@ -107,8 +105,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Checkpoints to resume from that this run has written and not removed, the oldest first."""
         self.found = "no checkpoint"
         """What ``--resume`` found on this rank."""
-        self._told_by: int | None = None
-        self._note: Callable[[int, Any], None]
+        self._signals = StopSignals()
         self._unlogged: dict[str, Any] = {}
         self._writer: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
@@ -131,9 +128,9 @@ class RunCheckpoint(ModelCheckpoint):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage == "fit":
             self._check_same_start(trainer)
-            self._take_sigterm(trainer)
+            self._signals.take_sigterm(trainer)
         else:  # An earlier fit's has no part in an evaluation.
-            vars(trainer._signal_connector).pop("_sigterm_notifier_fn", None)
+            self._signals.leave_sigterm(trainer)
         if stage != "fit" or trainer.fast_dev_run or not (self.save_top_k or self.save_last):  # type: ignore[attr-defined]
             return
         folder = Path(str(self.dirpath))
@@ -171,47 +168,8 @@ class RunCheckpoint(ModelCheckpoint):
             self.monitor = None
             self.save_top_k = min(self.save_top_k, 1)
         super().on_train_start(trainer, pl_module)
-        self._take_interrupts()
+        self._signals.take_interrupts()
         self._continue_tables(trainer)
-
-    def _take_sigterm(self, trainer: L.Trainer) -> None:
-        """Note SIGTERM and go on. Lightning's handler has all ranks talk from inside it, which can hang them.
-
-        It would be in force until a later hook could replace it: during the first validation, and what other callbacks
-        do before training.
-        """
-        self._told_by = None
-        launcher = trainer.strategy.launcher
-
-        def note(number: int, frame: Any) -> None:
-            if self._told_by is None and isinstance(launcher, _SubprocessScriptLauncher):
-                launcher.kill(signal.SIGTERM)
-            self._told_by = self._told_by or number
-
-        self._note = note
-        # The Trainer registers this one after all set-up, and puts back in the end what was there before it began.
-        trainer._signal_connector._sigterm_notifier_fn = note  # type: ignore[method-assign, assignment]
-
-    def _take_interrupts(self) -> None:
-        """Note the first Ctrl-C and go on, too."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        # Jobs in the background ignore it, and notebooks have a handler of their own.
-        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note_interrupt)
-
-    def _leave_interrupts(self) -> None:
-        """There is no optimizer step to end any more."""
-        if signal.getsignal(signal.SIGINT) == self._note_interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _note_interrupt(self, number: int, frame: Any) -> None:
-        if self._told_by == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._note(number, frame)
-        self._told_by = number
-        # Not by print: the signal may have come in the middle of one.
-        os.write(2, b"\nCtrl-C: ends after this optimizer step with a checkpoint; once more ends at once.\n")
 
     # When --------------------------------------------------------------------------------------------------------
 
@@ -270,10 +228,10 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._finish_together(trainer)
-        self._leave_interrupts()
+        self._signals.leave_interrupts()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._leave_interrupts()
+        self._signals.leave_interrupts()
         try:
             self.finish_writing()
         except UserError as error:
@@ -296,7 +254,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _between_steps(self, trainer: L.Trainer, due: bool) -> None:
         """Write what is due; end the run if any rank was told to."""
         due, self._owed = due or self._owed, False
-        preempted = trainer.strategy.reduce_boolean_decision(self._told_by is not None, all=False)
+        preempted = trainer.strategy.reduce_boolean_decision(self._signals.received is not None, all=False)
         if (due or preempted) and self._last_step != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             candidates = self._monitor_candidates(trainer)
             if self.monitor is None:
@@ -304,7 +262,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, candidates)
         if preempted:
             self._finish_together(trainer)
-            told_by = signal.Signals(self._told_by or signal.SIGTERM)
+            told_by = self._signals.received or signal.SIGTERM  # Where another rank was told.
             rank_zero_info(
                 f"{told_by.name}: stopped after optimizer step {trainer.global_step}. Checkpoint: "
                 f"{self.last_model_path or 'none, because checkpoint.save_last is false'}"

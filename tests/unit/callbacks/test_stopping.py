@@ -8,17 +8,18 @@ from typing import Any, cast
 import pytest
 
 from lit_ift.callbacks import RunCheckpoint
+from lit_ift.callbacks.stopping import StopSignals
 
 
-def listening() -> RunCheckpoint:
-    """A callback of a run that trains."""
+def listening() -> StopSignals:
+    """Those of a run that trains."""
     connector = SimpleNamespace()
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=None), _signal_connector=connector)
-    callback = RunCheckpoint()
-    callback._take_sigterm(trainer)
+    signals = StopSignals()
+    signals.take_sigterm(trainer)
     signal.signal(signal.SIGTERM, connector._sigterm_notifier_fn)
-    callback._take_interrupts()
-    return callback
+    signals.take_interrupts()
+    return signals
 
 
 @pytest.fixture(autouse=True)
@@ -31,26 +32,27 @@ def restored_handlers() -> Iterator[None]:
 
 def test_only_a_second_interrupt_ends_a_run_at_once(capfd) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    callback = listening()
+    signals = listening()
     signal.raise_signal(signal.SIGINT)
     assert "once more ends at once" in capfd.readouterr().err
-    assert callback._told_by == signal.SIGINT
+    assert signals.received == signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_in_the_background_ignores_interrupts_as_before() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    callback = listening()
+    signals = listening()
     signal.raise_signal(signal.SIGINT)
-    assert callback._told_by is None
+    assert signals.received is None
     signal.raise_signal(signal.SIGTERM)
-    assert callback._told_by == signal.SIGTERM
+    assert signals.received == signal.SIGTERM
 
 
 def test_an_error_puts_the_usual_interrupt_back() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    callback = listening()
+    callback = RunCheckpoint()
+    callback._signals = listening()
     trainer: Any = SimpleNamespace(is_global_zero=False)
     callback.on_exception(trainer, cast(Any, None), ValueError())
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
