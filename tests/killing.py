@@ -254,6 +254,7 @@ class Job:
             if self.ranks > 1:
                 _as_torchrun_would(rank, self.ranks, port)
             torch.set_num_threads(1)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored where the tests run in the background.
             if file_limit is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
