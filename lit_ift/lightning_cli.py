@@ -29,7 +29,7 @@ from lit_ift.callbacks import (
 # The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
 from lit_ift.data import FeedbackDataModule, InstructionDataModule, TasksDataModule  # noqa: F401
 from lit_ift.errors import UserError
-from lit_ift.loggers import RunTable, claim_run
+from lit_ift.loggers import RunTable, claim_run, unwritable_runs
 from lit_ift.modules import CausalLMModule
 from lit_ift.resume import RUNS, Resume, ResumePoint, check_checkpoint, resume_point
 from lit_ift.strategies.atomic import why_not_writable
@@ -146,10 +146,7 @@ class LitIFTCLI(LightningCLI):
             root = config.get("default_root_dir") or OUTPUT_ROOT
             folder = Path(root) / RUNS
             if problem := why_not_writable(folder):
-                raise UserError(
-                    f"Runs cannot be written to {folder}: {problem}. Set trainer.default_root_dir to a folder that can "
-                    "be written to."
-                )
+                raise unwritable_runs(folder, problem)
             kwargs["logger"] = default_loggers(root, self._get(self.config_init, "run_name"), self._resumed)
         given = config.get("callbacks") or []
         callbacks = given if isinstance(given, list) else [given]

@@ -34,10 +34,14 @@ def claim_run(runs: Path) -> str | None:
                 (runs / f"version_{number}").mkdir()
                 return f"version_{number}"
     except OSError as error:
-        raise UserError(
-            f"Runs cannot be written to {runs}: {error}. Set trainer.default_root_dir to a folder that can be written "
-            "to."
-        ) from error
+        raise unwritable_runs(runs, str(error)) from error
+
+
+def unwritable_runs(runs: Path, problem: str) -> UserError:
+    """What to say where runs cannot be written to their folder."""
+    return UserError(
+        f"Runs cannot be written to {runs}: {problem}. Set trainer.default_root_dir to a folder that can be written to."
+    )
 
 
 class RunTable(CSVLogger):
