@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import killing
 
-import lit_ift.lightning_cli  # noqa: F401  # Imported once, before the processes are forked.
+import lit_ift.cli.training  # noqa: F401  # Imported once, before the processes are forked.
 
 COLUMNS = (
     "strategy",
@@ -46,7 +46,7 @@ SHARDED = (
     ("fsdp2", 2, True, "fsdp2", {"checkpoint.keep_last": 2}),
     ("fsdp2, async", 0, True, "fsdp2", {"checkpoint.async_save": True}),
     (
-        *("fsdp2, one file", 2, False, "lit_ift.strategies.FSDP2Strategy"),
+        *("fsdp2, one file", 2, False, "lit_ift.distributed.FSDP2Strategy"),
         {"trainer.strategy.init_args.save_distributed_checkpoint": False},
     ),
 )

@@ -19,10 +19,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lit_ift.lake.report import CLAIMED, claims
-from lit_ift.lake.result import Study
-from lit_ift.lake.settings import LakeOptions, Metric, PolicyOptions, Protocol, Settings, StartOptions
-from lit_ift.lake.study import run_studies
+from lit_ift.frozen_lake.report import CLAIMED, claims
+from lit_ift.frozen_lake.result import Study
+from lit_ift.frozen_lake.settings import LakeOptions, Metric, PolicyOptions, Protocol, Settings, StartOptions
+from lit_ift.frozen_lake.study import run_studies
 
 MAPS: dict[str, LakeOptions] = {
     "4x4": LakeOptions(),

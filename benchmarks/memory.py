@@ -54,11 +54,11 @@ def loading(folder: str, how: str) -> dict[str, Any]:
     import torch
     from torch.distributed.device_mesh import init_device_mesh
 
+    from lit_ift.distributed.load import load_skeleton, materialise
+    from lit_ift.distributed.shard import Sharding, in_root, shard_model
     from lit_ift.models.dropout import check_dropout_is_off
     from lit_ift.models.head import check_hidden_state_path
     from lit_ift.models.load import load_model
-    from lit_ift.models.parts import load_skeleton, materialise
-    from lit_ift.models.shard import Sharding, in_root, shard_model
 
     sharding = Sharding(init_device_mesh("cpu", (RANKS,)), torch.device("cpu"))
     meter = Meter()
@@ -81,7 +81,7 @@ def loading(folder: str, how: str) -> dict[str, Any]:
 
 def exporting(checkpoint: str, output: str, *options: str) -> dict[str, Any]:
     """``lit-ift export``."""
-    from lit_ift.models.from_checkpoint import export_checkpoint
+    from lit_ift.export.from_checkpoint import export_checkpoint
 
     import_all()
     meter = Meter()
@@ -95,11 +95,12 @@ def gathering(folder: str, output: str) -> dict[str, Any]:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    from lit_ift.models import export_model, load_tokenizer, verify_export
-    from lit_ift.models.mapped import mapped
-    from lit_ift.models.parts import load_skeleton, materialise
-    from lit_ift.models.shard import Sharding, gathered, in_root, shard_model
-    from lit_ift.models.verify import ShardedWeights, check_logits
+    from lit_ift.distributed.load import load_skeleton, materialise
+    from lit_ift.distributed.shard import Sharding, gathered, in_root, shard_model
+    from lit_ift.export import export_model, verify_export
+    from lit_ift.export.file_tensors import mapped
+    from lit_ift.export.verify import ShardedWeights, check_logits
+    from lit_ift.models import load_tokenizer
 
     import_all()
     sharding = Sharding(init_device_mesh("cpu", (RANKS,)), torch.device("cpu"))
@@ -132,7 +133,7 @@ def import_all() -> None:
     """What is imported while exporting is no part of its memory."""
     from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
-    import lit_ift.data.report_builder  # noqa: F401
+    import lit_ift.data.report.builder  # noqa: F401
 
 
 def measure(words: list[str], ranks: int) -> list[dict[str, Any]]:

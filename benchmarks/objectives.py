@@ -33,7 +33,7 @@ import torch
 
 from lit_ift import CausalLMModule, FeedbackDataModule
 from lit_ift.data import Source
-from lit_ift.data.records import read_records
+from lit_ift.data.read.records import read_records
 from lit_ift.losses import PAIR_LOSSES, PairLoss
 from lit_ift.modules import (
     ContrastiveWeights,
@@ -46,7 +46,7 @@ from lit_ift.modules import (
     SFTModule,
     UFTModule,
 )
-from lit_ift.optim import ConstantSchedule
+from lit_ift.modules.optim import ConstantSchedule
 
 COLUMNS = ("objective", "rows", "steps", "loss_before", "loss_after", "accuracy_before", "accuracy_after", "seconds")
 

@@ -7,7 +7,7 @@ from tiny import VOCABULARY_SIZE
 from torch import Tensor
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.collate import collate, collate_packed
+from lit_ift.data.batch.collate import collate, collate_packed
 from lit_ift.data.rows import ANSWER_SIDES, ROW_KINDS, EncodedRow, Example
 
 

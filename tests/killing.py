@@ -41,7 +41,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.tensor import DTensor
 
 from lit_ift.callbacks import checkpoint as run_checkpoint
-from lit_ift.strategies import atomic
+from lit_ift.checkpoints import writing as atomic
 
 # To the stream of errors, wherever it leads then; the server and all that is forked from it inherit this.
 faulthandler.register(signal.SIGUSR1, file=2)
@@ -346,7 +346,7 @@ def _count_writing() -> None:
 def _server() -> Any:
     """Starts the server that all processes are forked from."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killing", "lit_ift.cli", "lit_ift.lightning_cli"])
+    context.set_forkserver_preload(["killing", "lit_ift.cli", "lit_ift.cli.training"])
     before = dict(os.environ)
     os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     try:

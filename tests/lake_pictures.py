@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
-from lit_ift.lake import style
-from lit_ift.lake.drawing import STEPS
+from lit_ift.frozen_lake import style
+from lit_ift.frozen_lake.drawing import STEPS
 
 
 def panel(figure: Figure, name: str) -> Axes:

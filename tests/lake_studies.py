@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lit_ift.lake.result import METRICS, Array, Outcome, Study
+from lit_ift.frozen_lake.result import METRICS, Array, Outcome, Study
 
 SMALL = ["SFFF", "FHFH", "FFFH", "HFFG"]
 LARGE = ["SFFFFFFF", "FFFFFFFF", "FFFHFFFF", "FFFFFHFF", "FFFHFFFF", "FHHFFFHF", "FHFFHFHF", "FFFHFFFG"]

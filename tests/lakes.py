@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from lit_ift.lake.methods import Lesson
-from lit_ift.lake.policy import Members, cell_features
-from lit_ift.lake.settings import LakeOptions, PolicyOptions, Protocol, Settings, StartOptions
-from lit_ift.lake.study import Game, make_game
+from lit_ift.frozen_lake.methods import Lesson
+from lit_ift.frozen_lake.policy import Members, cell_features
+from lit_ift.frozen_lake.settings import LakeOptions, PolicyOptions, Protocol, Settings, StartOptions
+from lit_ift.frozen_lake.study import Game, make_game
 
 SMALL = ["SFF", "FHF", "FFG"]
 """Down, down, right, right; or right, right, down, down. No longer way enters no cell twice."""

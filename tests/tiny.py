@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from lit_ift.data.dataset import EncodedDataset
+from lit_ift.data.batch.dataset import EncodedDataset
 from lit_ift.data.rows import Example
 
 CHATML = (

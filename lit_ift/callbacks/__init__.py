@@ -8,7 +8,7 @@ from lit_ift.callbacks.export import HuggingFaceExport
 from lit_ift.callbacks.half import HalfFineTuning
 from lit_ift.callbacks.lost_ranks import LostRanks
 from lit_ift.callbacks.predictions import AnswerWriter
-from lit_ift.callbacks.random_state import RandomState
+from lit_ift.checkpoints.random_state import RandomState
 
 __all__ = [
     "AnswerWriter",

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_ift.data.chat import ConversationEncoder
-from lit_ift.data.verifiable import TaskItem, VerifiableDataModule
-from lit_ift.generate import generate_answers
+from lit_ift.chat.encoder import ConversationEncoder
+from lit_ift.data.modules.verifiable import TaskItem, VerifiableDataModule
+from lit_ift.modules.generate import generate_answers
 
 if TYPE_CHECKING:
     from lit_ift.modules.base import CausalLMModule

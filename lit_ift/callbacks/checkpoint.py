@@ -18,10 +18,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 from torch.utils._pytree import tree_map_only
 
-from lit_ift.callbacks.stopping import StopSignals
-from lit_ift.errors import UserError
-from lit_ift.loggers import RunTable
-from lit_ift.strategies.atomic import (
+from lit_ift.callbacks.loggers import RunTable
+from lit_ift.checkpoints.shards import SHARDS_REST
+from lit_ift.checkpoints.signals import StopSignals
+from lit_ift.checkpoints.writing import (
     CANNOT_WRITE,
     AtomicCheckpointIO,
     cannot_write,
@@ -34,7 +34,7 @@ from lit_ift.strategies.atomic import (
     write_together,
     writes_shards,
 )
-from lit_ift.strategies.shards import SHARDS_REST
+from lit_ift.errors import UserError
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -13,16 +13,16 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_ift.callbacks.answers import TaskAccuracy
+from lit_ift.checkpoints.writing import why_not_writable
+from lit_ift.distributed.shard import gathered, is_sharded
 from lit_ift.errors import UserError
-from lit_ift.models.adapter import is_adapted, is_adapter_weight
-from lit_ift.models.shard import gathered, is_sharded
+from lit_ift.models.lora import is_adapted, is_adapter_weight
 from lit_ift.modules.base import CausalLMModule
-from lit_ift.strategies.atomic import why_not_writable
 
 if TYPE_CHECKING:
-    from lit_ift.data.report import DataReport
-    from lit_ift.models.card import ExportMetadata
-    from lit_ift.models.verify import ShardedWeights
+    from lit_ift.data.report.account import DataReport
+    from lit_ift.export.card import ExportMetadata
+    from lit_ift.export.verify import ShardedWeights
 
 
 class HuggingFaceExport(Callback):
@@ -58,14 +58,14 @@ class HuggingFaceExport(Callback):
         if not self.enabled:
             return
         if self.dirpath is not None:
-            from lit_ift.models.export import check_free
+            from lit_ift.export.write import check_free
 
             check_free(Path(self.dirpath), self.overwrite)
             problem = why_not_writable(Path(self.dirpath).parent) if trainer.is_global_zero else None
             if problem := trainer.strategy.broadcast(problem):
                 raise UserError(f"The model cannot be written to {self.dirpath}: {problem}. Set export.dirpath.")
         if isinstance(pl_module, CausalLMModule) and is_adapted(pl_module.model):
-            from lit_ift.models.export import base_of
+            from lit_ift.export.write import base_of
 
             base_of(pl_module.model)  # Asked now, an adapter without a base to name is no loss of training time.
 
@@ -108,7 +108,8 @@ class HuggingFaceExport(Callback):
         run: str | None,
         sharded: "ShardedWeights | None",
     ) -> Path:
-        from lit_ift.models import export_model, obtain_model, verify_export
+        from lit_ift.export import export_model, verify_export
+        from lit_ift.models import obtain_model
 
         tokenizer = module.tokenizer
         spec = module.tokenizer_source
@@ -166,8 +167,8 @@ def _gathered(trainer: L.Trainer, module: CausalLMModule, scratch: Path | None) 
     """
     import torch
 
-    from lit_ift.models.mapped import mapped
-    from lit_ift.models.verify import ShardedWeights, check_logits
+    from lit_ift.export.file_tensors import mapped
+    from lit_ift.export.verify import ShardedWeights, check_logits
 
     model = module.model
     with torch.no_grad():

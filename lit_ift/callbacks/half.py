@@ -10,9 +10,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from lit_ift.distributed import check_strategy
 from lit_ift.errors import UserError
-from lit_ift.optim import plain_name
-from lit_ift.strategies import check_strategy
+from lit_ift.modules.optim import plain_name
 
 Group = Literal["attention", "feed-forward", "norm"]
 Layer = tuple[str, int]

@@ -63,13 +63,33 @@ def _without_state(tokenizer_json: str) -> str:
     return json.dumps(rules, sort_keys=True)
 
 
+PACKAGE: Final = Path(__file__).parents[1]
+
+ROW_CODE: Final = (
+    "chat",
+    "data/read",
+    "data/parse",
+    "data/rows.py",
+    "data/pipeline.py",
+    "data/store.py",
+    "data/truncation.py",
+)
+"""Folders and files below `PACKAGE` whose code can change an encoded row."""
+
+
+def row_code() -> list[Path]:
+    """The files of `ROW_CODE`, templates included, in the order of their paths below `PACKAGE`."""
+    places = [PACKAGE / place for place in ROW_CODE]
+    files = [file for place in places for file in (place.rglob("*") if place.is_dir() else [place])]
+    return sorted(file for file in files if file.suffix in (".py", ".jinja"))
+
+
 @cache
 def code_version() -> str:
-    """A hash of this package's data code and of the versions of `PACKAGES`: another encoder makes other ids."""
+    """A hash of the code that makes rows and of the versions of `PACKAGES`: another encoder makes other ids."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*")):
-        if path.suffix in (".py", ".jinja"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for file in row_code():
+        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     for package in PACKAGES:
         digest.update(f"{package}={importlib.metadata.version(package)}".encode())
     return digest.hexdigest()

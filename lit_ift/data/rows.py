@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.messages import Conversation
+from lit_ift.data.parse.messages import Conversation
 
 RowKind = Literal["instruction", "preference", "unpaired", "scored"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_ift.errors import UserError
-from lit_ift.models.modes import evaluating
+from lit_ift.models.eval_mode import evaluating
 
 _NUM_CHECK_TOKENS: Final = 8
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lit_ift.errors import UserError
-from lit_ift.models.explain import explain_load_error
 from lit_ift.models.gguf import load_gguf_model, load_gguf_tokenizer
 from lit_ift.models.hub import must_use_cache
+from lit_ift.models.load_errors import explain_load_error
 from lit_ift.models.obtain import obtain_model
 from lit_ift.models.source import ModelSource
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_ift.errors import UserError
-from lit_ift.models.adapter import is_adapter_weight
+from lit_ift.models.lora import is_adapter_weight
 
 Quantization = Literal["nf4", "fp4", "int8"]
 """How bitsandbytes holds weights that do not train."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from lit_ift.errors import UserError
 from lit_ift.models.gguf import load_gguf_model, load_gguf_tokenizer, require_gguf
-from lit_ift.models.staging import staged_folder
+from lit_ift.staging import staged_folder
 
 logger = logging.getLogger("lit_ift")
 

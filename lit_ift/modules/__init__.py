@@ -1,7 +1,7 @@
 """One LightningModule per objective, or per family of objectives that differ in a loss function alone."""
 
 from lit_ift.modules.base import CausalLMModule
-from lit_ift.modules.feedback import FeedbackModule
+from lit_ift.modules.feedback_module import FeedbackModule
 from lit_ift.modules.ift import IFTModule
 from lit_ift.modules.kto import KTOModule
 from lit_ift.modules.mixed import MixedModule, ObjectivePart

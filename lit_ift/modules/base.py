@@ -17,17 +17,18 @@ from torch.optim import AdamW, Optimizer
 
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.rows import RowKind
+from lit_ift.distributed import check_strategy, sharding_of
+from lit_ift.distributed.load import WeightFiles, load_skeleton, materialise, stand_ins
+from lit_ift.distributed.shard import Sharding, in_root, is_sharded, same_on_all_ranks, shard_model
 from lit_ift.errors import UserError
-from lit_ift.generate import check_generation
 from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
 from lit_ift.losses.sft import per_sequence_mean, target_counts
-from lit_ift.models.adapter import add_lora, check_lora, is_adapted
 from lit_ift.models.dropout import check_dropout_is_off
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 from lit_ift.models.load import load_model, load_tokenizer
-from lit_ift.models.misfit import misfit
-from lit_ift.models.packing import check_packing
-from lit_ift.models.parts import WeightFiles, load_skeleton, materialise, stand_ins
+from lit_ift.models.lora import add_lora, check_lora, is_adapted
+from lit_ift.models.mismatch import misfit
+from lit_ift.models.packing_check import check_packing
 from lit_ift.models.quantized import (
     COMPUTE_DTYPES,
     Quantization,
@@ -36,11 +37,9 @@ from lit_ift.models.quantized import (
     is_quantized,
     save_what_trains,
 )
-from lit_ift.models.shard import Sharding, in_root, is_sharded, same_on_all_ranks, shard_model
-from lit_ift.modules.answers import answers_to
-from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
-from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
-from lit_ift.optim import (
+from lit_ift.modules.batch_answers import answers_to
+from lit_ift.modules.generate import check_generation
+from lit_ift.modules.optim import (
     CosineSchedule,
     LRSchedulerCallable,
     OptimizerCallable,
@@ -49,7 +48,8 @@ from lit_ift.optim import (
     parameter_groups,
     vector_names,
 )
-from lit_ift.strategies import check_strategy, sharding_of
+from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
+from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -390,7 +390,7 @@ class CausalLMModule(ExampleMeanModule):
                 self.in_forward(lambda: check_hidden_state_path(self.model))
 
     def in_forward(self, compute: Callable[[], T]) -> T:
-        """Call a function that uses parts of ``self.model``; see ``lit_ift.models.shard.in_root``."""
+        """Call a function that uses parts of ``self.model``; see ``lit_ift.distributed.shard.in_root``."""
         return in_root(self.model, compute)
 
     def share_model(self, owner: "CausalLMModule") -> None:
@@ -512,5 +512,5 @@ class CausalLMModule(ExampleMeanModule):
     # Answers -----------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
-        """Answer each row's prompt; see ``lit_ift.modules.answers.answers_to``."""
+        """Answer each row's prompt; see ``lit_ift.modules.batch_answers.answers_to``."""
         return answers_to(self, batch, batch_idx)

@@ -10,7 +10,7 @@ from lit_ift.losses.ift import Norm, Side, Source, check_propagation_options, if
 from lit_ift.losses.logprobs import greedy, target_mask
 from lit_ift.losses.sft import per_sequence_mean
 from lit_ift.modules.base import CausalLMModule, token_accuracy
-from lit_ift.modules.lam import LambdaSchedule, LambdaShape
+from lit_ift.modules.lambda_schedule import LambdaSchedule, LambdaShape
 from lit_ift.modules.packed import in_batch_order, unpacked
 from lit_ift.modules.predict import Prediction, prediction_rule
 from lit_ift.modules.stepping import Batch, ExampleLosses

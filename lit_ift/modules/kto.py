@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lit_ift.errors import UserError
 from lit_ift.losses.kto import Variant, check_kto_options, kl_baseline, kto_loss
-from lit_ift.modules.feedback import AnswerScores, FeedbackModule
+from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
+from lit_ift.modules.feedback_rows import FeedbackRows
 from lit_ift.modules.packed import unpacked
-from lit_ift.modules.rows import FeedbackRows
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.window import Weighted
 

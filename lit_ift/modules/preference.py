@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_ift.losses.logprobs import TokenScores, chunk_size_for, target_mask
 from lit_ift.losses.registry import PairLoss
 from lit_ift.losses.token_kl import token_kl
-from lit_ift.modules.feedback import AnswerScores, FeedbackModule
+from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
 from lit_ift.modules.packed import scores_by_example
 from lit_ift.modules.prompts import PromptEmbedder, pooled_prompts
 from lit_ift.modules.stepping import Batch, ExampleLosses

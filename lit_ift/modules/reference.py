@@ -13,17 +13,17 @@ from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lit_ift.distributed import sharding_of
+from lit_ift.distributed.shard import copy_sharded, is_sharded
 from lit_ift.errors import UserError
 from lit_ift.losses.logprobs import TokenScores, target_mask
 from lit_ift.losses.sft import target_counts
-from lit_ift.models.adapter import adapters_off, adds_nothing, is_adapted
+from lit_ift.models.lora import adapters_off, adds_nothing, is_adapted
 from lit_ift.models.quantized import compute_dtype_of, compute_in
-from lit_ift.models.shard import copy_sharded, is_sharded
 from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.packed import unpacked
 from lit_ift.modules.reference_cache import CachedReference
 from lit_ift.modules.stepping import Batch
-from lit_ift.strategies import sharding_of
 
 if TYPE_CHECKING:
     from lit_ift.losses.logprobs import Head

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_ift.errors import NonFiniteLossError, UserError
+from lit_ift.modules.optim import configured_options, keep_configuration
 from lit_ift.modules.window import AccumulationWindow, Weighted
-from lit_ift.optim import configured_options, keep_configuration
 
 T = TypeVar("T")
 
@@ -116,7 +116,7 @@ class ExampleMeanModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Keep the random numbers of training in checkpoints, unless the Trainer has a callback for that already."""
-        from lit_ift.callbacks.random_state import RandomState  # Its package imports the modules.
+        from lit_ift.checkpoints.random_state import RandomState  # Its package imports the modules.
 
         fits = self.trainer.state.fn == "fit"
         has_one = any(isinstance(callback, RandomState) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from lit_ift.modules.reference import ReferencePolicy
 from lit_ift.modules.stepping import Batch
 
 if TYPE_CHECKING:
-    from lit_ift.modules.feedback import AnswerScores, FeedbackModule
+    from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
 
 
 class ContrastiveWeights:

@@ -12,10 +12,10 @@ from feedback import encoded_row, feedback_batch, pairs
 from lightning.pytorch.strategies import DDPStrategy
 from tiny import tiny_batch, tiny_model
 
+from lit_ift.cli.training import LitIFTCLI
 from lit_ift.data import InstructionDataModule, Record, to_row
-from lit_ift.lightning_cli import LitIFTCLI
+from lit_ift.distributed import FSDP2Strategy
 from lit_ift.losses import PAIR_LOSSES
-from lit_ift.strategies import FSDP2Strategy
 
 ROOT = Path(__file__).parents[2]
 LAKE = {f"frozen-lake/{name}" for name in ("default", "8x8", "slippery", "fork")}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_ift import cli
-from lit_ift.lake.files import load_study
+from lit_ift.frozen_lake.files import load_study
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs/frozen-lake").glob("*.yaml"))

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lit_ift import IFTModule, InstructionDataModule, SFTModule
-from lit_ift.optim import ConstantSchedule
+from lit_ift.modules.optim import ConstantSchedule
 
 
 class Record(Callback):

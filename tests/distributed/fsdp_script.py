@@ -35,11 +35,11 @@ from lit_ift import (
 from lit_ift.callbacks import HuggingFaceExport, TaskAccuracy
 from lit_ift.callbacks.half import HalfFineTuning
 from lit_ift.data import TaskItem
-from lit_ift.models.shard import gathered, is_sharded
+from lit_ift.distributed import FSDP2Strategy
+from lit_ift.distributed.shard import gathered, is_sharded
 from lit_ift.modules import ObjectivePart, reference_cache
+from lit_ift.modules.optim import ConstantSchedule
 from lit_ift.modules.reference_cache import weights_digest
-from lit_ift.optim import ConstantSchedule
-from lit_ift.strategies import FSDP2Strategy
 
 RANKS = int(os.environ.get("WORLD_SIZE", 1))
 RANK = int(os.environ.get("RANK", 0))

@@ -52,10 +52,10 @@ from lit_ift import (
     SFTModule,
     UFTModule,
 )
+from lit_ift.distributed import FSDP2Strategy
 from lit_ift.losses import PAIR_LOSSES
 from lit_ift.modules import ContrastiveWeights, ObjectivePart
-from lit_ift.optim import ConstantSchedule
-from lit_ift.strategies import FSDP2Strategy
+from lit_ift.modules.optim import ConstantSchedule
 
 GLOBAL_BATCH: Final = 8
 ROWS: Final = 19

@@ -67,7 +67,7 @@ def ddp(timeout: int = 30) -> list[str]:
 
 def fsdp(*, every: int) -> list[str]:
     """FSDP2 that may be started over: a checkpoint after every few steps, and what is found of it resumed."""
-    words = [*TWO_NODES, "--trainer.strategy", "lit_ift.strategies.FSDP2Strategy", "--resume", "auto"]
+    words = [*TWO_NODES, "--trainer.strategy", "lit_ift.distributed.FSDP2Strategy", "--resume", "auto"]
     words += ["--trainer.strategy.init_args.timeout_minutes", "0.5"]
     return [*words, "--checkpoint.monitor", "null", "--checkpoint.every_n_train_steps", str(every)]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from killing import Job, attempts_of, make_job, problems, write_inputs
 
-import lit_ift.lightning_cli  # noqa: F401  # Imported once, before the processes are forked.
-from lit_ift.strategies.atomic import read_header
-from lit_ift.strategies.shards import read_whole
+import lit_ift.cli.training  # noqa: F401  # Imported once, before the processes are forked.
+from lit_ift.checkpoints.shards import read_whole
+from lit_ift.checkpoints.writing import read_header
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_ranks_that_find_different_checkpoints_do_not_begin(inputs: Path, tmp_pa
 
 
 ONE_FILE = {
-    "strategy": "lit_ift.strategies.FSDP2Strategy",
+    "strategy": "lit_ift.distributed.FSDP2Strategy",
     "trainer.strategy.init_args.save_distributed_checkpoint": False,
 }
 

@@ -27,7 +27,7 @@ def write(path: Path, count: int = 12, word: str = "answer") -> Path:
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The splits that were tokenized, in their order."""
-    from lit_ift.data import datamodule
+    from lit_ift.data.modules import conversation as datamodule
 
     seen: list[str] = []
     encode = datamodule.ConversationDataModule._encode
@@ -102,7 +102,7 @@ def test_whatever_the_rows_depend_on_makes_them_new(change: str, tmp_path: Path,
 
 def test_a_file_of_equal_size_and_time_is_told_apart_in_another_process(tmp_path: Path) -> None:
     """Within one process a file's hash is remembered by its size and time; across processes only its content counts."""
-    from lit_ift.data.sources import _sha256
+    from lit_ift.data.read.sources import _sha256
 
     path = write(tmp_path / "a.jsonl")
     before, times = Source(str(path)).fingerprint(), path.stat()

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from lit_ift.cli import main
-from lit_ift.data.report import DataReport
+from lit_ift.data.report.account import DataReport
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -236,7 +236,7 @@ def test_preview_shows_both_answers_of_a_batch_of_pairs(tmp_path: Path, model_fo
 @pytest.mark.usefixtures("no_model")
 def test_build_reads_every_split(config: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     called = []
-    module = "lit_ift.data.datamodule.ConversationDataModule"
+    module = "lit_ift.data.modules.conversation.ConversationDataModule"
     monkeypatch.setattr(f"{module}.prepare_data", lambda self: called.append(self), raising=False)
     monkeypatch.setattr(f"{module}.cache_folder", lambda self, split: Path("cache") / split, raising=False)
     assert run("data", "build", "--config", config) == 0

@@ -15,7 +15,7 @@ from tiny import CHATML, answers, tiny_model, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lit_ift.data import InstructionDataModule, TasksDataModule
-from lit_ift.data.sampler import LengthGroupedBatchSampler
+from lit_ift.data.batch.sampler import LengthGroupedBatchSampler
 from lit_ift.errors import UserError
 from lit_ift.modules import SFTModule
 

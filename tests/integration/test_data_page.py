@@ -12,8 +12,8 @@ import yaml
 
 from lit_ift.cli import main
 from lit_ift.data import KNOWN_DATASETS, LAYOUTS, InstructionDataModule, Record, RowParser
-from lit_ift.data.check import Thresholds, figures
-from lit_ift.data.report import DataReport
+from lit_ift.data.report.account import DataReport
+from lit_ift.data.report.terminal import Thresholds, figures
 from lit_ift.data.truncation import Truncation
 from lit_ift.errors import RowError
 

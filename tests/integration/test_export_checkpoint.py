@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 from lit_ift import SFTModule
 from lit_ift.cli import main
 from lit_ift.errors import UserError
+from lit_ift.export.from_checkpoint import export_checkpoint
 from lit_ift.models import load_model
-from lit_ift.models.from_checkpoint import export_checkpoint
 
 LORA = ["--model.init_args.lora.r", "4", "--model.init_args.lora.lora_alpha", "8"]
 

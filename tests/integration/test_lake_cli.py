@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from lit_ift import cli
-from lit_ift.lake.command import make_parser, parse
-from lit_ift.lake.files import load_study
+from lit_ift.frozen_lake.command import make_parser, parse
+from lit_ift.frozen_lake.files import load_study
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = ROOT / "configs/frozen-lake/default.yaml"
@@ -83,7 +83,7 @@ def test_wrong_calls_say_what_to_mend(
 def test_an_output_that_is_a_file_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lit_ift.lake.command.run_study", lambda settings: pytest.fail("trained"))
+    monkeypatch.setattr("lit_ift.frozen_lake.command.run_study", lambda settings: pytest.fail("trained"))
     (tmp_path / "taken").write_text("mine")
     for output in ("taken", "taken/below"):
         assert cli.main(["frozen-lake", *TINY, "--output", str(tmp_path / output)]) == 1

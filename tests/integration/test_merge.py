@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_ift.cli import main
 from lit_ift.errors import UserError
-from lit_ift.models import export_model, load_model, verify_export
-from lit_ift.models.adapter import add_lora
-from lit_ift.models.merge import merge_adapter
+from lit_ift.export import export_model, verify_export
+from lit_ift.export.merge import merge_adapter
+from lit_ift.models import load_model
+from lit_ift.models.lora import add_lora
 
 IDS = torch.arange(3, 20)[None]
 

@@ -12,7 +12,7 @@ from tiny import tiny_model, tiny_tokenizer
 from lit_ift import FeedbackDataModule, KTOModule, MixedModule, PreferenceModule, UFTModule
 from lit_ift.errors import UserError
 from lit_ift.modules import CausalLMModule, ObjectivePart
-from lit_ift.optim import ConstantSchedule
+from lit_ift.modules.optim import ConstantSchedule
 
 VOCABULARY = len(tiny_tokenizer())
 

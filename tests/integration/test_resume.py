@@ -11,7 +11,7 @@ import torch
 from killing import Job, attempts_of, make_job, problems, write_inputs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import lit_ift.lightning_cli  # noqa: F401  # Imported once, before the processes are forked.
+import lit_ift.cli.training  # noqa: F401  # Imported once, before the processes are forked.
 
 
 @pytest.fixture(scope="module")

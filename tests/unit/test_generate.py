@@ -8,8 +8,8 @@ import torch
 from tiny import tiny_batch, tiny_model, tiny_tokenizer
 
 from lit_ift.errors import UserError
-from lit_ift.generate import check_generation, generate_answers
 from lit_ift.modules import SFTModule
+from lit_ift.modules.generate import check_generation, generate_answers
 
 PROMPTS = [[10, 11, 12, 13, 14], [20, 21], [30]]
 PRIOR = "Sure: "

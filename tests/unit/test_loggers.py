@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_ift.callbacks.loggers import RunTable, claim_run
 from lit_ift.errors import UserError
-from lit_ift.loggers import RunTable, claim_run
 
 
 def rows(path: Path) -> list[dict[str, str]]:

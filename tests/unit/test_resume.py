@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
+from lit_ift.checkpoints.resume import check_checkpoint, resume_point
 from lit_ift.errors import UserError
-from lit_ift.resume import check_checkpoint, resume_point
 
 CONFIG: dict[str, Any] = {"model": "IFTModule", "data": {"seed": 0}}
 

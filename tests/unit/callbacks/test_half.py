@@ -16,7 +16,7 @@ from lit_ift.callbacks import HalfFineTuning
 from lit_ift.callbacks.half import frozen_half, layer_groups, trained_units
 from lit_ift.errors import UserError
 from lit_ift.modules import CausalLMModule, IFTModule, SFTModule
-from lit_ift.optim import ConstantSchedule
+from lit_ift.modules.optim import ConstantSchedule
 
 OPTIONS: dict[str, Any] = {
     "optimizer": lambda params: AdamW(params, lr=0.01, weight_decay=0.1),

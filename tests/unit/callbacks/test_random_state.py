@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lit_ift import SFTModule
 from lit_ift.callbacks import RandomState
-from lit_ift.callbacks.random_state import random_state, set_random_state
+from lit_ift.checkpoints.random_state import random_state, set_random_state
 
 
 def draw() -> tuple[float, float, float, float]:

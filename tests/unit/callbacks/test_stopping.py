@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from lit_ift.callbacks import RunCheckpoint
-from lit_ift.callbacks.stopping import StopSignals
+from lit_ift.checkpoints.signals import StopSignals
 
 
 def listening() -> StopSignals:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from lit_ift.data.adapters import KNOWN_DATASETS, known_dataset
-from lit_ift.data.layouts import LAYOUTS, RowParser
-from lit_ift.data.records import Record
+from lit_ift.data.parse.layouts import LAYOUTS, RowParser
+from lit_ift.data.read.known_datasets import KNOWN_DATASETS, known_dataset
+from lit_ift.data.read.records import Record
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "a"}

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.chat import (
+from lit_ift.chat.encoder import (
     CHUNK,
     ConversationEncoder,
     is_built_in_template,
     resolve_chat_template,
     with_bos,
 )
-from lit_ift.data.messages import Conversation
+from lit_ift.constants import IGNORE_INDEX
+from lit_ift.data.parse.messages import Conversation
 from lit_ift.data.rows import EncodedRow, Example
 from lit_ift.data.truncation import truncate
 from lit_ift.errors import RowError, UserError

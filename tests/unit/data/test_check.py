@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from lit_ift.data.check import Thresholds, as_json, figures, table, violations
-from lit_ift.data.html import report_page
-from lit_ift.data.messages import Conversation
-from lit_ift.data.report import DataReport
-from lit_ift.data.report_builder import ReportBuilder
+from lit_ift.data.parse.messages import Conversation
+from lit_ift.data.report.account import DataReport
+from lit_ift.data.report.builder import ReportBuilder
+from lit_ift.data.report.html import report_page
+from lit_ift.data.report.terminal import Thresholds, as_json, figures, table, violations
 from lit_ift.data.rows import EncodedRow, Example, Row
 from lit_ift.errors import RowError
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.collate import collate
+from lit_ift.data.batch.collate import collate
 from lit_ift.data.rows import Example
 
 LONG = Example([1, 2, 3], [IGNORE_INDEX, 2, 3], "f:1")

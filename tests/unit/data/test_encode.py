@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from tiny import tiny_tokenizer
 
-from lit_ift.data import encode
-from lit_ift.data.encode import EncodingOptions, OnBadRow, Part, encode_parts
-from lit_ift.data.record import OnRowError, Record
-from lit_ift.data.report import DataReport
-from lit_ift.data.report_builder import ReportBuilder
+from lit_ift.data import pipeline as encode
+from lit_ift.data.pipeline import EncodingOptions, OnBadRow, Part, encode_parts
+from lit_ift.data.read.record import OnRowError, Record
+from lit_ift.data.report.account import DataReport
+from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.data.rows import SIDES, EncodedRow, Row
 from lit_ift.errors import RowError, UserError
 

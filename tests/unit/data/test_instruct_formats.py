@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lit_ift.data.layouts import to_row
-from lit_ift.data.messages import Conversation
-from lit_ift.data.records import Record
+from lit_ift.data.parse.layouts import to_row
+from lit_ift.data.parse.messages import Conversation
+from lit_ift.data.read.records import Record
 from lit_ift.errors import RowError
 
 USER = {"role": "user", "content": "q"}

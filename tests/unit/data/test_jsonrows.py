@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rowfiles import ROWS, jsonl, read_all, write
 
-from lit_ift.data import jsonrows
-from lit_ift.data.record import Record
-from lit_ift.data.records import read_records
+from lit_ift.data.read import json_files as jsonrows
+from lit_ift.data.read.record import Record
+from lit_ift.data.read.records import read_records
 from lit_ift.errors import RowError, UserError
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from tiny import tiny_tokenizer
 
+from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.chat import ConversationEncoder
-from lit_ift.data.layouts import RowParser
-from lit_ift.data.records import read_records
+from lit_ift.data.parse.layouts import RowParser
+from lit_ift.data.read.records import read_records
 from lit_ift.data.rows import EncodedRow, Example
 from lit_ift.errors import RowError, UserError
 

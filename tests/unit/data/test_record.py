@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_ift.data.record import check_values
+from lit_ift.data.read.record import check_values
 from lit_ift.errors import RowError
 
 

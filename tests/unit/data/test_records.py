@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rowfiles import compress, jsonl, parquet, table, write
 
-from lit_ift.data.records import data_files, read_records, source_kind
+from lit_ift.data.read.records import data_files, read_records, source_kind
 from lit_ift.errors import UserError
 
 ROW = b'{"a": 1}\n'

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler, SequentialSampler
 
-from lit_ift.data.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
+from lit_ift.data.batch.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
 from lit_ift.errors import UserError
 
 

@@ -12,9 +12,9 @@ import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 from rowfiles import jsonl, write
 
-from lit_ift.data import sources
-from lit_ift.data.records import source_kind
-from lit_ift.data.sources import Source, as_sources
+from lit_ift.data.read import sources
+from lit_ift.data.read.records import source_kind
+from lit_ift.data.read.sources import Source, as_sources
 from lit_ift.errors import RowError, UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from rowfiles import ROWS, parquet, read_all, table, write
 
-from lit_ift.data import tables, textfiles
-from lit_ift.data.record import Record
-from lit_ift.data.records import read_records
+from lit_ift.data.read import tables
+from lit_ift.data.read import text_files as textfiles
+from lit_ift.data.read.record import Record
+from lit_ift.data.read.records import read_records
 from lit_ift.errors import UserError
 
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from lit_ift.data.tasks import TasksDataModule
-from lit_ift.data.verifiable import TaskItem, VerifiableDataModule
+from lit_ift.data.modules.tasks import TasksDataModule
+from lit_ift.data.modules.verifiable import TaskItem, VerifiableDataModule
 from lit_ift.errors import UserError
 
 pytest.importorskip("reasoning_gym", reason="needs the extra 'tasks'")
@@ -144,5 +144,5 @@ def test_a_task_that_depends_on_string_hashes_needs_a_fixed_hash_seed(monkeypatc
 
 def test_rows_go_on_beyond_one_block_of_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = list(TasksDataModule(TASKS, train_size=25, val_size=5).records("train"))
-    monkeypatch.setattr("lit_ift.data.tasks.BLOCK", 7)
+    monkeypatch.setattr("lit_ift.data.modules.tasks.BLOCK", 7)
     assert list(TasksDataModule(TASKS, train_size=25, val_size=5).records("train")) == whole

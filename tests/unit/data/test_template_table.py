@@ -18,9 +18,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.chat import ConversationEncoder
-from lit_ift.data.messages import Conversation
+from lit_ift.data.parse.messages import Conversation
 from lit_ift.data.rows import Example
 from lit_ift.errors import RowError
 
@@ -492,7 +492,7 @@ def table() -> str:
         "# Chat templates",
         "",
         "Every row is rendered with the tokenizer's own chat template, and the assistant's tokens are found in two",
-        "independent ways that must agree (`lit_ift/data/spans.py`). This table says what comes out under the",
+        "independent ways that must agree (`lit_ift/chat/spans.py`). This table says what comes out under the",
         "templates that the package trl ships as files. *ok*: exactly the assistant's texts with their end-of-turn",
         "text are trained. A number: the row is refused with an error that names the reason below.",
         "`tests/unit/data/test_template_table.py` checks each cell and writes this page (LIT_IFT_WRITE_TABLES=1).",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rowfiles import compress, jsonl, read_all, write
 
-from lit_ift.data import textfiles
-from lit_ift.data.records import read_records
+from lit_ift.data.read import text_files as textfiles
+from lit_ift.data.read.records import read_records
 from lit_ift.errors import UserError
 
 

@@ -16,14 +16,14 @@ from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data import InstructionDataModule
-from lit_ift.data.chat import ConversationEncoder
-from lit_ift.data.layouts import to_row
-from lit_ift.data.messages import Conversation
-from lit_ift.data.record import Record
+from lit_ift.data.parse.layouts import to_row
+from lit_ift.data.parse.messages import Conversation
+from lit_ift.data.read.record import Record
+from lit_ift.data.read.sources import Source
 from lit_ift.data.rows import EncodedRow, Example
-from lit_ift.data.sources import Source
 from lit_ift.data.truncation import truncate
 from lit_ift.errors import RowError, UserError
 
@@ -92,7 +92,7 @@ def test_the_first_bad_row_is_the_one_that_is_raised(tmp_path: Path, make) -> No
 
 
 def test_long_rows_are_encoded_in_small_chunks(tmp_path: Path, make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_ift.data.encode.CHUNK_CHARS", 50_000)
+    monkeypatch.setattr("lit_ift.data.pipeline.CHUNK_CHARS", 50_000)
     monkeypatch.setattr("lit_ift.data.store.BATCH_TOKENS", 20_000)
     rows = [{"prompt": f"q {i}", "completion": "hello world " * 1000} for i in range(120)]
     few, many = write(tmp_path / "few.jsonl", rows[:12]), write(tmp_path / "many.jsonl", rows)

@@ -11,8 +11,8 @@ from lake_studies import HORIZON, LARGE, SMALL, WIDE, make_study
 from PIL import Image
 
 from lit_ift.errors import UserError
-from lit_ift.lake import style
-from lit_ift.lake.animate import (
+from lit_ift.frozen_lake import style
+from lit_ift.frozen_lake.animate import (
     MARGIN,
     Game,
     caption,
@@ -21,9 +21,9 @@ from lit_ift.lake.animate import (
     play,
     save_animations,
 )
-from lit_ift.lake.drawing import STEPS
-from lit_ift.lake.result import Outcome, Study
-from lit_ift.lake.world import transition_table
+from lit_ift.frozen_lake.drawing import STEPS
+from lit_ift.frozen_lake.result import Outcome, Study
+from lit_ift.frozen_lake.world import transition_table
 
 pytest.importorskip("gymnasium", reason="the lake is gymnasium's: pip install 'lit-ift[lake]'")
 

@@ -6,8 +6,8 @@ from lake_pictures import bar_containers, bars, panel
 from lake_studies import make_study
 from matplotlib.collections import FillBetweenPolyCollection
 
-from lit_ift.lake.charts import spread
-from lit_ift.lake.figures import draw_curves, draw_mse, draw_summary
+from lit_ift.frozen_lake.charts import spread
+from lit_ift.frozen_lake.figures import draw_curves, draw_mse, draw_summary
 
 MEAN_AND_ERROR = {
     "MSE, all cells": ["mse_all"],

@@ -9,9 +9,9 @@ from lake_studies import LARGE, SMALL, WIDE, make_study
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
-from lit_ift.lake.drawing import ARROW, greedy_actions, probability, without_repeats
-from lit_ift.lake.figures import draw_policies, draw_summary
-from lit_ift.lake.result import Study
+from lit_ift.frozen_lake.drawing import ARROW, greedy_actions, probability, without_repeats
+from lit_ift.frozen_lake.figures import draw_policies, draw_summary
+from lit_ift.frozen_lake.result import Study
 
 
 @pytest.mark.parametrize(("rows", "slippery"), [(SMALL, False), (WIDE, True)])

@@ -10,8 +10,8 @@ from lake_studies import LARGE, SMALL, WIDE, make_study
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lit_ift.lake import style
-from lit_ift.lake.figures import draw_curves, draw_mse, draw_policies, draw_summary, draw_visits, save_figures
+from lit_ift.frozen_lake import style
+from lit_ift.frozen_lake.figures import draw_curves, draw_mse, draw_policies, draw_summary, draw_visits, save_figures
 
 TWELVE = [f"m{i}" for i in range(12)]
 DRAW = {

@@ -9,8 +9,8 @@ import torch
 from lakes import lesson_of, members_of, small_game
 from torch import Tensor
 
-from lit_ift.lake.methods import DPO, IFT, IPO, KTO, ORPO, SFT, UFT, Lesson, Stateless, route_logps
-from lit_ift.lake.policy import Members, PolicyModule, train
+from lit_ift.frozen_lake.methods import DPO, IFT, IPO, KTO, ORPO, SFT, UFT, Lesson, Stateless, route_logps
+from lit_ift.frozen_lake.policy import Members, PolicyModule, train
 from lit_ift.losses import dpo_loss, ift_loss, ipo_loss, orpo_loss, sft_loss
 from lit_ift.losses.kto import kl_baseline, kto_loss
 from lit_ift.losses.uft import uft_loss

@@ -4,9 +4,9 @@ import pytest
 import torch
 from lakes import lesson_of, members_of, small_game
 
-from lit_ift.lake.methods import SFT
-from lit_ift.lake.onpolicy import PPO, PPOLearner, Reinforce, play
-from lit_ift.lake.policy import PolicyModule, train
+from lit_ift.frozen_lake.methods import SFT
+from lit_ift.frozen_lake.onpolicy import PPO, PPOLearner, Reinforce, play
+from lit_ift.frozen_lake.policy import PolicyModule, train
 
 
 @pytest.mark.parametrize("slippery", [False, True])

@@ -5,9 +5,9 @@ import pytest
 import torch
 from lakes import lesson_of, members_of, small_game
 
-from lit_ift.lake.methods import DPO, IFT, KTO, SFT, UFT, Objective
-from lit_ift.lake.onpolicy import PPO, Reinforce
-from lit_ift.lake.policy import Members, PolicyModule, cell_features, train
+from lit_ift.frozen_lake.methods import DPO, IFT, KTO, SFT, UFT, Objective
+from lit_ift.frozen_lake.onpolicy import PPO, Reinforce
+from lit_ift.frozen_lake.policy import Members, PolicyModule, cell_features, train
 
 OBJECTIVES = [SFT(), IFT(), IFT(lam_noise=0.5), DPO(), KTO(), UFT(), Reinforce(games=4), PPO(games=4)]
 

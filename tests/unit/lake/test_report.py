@@ -13,10 +13,10 @@ from lakes import tiny_settings
 from rich.console import Console
 
 from lit_ift.errors import UserError
-from lit_ift.lake.files import load_study, save_study, write_tables
-from lit_ift.lake.report import claim_lines, difference, report_lines, results_table, verdict
-from lit_ift.lake.result import METRICS, Outcome, Study
-from lit_ift.lake.study import run_study
+from lit_ift.frozen_lake.files import load_study, save_study, write_tables
+from lit_ift.frozen_lake.report import claim_lines, difference, report_lines, results_table, verdict
+from lit_ift.frozen_lake.result import METRICS, Outcome, Study
+from lit_ift.frozen_lake.study import run_study
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_slippery_routes_are_games_with_a_fixed_seed(kind: str) -> None:
     ],
 )
 def test_a_lake_without_such_a_route_says_so(options: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_ift.lake.routes.TRIES", 50)
+    monkeypatch.setattr("lit_ift.frozen_lake.routes.TRIES", 50)
     with pytest.raises(UserError) as caught:
         small_game(**options)
     assert message in str(caught.value)

@@ -9,11 +9,11 @@ import torch
 from lakes import small_game, tiny_settings
 
 from lit_ift.errors import UserError
-from lit_ift.lake.evaluate import Judge
-from lit_ift.lake.policy import Members
-from lit_ift.lake.result import METRICS, Study
-from lit_ift.lake.settings import LABELS, LakeOptions, Protocol, StartOptions
-from lit_ift.lake.study import pretraining_text, run_studies, run_study
+from lit_ift.frozen_lake.evaluate import Judge
+from lit_ift.frozen_lake.policy import Members
+from lit_ift.frozen_lake.result import METRICS, Study
+from lit_ift.frozen_lake.settings import LABELS, LakeOptions, Protocol, StartOptions
+from lit_ift.frozen_lake.study import pretraining_text, run_studies, run_study
 
 ALL = tiny_settings(methods=list(LABELS))
 

@@ -8,7 +8,7 @@ from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from lakes import SMALL
 
 from lit_ift.errors import UserError
-from lit_ift.lake.world import make_lake, optimal_policy, value_iteration
+from lit_ift.frozen_lake.world import make_lake, optimal_policy, value_iteration
 
 LEFT, DOWN, RIGHT, UP = range(4)
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from lit_ift.errors import UserError
 from lit_ift.models import base_model, check_hidden_state_path
-from lit_ift.models.adapter import add_lora, is_adapted
 from lit_ift.models.load import load_model
+from lit_ift.models.lora import add_lora, is_adapted
 from lit_ift.modules import IFTModule, SFTModule
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint import save
 
+from lit_ift.checkpoints.weights import open_checkpoint
 from lit_ift.errors import UserError
-from lit_ift.models.checkpoint import open_checkpoint
 
 WEIGHTS = {"model.a.weight": torch.randn(4, 3), "model.b": torch.ones(2, dtype=torch.bfloat16)}
 REST: dict[str, Any] = {"loops": {}, "global_step": 3, "hyper_parameters": {"model": "somewhere"}}

@@ -10,9 +10,10 @@ import yaml
 from safetensors import safe_open
 
 from lit_ift.errors import UserError
-from lit_ift.models import export_model, load_model, load_tokenizer, verify_export
-from lit_ift.models.card import model_card
-from lit_ift.models.staging import staged_folder
+from lit_ift.export import export_model, verify_export
+from lit_ift.export.card import model_card
+from lit_ift.models import load_model, load_tokenizer
+from lit_ift.staging import staged_folder
 
 METADATA: Any = {
     "base_model": "someone/base",
@@ -199,7 +200,7 @@ def test_full_disk_leaves_nothing(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lit_ift.models.export.write_tokenizer", full)
+    monkeypatch.setattr("lit_ift.export.write.write_tokenizer", full)
     with pytest.raises(UserError, match=r"out: the export cannot be written: .*No space left"):
         export_model(llama(), tmp_path / "out", tokenizer=tokenizer, tokenizer_source=None, metadata={})
     assert list(tmp_path.iterdir()) == []

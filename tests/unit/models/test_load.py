@@ -12,8 +12,8 @@ from torch import nn
 
 from lit_ift.errors import UserError
 from lit_ift.models import load_model, load_tokenizer, set_dropout_off
-from lit_ift.models.explain import explain_load_error
 from lit_ift.models.hub import must_use_cache
+from lit_ift.models.load_errors import explain_load_error
 from lit_ift.models.source import ModelSource
 
 IDS = torch.arange(8)[None]

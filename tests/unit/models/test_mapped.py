@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_ift.models.mapped import mapped
+from lit_ift.export.file_tensors import mapped
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])

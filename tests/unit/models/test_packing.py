@@ -7,7 +7,7 @@ import torch
 from tiny import CONFIGS, tiny_model
 
 from lit_ift.errors import UserError
-from lit_ift.models.packing import check_packing, packs_into_one_row
+from lit_ift.models.packing_check import check_packing, packs_into_one_row
 
 IMPLEMENTATIONS = [(name, kind) for name in CONFIGS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
+from lit_ift.distributed.load import WeightFiles, load_skeleton, materialise, stand_ins
 from lit_ift.errors import UserError
 from lit_ift.models import load_model
-from lit_ift.models.adapter import add_lora
-from lit_ift.models.parts import WeightFiles, load_skeleton, materialise, stand_ins
+from lit_ift.models.lora import add_lora
 
 CPU = torch.device("cpu")
 

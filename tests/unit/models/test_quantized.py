@@ -19,8 +19,8 @@ from lit_ift.models import base_model, check_packing
 from lit_ift.models.load import load_model
 from lit_ift.models.quantized import compute_dtype_of, is_quantized, quantization_of, quantized_layers
 from lit_ift.modules import IFTModule, PreferenceModule, SFTModule
+from lit_ift.modules.optim import ConstantSchedule
 from lit_ift.modules.reference_cache import weights_digest
-from lit_ift.optim import ConstantSchedule
 
 pytest.importorskip("bitsandbytes", reason="quantized weights need bitsandbytes: pip install 'lit-ift[quantization]'")
 

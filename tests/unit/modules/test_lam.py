@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_ift.modules.lam import LambdaSchedule
+from lit_ift.modules.lambda_schedule import LambdaSchedule
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden" / "ift_step.json"
 

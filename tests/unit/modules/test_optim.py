@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_ift import InstructionDataModule, SFTModule
 from lit_ift.errors import UserError
-from lit_ift.optim import (
+from lit_ift.modules.optim import (
     ConstantSchedule,
     CosineSchedule,
     LinearSchedule,

@@ -14,12 +14,12 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.collate import collate, collate_packed
+from lit_ift.data.batch.collate import collate, collate_packed
 from lit_ift.data.rows import Example
 from lit_ift.errors import UserError
 from lit_ift.modules import CausalLMModule, IFTModule, SFTModule
+from lit_ift.modules.optim import ConstantSchedule
 from lit_ift.modules.packed import unpacked
-from lit_ift.optim import ConstantSchedule
 
 OPTIONS: dict[str, Any] = {
     "optimizer": lambda params: SGD(params, lr=0.02),

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_batch, tiny_model, tiny_tokenizer
 from torch.utils.data import DataLoader, Dataset
 
-from lit_ift.data.collate import collate, collate_packed
+from lit_ift.data.batch.collate import collate, collate_packed
 from lit_ift.data.rows import EncodedRow, Example
 from lit_ift.errors import UserError
 from lit_ift.modules import SFTModule
@@ -133,7 +133,7 @@ def policy(
 
 
 def lora_model(dtype: torch.dtype = torch.float64) -> Any:
-    from lit_ift.models.adapter import add_lora
+    from lit_ift.models.lora import add_lora
 
     return add_lora(tiny_model(dtype=dtype), {"r": 4})
 
@@ -187,7 +187,7 @@ def test_by_tokens_and_by_hidden_states(kind: str) -> None:
 
 
 def test_an_adapted_head_is_switched_off_too() -> None:
-    from lit_ift.models.adapter import add_lora
+    from lit_ift.models.lora import add_lora
 
     module = policy("adapter", build=lambda: add_lora(tiny_model(), {"target_modules": ["lm_head"]}))
     module.configure_model()

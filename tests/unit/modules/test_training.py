@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from lit_ift.callbacks import LossCurves
 from lit_ift.errors import NonFiniteLossError, UserError
 from lit_ift.modules import IFTModule, SFTModule
-from lit_ift.modules.lam import LambdaSchedule
-from lit_ift.optim import ConstantSchedule, CosineSchedule
+from lit_ift.modules.lambda_schedule import LambdaSchedule
+from lit_ift.modules.optim import ConstantSchedule, CosineSchedule
 
 OPTIONS: dict[str, Any] = {
     "optimizer": lambda params: SGD(params, lr=0.05),

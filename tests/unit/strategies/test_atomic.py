@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
+from lit_ift.checkpoints import writing as atomic
+from lit_ift.checkpoints.writing import AtomicCheckpointIO, put_in_place, read_header, remove_leftovers, staging_path
 from lit_ift.errors import UserError
-from lit_ift.strategies import atomic
-from lit_ift.strategies.atomic import AtomicCheckpointIO, put_in_place, read_header, remove_leftovers, staging_path
 
 
 def content(path: Path) -> dict[str, str]:

@@ -8,9 +8,9 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDevice
 from tiny import tiny_model
 
 from lit_ift import SFTModule
+from lit_ift.distributed import FSDP2Strategy, check_strategy, sharding_of
+from lit_ift.distributed.shard import decoder_layers
 from lit_ift.errors import UserError
-from lit_ift.models.shard import decoder_layers
-from lit_ift.strategies import FSDP2Strategy, check_strategy, sharding_of
 
 
 def trainer_with(strategy: Any) -> Any:

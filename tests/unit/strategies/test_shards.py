@@ -11,9 +11,9 @@ from torch import nn
 from torch.distributed.checkpoint import save
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
+from lit_ift.checkpoints.shards import SHARDS_INDEX, read_shards
+from lit_ift.checkpoints.writing import AtomicCheckpointIO, read_header
 from lit_ift.errors import UserError
-from lit_ift.strategies.atomic import AtomicCheckpointIO, read_header
-from lit_ift.strategies.shards import SHARDS_INDEX, read_shards
 
 
 class Evil:

@@ -1,0 +1,3 @@
+from .encoder import ConversationEncoder, resolve_chat_template
+
+__all__ = ["ConversationEncoder", "resolve_chat_template"]

@@ -1,0 +1,437 @@
+"""Conversations to token ids and labels.
+
+Each conversation is rendered once by the tokenizer's own chat template and tokenized once. Which characters the
+assistant wrote is found in two independent ways that must agree (`spans`); character offsets carry that over to tokens.
+So the mask goes by position and never by token id, which keeps the end-of-turn label where the padding token is the
+same token. Control tokens that a message spells out are encoded as text (`control_tokens`).
+"""
+
+import re
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from lit_ift.chat.control_tokens import LEFT, RESERVED, RIGHT, ControlTokens, strings_in
+from lit_ift.chat.dropped_characters import Coverage
+from lit_ift.chat.spans import MARKS, Location, locate
+from lit_ift.chat.templates import (
+    ChatTemplate,
+    Span,
+    adds_bos,
+    check_tokenizer,
+    is_built_in_template,
+    resolve_chat_template,
+    tokenizer_name,
+    with_bos,
+)
+from lit_ift.constants import IGNORE_INDEX
+from lit_ift.data.parse.messages import Conversation, Message
+from lit_ift.data.rows import Example
+from lit_ift.errors import RowError, UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "ConversationEncoder",
+    "adds_bos",
+    "check_tokenizer",
+    "is_built_in_template",
+    "resolve_chat_template",
+    "with_bos",
+]
+
+CHUNK: Final = 512
+"""Rows that `ConversationEncoder.encode` tokenizes at once, while the next ones are rendered."""
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """The rendering of a row with look-alikes, ready for the tokenizer.
+
+    Args:
+        text: placeholders stand for the template's control tokens.
+        saved: for each placeholder the position after it and the characters that it saves.
+        num_lookalikes: control tokens that messages spell.
+    """
+
+    text: str
+    saved: list[tuple[int, int]]
+    num_lookalikes: int
+
+    def position(self, position: int) -> int:
+        """Where a position of the rendering is in `text`; one inside a control token moves to its end."""
+        for end, count in self.saved:
+            if position < end + count:
+                break
+            position -= count
+        return position
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A rendered row before its tokens are known.
+
+    Args:
+        location: text and spans; None for a mere prompt's spans.
+        num_controls: control tokens that the template wrote.
+        hidden: for rows with look-alikes.
+    """
+
+    location: Location
+    num_controls: int
+    hidden: _Hidden | None
+
+
+class ConversationEncoder:
+    """Tokenizes conversations and labels the assistant's turns through their end-of-turn tokens.
+
+    It holds what is learned about the tokenizer and its chat template; build another one after changing either.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template.
+
+    Raises:
+        UserError: the tokenizer or its template is unfit.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        check_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
+        self._coverage = Coverage(tokenizer.backend_tokenizer)
+        self._templates: dict[bool, ChatTemplate] = {}
+        self._controls: dict[bool, ControlTokens] = {}
+        self._template(has_tools=False)
+
+    def encode(self, conversations: Sequence[Conversation], origins: Sequence[str]) -> list[Example | RowError]:
+        """Encode conversations at full length; a mere prompt becomes what `encode_prompt` gives, without targets.
+
+        Args:
+            conversations: what to encode.
+            origins: where each came from; becomes `Example.row_id`.
+
+        Returns:
+            for each conversation its example, or why it has none: the template cannot render it or hides a text
+            (reason ``template``), its targets cannot be found in two ways that agree (``mask_disagreement``), or no
+            target is left (``no_target``).
+
+        Raises:
+            UserError: the tokenizer or its template is unfit.
+        """
+        rows = list(zip(conversations, origins, strict=True))
+        batches = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+        return [result for results in self.encode_batches(batches) for result in results]
+
+    def encode_batches(
+        self, batches: Iterable[Sequence[tuple[Conversation, str]]]
+    ) -> Iterator[list[Example | RowError]]:
+        """`encode` for batches of conversations and origins, as they come.
+
+        A batch is tokenized in a thread of its own while the caller has the one before and the next one is rendered.
+
+        Raises:
+            UserError: the tokenizer or its template is unfit.
+        """
+        self._set_up_backend()
+        waiting: deque[tuple[Sequence[tuple[Conversation, str]], list[_Rendered | RowError], Future[list[Encoding]]]]
+        waiting = deque()
+        with ThreadPoolExecutor(1) as pool:
+            for batch in batches:
+                rendered = [self._render(conversation, origin) for conversation, origin in batch]
+                texts = [row.location.text for row in rendered if isinstance(row, _Rendered) and row.hidden is None]
+                waiting.append((batch, rendered, pool.submit(self._tokenize, texts)))
+                if len(waiting) > 1:
+                    yield self._finish(*waiting.popleft())
+            while waiting:
+                yield self._finish(*waiting.popleft())
+
+    def encode_prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
+        """Token ids of `messages` with the header of the assistant's next turn.
+
+        Raises:
+            UserError: the template cannot render the messages or hides a text.
+        """
+        prompt = Conversation(messages, tools=tools, num_prompt_messages=len(messages))
+        result = self.encode([prompt], ["prompt"])[0]
+        if isinstance(result, RowError):
+            raise result
+        return result.input_ids
+
+    def _template(self, *, has_tools: bool) -> ChatTemplate:
+        """The template for rows with or without tools, which differ for some tokenizers."""
+        if has_tools not in self._templates:
+            text = self.tokenizer.get_chat_template(tools=[{}] if has_tools else None)
+            other = self._templates.get(not has_tools)
+            same = other is not None and other.text == text
+            template = other if same and other is not None else ChatTemplate(self.tokenizer, text)
+            self._templates[has_tools] = template
+            self._controls[has_tools] = (
+                self._controls[not has_tools] if same else ControlTokens(self.tokenizer, template.frames.structure())
+            )
+        return self._templates[has_tools]
+
+    def _set_up_backend(self) -> None:
+        # As transformers does in every call: settings of a tokenizer.json must not cut or pad.
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+
+    def _tokenize(self, texts: list[str]) -> "list[Encoding]":
+        # The template already wrote every special token; adding them again would double the BOS.
+        encodings: list[Encoding] = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        return encodings
+
+    def _render(self, conversation: Conversation, origin: str) -> _Rendered | RowError:
+        try:
+            template = self._template(has_tools=bool(conversation.tools))
+            controls = self._controls[bool(conversation.tools)]
+            strings = [message["content"] for message in conversation.messages]
+            for message in conversation.messages:
+                if len(message) > 2:
+                    strings += strings_in(message)
+            if conversation.tools:
+                strings += strings_in(conversation.tools)
+            _check_unreserved(strings, MARKS, origin)
+            location = locate(conversation, template, origin)
+            if controls.is_in(strings):
+                _check_unreserved(strings, RESERVED, origin)
+                return self._hide(conversation, location, template, controls, origin)
+            num_controls = controls.count(location.text)
+            # Marks part what the template writes from texts: a token across them would be part of both.
+            if controls.count(location.marked) != num_controls:
+                raise _leak(origin, "the end of a text and what the template writes after it spell a control token")
+            return _Rendered(location, num_controls, None)
+        except RowError as error:
+            return error
+
+    def _hide(
+        self,
+        conversation: Conversation,
+        location: Location,
+        template: ChatTemplate,
+        controls: ControlTokens,
+        origin: str,
+    ) -> _Rendered:
+        fenced = template.render(
+            controls.fence([dict(message) for message in conversation.messages]),
+            controls.fence(list(conversation.tools)) if conversation.tools else None,
+            add_generation_prompt=conversation.is_prompt,
+            origin=origin,
+        )
+        if fenced.replace(LEFT, "").replace(RIGHT, "") != location.text:
+            raise _leak(origin, "the chat template acts on a control token that a message spells")
+        text, saved, num_fenced = controls.hide(fenced)
+        if LEFT in text or RIGHT in text:
+            raise _leak(origin, "the chat template shows a part of a control token that a message spells")
+        keys = [key for value in (conversation.messages, conversation.tools) for key in _keys_in(value)]
+        if controls.is_in(keys):
+            raise _leak(origin, "a key of an object in it spells a control token")
+        return _Rendered(location, len(saved), _Hidden(text, saved, num_fenced))
+
+    def _finish(
+        self,
+        batch: Sequence[tuple[Conversation, str]],
+        rendered: list[_Rendered | RowError],
+        encodings: "Future[list[Encoding]]",
+    ) -> list[Example | RowError]:
+        tokens = iter(encodings.result())
+        results: list[Example | RowError] = []
+        for (conversation, origin), row in zip(batch, rendered, strict=True):
+            if isinstance(row, RowError):
+                results.append(row)
+                continue
+            try:
+                encoding = next(tokens) if row.hidden is None else None
+                results.append(self._example(conversation, row, encoding, origin))
+            except RowError as error:
+                results.append(error)
+        return results
+
+    def _example(self, conversation: Conversation, row: _Rendered, encoding: "Encoding | None", origin: str) -> Example:
+        controls = self._controls[bool(conversation.tools)]
+        first, second = row.location.by_marks, row.location.confirmed
+        if row.hidden is None:
+            assert encoding is not None
+            ids: list[int] = encoding.ids
+            tokens = _Tokens(encoding, None)
+        else:
+            ids, offsets = controls.encode_hidden(row.hidden.text)
+            tokens = _Tokens(None, offsets)
+            place = row.hidden.position
+            first = [(place(start), place(end)) for start, end in first]
+            second = [(place(start), place(end)) for start, end in second]
+        self._check_single_bos(ids)
+        lost = self._coverage.lost_byte(row.location.text)
+        if self._coverage.needs_offsets:
+            shown = row.location.text if row.hidden is None else row.hidden.text
+            lost = self._coverage.lost_between(shown, offsets if encoding is None else encoding.offsets)
+        if lost:
+            raise RowError(
+                origin,
+                "messages",
+                f"the tokenizer has no token for {lost!r} (U+{ord(lost):04X}) and drops it",
+                "Mend the row, leave it out, or use another tokenizer",
+                reason="template",
+            )
+        num_controls = sum(map(controls.id_set.__contains__, ids))
+        if num_controls != row.num_controls:
+            raise _leak(
+                origin,
+                f"the template writes {row.num_controls} control tokens, but {num_controls} were encoded: the "
+                "tokenizer makes control tokens of plain text, or has no token for a character",
+            )
+        text = row.location.text if row.hidden is None else row.hidden.text
+        ranges = [tokens.range(span, text, origin) for span in first]
+        if first != second:
+            others = [tokens.range(span, text, origin) for span in second]
+            _check_agreement(conversation, ranges, others, first, second, text, origin)
+        labels = [IGNORE_INDEX] * len(ids)
+        for begin, end, _ in ranges:
+            labels[begin:end] = ids[begin:end]
+        example = Example(
+            input_ids=ids,
+            labels=labels,
+            row_id=origin,
+            num_split_starts=sum(is_split for _, _, is_split in ranges),
+            num_lookalikes=row.hidden.num_lookalikes if row.hidden else 0,
+        )
+        if not conversation.is_prompt and not any(end > max(begin, 1) for begin, end, _ in ranges):
+            raise RowError(
+                origin,
+                "messages",
+                "no token is left to train on",
+                "Give the row an answer or remove it",
+                reason="no_target",
+            )
+        return example
+
+    def _check_single_bos(self, ids: list[int]) -> None:
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise UserError(
+                f"Conversations start with two {self.tokenizer.bos_token!r} tokens. Both the chat template and the "
+                f"tokenizer {tokenizer_name(self.tokenizer)} write one: remove it from the chat template "
+                "(data.chat_template)."
+            )
+
+
+class _Tokens:
+    """Finds the tokens of characters, in an encoding or in a list of offsets."""
+
+    def __init__(self, encoding: "Encoding | None", offsets: list[Span] | None) -> None:
+        self._encoding = encoding
+        self._offsets = offsets
+        self._begins: list[int] | None = None
+
+    def range(self, span: Span, text: str, origin: str) -> tuple[int, int, bool]:
+        """First token of a span, one past its last token, and whether the token before reaches into the span.
+
+        Raises:
+            RowError: the tokens do not reach the end of the span.
+        """
+        if span[0] == span[1]:
+            return 0, 0, False
+        quick = self._quick_range(span) if self._encoding is not None else None
+        if quick is not None:
+            return quick
+        return self._range_by_offsets(span, text, origin)
+
+    def _quick_range(self, span: Span) -> tuple[int, int, bool] | None:
+        """The usual case, without a Python object for every offset: tokens begin and end with the span."""
+        encoding = self._encoding
+        assert encoding is not None
+        first, last = encoding.char_to_token(span[0]), encoding.char_to_token(span[1] - 1)
+        if first is None or last is None:
+            return None
+        if _chars(encoding, first)[0] != span[0] or _chars(encoding, last)[1] != span[1]:
+            return None
+        # A character may have several tokens, and blanks whose offsets are trimmed have no width.
+        count = len(encoding)
+        if last + 1 < count and _chars(encoding, last + 1)[0] < span[1]:
+            return None
+        if first > 0 and _chars(encoding, first - 1)[1] > span[0]:
+            return None
+        return first, last + 1, False
+
+    def _range_by_offsets(self, span: Span, text: str, origin: str) -> tuple[int, int, bool]:
+        if self._offsets is None:
+            assert self._encoding is not None
+            self._offsets = self._encoding.offsets
+        if self._begins is None:
+            # Zero-width tokens are blanks whose offsets the tokenizer trimmed: they begin where the token before ended.
+            ends = [0, *(end for _, end in self._offsets)]
+            self._begins = [ends[k] if start == end else start for k, (start, end) in enumerate(self._offsets)]
+        begin = bisect_left(self._begins, span[0])
+        end = bisect_left(self._begins, span[1], lo=begin)
+        if begin == end or self._offsets[end - 1][1] < span[1]:
+            raise RowError(
+                origin,
+                "messages",
+                f"the tokens of the answer do not reach its end ({text[max(span[0], span[1] - 20) : span[1]]!r})",
+                "The tokenizer drops characters; mend the row or use another tokenizer",
+                reason="template",
+            )
+        return begin, end, begin > 0 and self._offsets[begin - 1][1] > span[0]
+
+
+def _chars(encoding: "Encoding", token: int) -> Span:
+    """The characters of a token; none for one that has no text."""
+    found: Span | None = encoding.token_to_chars(token)
+    return found or (0, 0)
+
+
+def _check_unreserved(strings: list[str], pattern: re.Pattern[str], origin: str) -> None:
+    found = next((match for text in strings if not text.isascii() and (match := pattern.search(text))), None)
+    if found:
+        raise _leak(origin, f"it holds the private-use characters {found.group()!a}, which mark texts here")
+
+
+def _keys_in(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [*map(str, value), *(key for item in value.values() for key in _keys_in(item))]
+    if isinstance(value, (list, tuple)):
+        return [key for item in value for key in _keys_in(item)]
+    return []
+
+
+def _check_agreement(
+    conversation: Conversation,
+    first: list[tuple[int, int, bool]],
+    second: list[tuple[int, int, bool]],
+    first_spans: list[Span],
+    second_spans: list[Span],
+    text: str,
+    origin: str,
+) -> None:
+    for turn, one, other, span, other_span in zip(
+        conversation.target_turns, first, second, first_spans, second_spans, strict=True
+    ):
+        if one[:2] != other[:2]:
+            raise RowError(
+                origin,
+                f"messages[{turn}]",
+                f"two ways to find the answer's tokens differ: {_ends(text, span)} by marks, {_ends(text, other_span)} "
+                "by a second way",
+                "Leave out the row or choose another data.chat_template",
+                reason="mask_disagreement",
+            )
+
+
+def _ends(text: str, span: Span) -> str:
+    found = text[span[0] : span[1]]
+    return repr(found if len(found) < 200 else f"{found[:90]} … {found[-90:]}")
+
+
+def _leak(origin: str, problem: str) -> RowError:
+    return RowError(
+        origin,
+        "messages",
+        f"text and control tokens cannot be told apart: {problem}",
+        "Mend the row or leave it out",
+        reason="template",
+    )

@@ -1,0 +1,425 @@
+"""Which characters of a rendered conversation the assistant wrote, found in two independent ways.
+
+A turn's span goes from the end of its header through its end-of-turn mark and holds whatever the template writes in
+between, such as thinking blocks and tool calls. What the generation prompt writes is prompt. So is a ``<think>`` that
+it pre-fills, if the turn begins with it; a turn that lacks the pre-filled part (templates drop the thinking of earlier
+turns) starts after what it has in common with the generation prompt. White space after the mark is not trained.
+
+1. *Marker rendering*: every text is rendered between marks of its own, made of private-use characters. Where they
+   come out is where the text stands, whatever it repeats or imitates; header and mark are what the template writes
+   around stand-in messages.
+2. *Generation blocks* where the template has them, else *prefix rendering*: the messages before a turn with the
+   generation prompt, and those through the turn, are prefixes of the whole. Where the template rewrites earlier turns,
+   a stand-in takes the place of the answer or of the message after it.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lit_ift.chat.control_tokens import map_strings, strings_in
+from lit_ift.chat.templates import STAND_IN, ChatTemplate, Span, TurnKind
+from lit_ift.data.parse.messages import Conversation, Message
+from lit_ift.errors import RowError
+
+OPEN, CLOSE = "\U000ffffc", "\U000ffffd"
+"""A mark is a number between these private-use characters; `MARKS_PER_MESSAGE` numbers for each message."""
+
+MARKS_PER_MESSAGE: Final = 8
+TEXT, THINKING, ARGUMENT = 0, 2, 4
+
+MARKS: Final = re.compile(f"{OPEN}([0-9]+){CLOSE}")
+
+THINKING_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
+
+THINK, END_THINK = "<think>", "</think>"
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where the trained turns of a rendered conversation are.
+
+    Args:
+        text: the rendering.
+        marked: the same with marks.
+        by_marks: for each target turn its characters, from marker rendering.
+        confirmed: the same from the second method.
+    """
+
+    text: str
+    marked: str
+    by_marks: list[Span]
+    confirmed: list[Span]
+
+
+def locate(conversation: Conversation, template: ChatTemplate, origin: str) -> Location:
+    """Render a conversation and find its target turns in both ways.
+
+    Raises:
+        RowError: the template refuses the row, or drops or changes a text; or one of the ways does not apply.
+    """
+    messages, tools = conversation.messages, conversation.tools
+    is_prompt, turns = conversation.is_prompt, conversation.target_turns
+    text = template.render(messages, tools, add_generation_prompt=is_prompt, origin=origin)
+    marked = template.render(
+        [_marked(message, index) for index, message in enumerate(messages)],
+        tools,
+        add_generation_prompt=is_prompt,
+        origin=origin,
+    )
+    marks = _Marks(marked)
+    if marks.text != text:
+        raise _unconfirmed(
+            origin,
+            "messages",
+            "the chat template renders it differently when its texts are marked, so they cannot be found in the "
+            f"rendering: {_difference(text, marks.text)}",
+        )
+    _check_shown(conversation, marks, origin)
+    spans = [_span_by_marks(conversation, template, marks, turn, origin) for turn in turns]
+    for (start, end), turn in zip(spans, turns, strict=True):
+        for call in messages[turn].get("tool_calls", ()):
+            _check_named(call, text[start:end], origin, f"messages[{turn}].tool_calls")
+    for tool in tools or ():
+        _check_named(tool, text, origin, "tools")
+    if template.has_generation_blocks and spans:
+        confirmed = _spans_by_blocks(conversation, template, text, origin)
+    else:
+        confirmed = [
+            _span_by_prefixes(conversation, template, text, turn, origin) for turn in conversation.target_turns
+        ]
+    return Location(text, marked, spans, confirmed)
+
+
+class _Marks:
+    """A marked rendering taken apart."""
+
+    def __init__(self, marked: str) -> None:
+        pieces = MARKS.split(marked)
+        self.text = "".join(pieces[::2])
+        self.first: dict[int, int] = {}
+        self.last: dict[int, int] = {}
+        self.found: dict[int, list[int]] = {}
+        """By number of the mark: its positions in `text`."""
+        position = 0
+        for piece, mark in zip(pieces[::2], pieces[1::2], strict=False):
+            position += len(piece)
+            number = int(mark)
+            index = number // MARKS_PER_MESSAGE
+            self.first.setdefault(index, position)
+            self.last[index] = position
+            self.found.setdefault(number, []).append(position)
+
+    def spans(self, index: int, kind: int) -> list[Span] | None:
+        """Where the texts of this kind of message `index` stand; None if a mark came out without its partner."""
+        number = index * MARKS_PER_MESSAGE + kind
+        opening, closing = self.found.get(number, []), self.found.get(number + 1, [])
+        spans = list(zip(opening, closing, strict=False))
+        in_order = len(opening) == len(closing) and all(start <= end for start, end in spans)
+        return spans if in_order else None
+
+
+def _marked(message: Message, index: int) -> dict[str, Any]:
+    content = message["content"]
+    result: dict[str, Any] = {"role": message["role"], "content": content}
+    if message["role"] == "assistant":
+        head, answer = split_thinking(content)
+        if head:
+            prefix = THINK if head.lstrip().startswith(THINK) else ""
+            blank = head[: head.index(THINK)] if prefix else ""
+            inside = head.removesuffix(END_THINK)[len(blank) + len(prefix) :]
+            kind = THINKING if prefix else TEXT
+            head = blank + prefix + _wrapped(inside, index, kind) + END_THINK
+        result["content"] = head + _wrapped(answer, index, TEXT)
+    else:
+        result["content"] = _wrapped(content, index, TEXT)
+    if len(message) > 2:
+        for key, value in message.items():
+            if key == "tool_calls":
+                result[key] = [_marked_call(call, index) for call in message["tool_calls"]]
+            elif key in THINKING_FIELDS and isinstance(value, str):
+                result[key] = _wrapped(value, index, THINKING)
+            elif key not in result:
+                result[key] = value
+    return result
+
+
+def _wrapped(text: str, index: int, kind: int) -> str:
+    """`text` with marks inside its outer white space, which templates trim; blank text stays as it is."""
+    core = text.strip()
+    if not core:
+        return text
+    number = index * MARKS_PER_MESSAGE + kind
+    marked = f"{OPEN}{number}{CLOSE}{core}{OPEN}{number + 1}{CLOSE}"
+    return marked if core == text else text.replace(core, marked, 1)
+
+
+def _marked_call(call: dict[str, Any], index: int) -> dict[str, Any]:
+    function = call.get("function")
+    holder: Mapping[str, Any] = function if isinstance(function, dict) else call
+    if "arguments" not in holder:
+        return call
+    arguments = map_strings(holder["arguments"], lambda text: _wrapped(text, index, ARGUMENT))
+    changed = {**holder, "arguments": arguments}
+    return {**call, "function": changed} if isinstance(function, dict) else changed
+
+
+def split_thinking(content: str) -> tuple[str, str]:
+    """What stands through the last ``</think>`` of an assistant's text, and the rest."""
+    head, found, answer = content.rpartition(END_THINK)
+    return (head + found, answer) if found else ("", content)
+
+
+def _check_shown(conversation: Conversation, marks: _Marks, origin: str) -> None:
+    """Every text must come out whole, but for thinking that the template drops."""
+    for index, message in enumerate(conversation.messages):
+        role, content = message["role"], message["content"]
+        wanted = [content.strip()]
+        thinking: list[str] = []
+        if role == "assistant":
+            head, answer = split_thinking(content)
+            inside = head.removesuffix(END_THINK).strip()
+            is_thinking = inside.startswith(THINK)
+            wanted = [answer.strip()] if is_thinking or not head else [inside, answer.strip()]
+            thinking = [inside.removeprefix(THINK).strip()] if is_thinking else []
+        wanted = [text for text in wanted if text]
+        shown = marks.spans(index, TEXT)
+        found = None if shown is None else [marks.text[start:end] for start, end in shown]
+        if role in ("user", "assistant"):
+            # A system or tool turn may be written as JSON or edited; and some templates show a text twice.
+            good = found == wanted or (role == "user" and found is not None and bool(found) and {*found} == {*wanted})
+        else:
+            good = bool(found) or not wanted
+        if not good:
+            raise _template_error(
+                origin,
+                f"messages[{index}].content",
+                f"the chat template changes or drops the {role}'s text: it makes {_excerpt(found)} of "
+                f"{_excerpt(wanted)}",
+            )
+        fields = [message.get(key) for key in THINKING_FIELDS] if len(message) > 2 else []
+        thinking += [text.strip() for text in fields if isinstance(text, str) and text.strip()]
+        if role == "assistant":
+            blocks = marks.spans(index, THINKING)
+            if thinking and not blocks and index == len(conversation.messages) - 1:
+                raise _template_error(
+                    origin,
+                    f"messages[{index}]",
+                    f"the chat template drops the thinking of the last turn ({_excerpt(thinking)}), which would not "
+                    "be trained",
+                )
+            if blocks is None or any(marks.text[start:end] not in thinking for start, end in blocks):
+                raise _template_error(
+                    origin,
+                    f"messages[{index}]",
+                    "the chat template shows a part of the assistant's thinking only",
+                )
+        _check_arguments_shown(message, index, marks, origin)
+
+
+def _check_arguments_shown(message: Message, index: int, marks: _Marks, origin: str) -> None:
+    for call in message.get("tool_calls", ()):
+        name = call.get("function", call).get("name")
+        if isinstance(name, str) and name and name not in marks.text:
+            _check_named(call, marks.text, origin, f"messages[{index}].tool_calls")
+    leaves = [
+        text
+        for call in message.get("tool_calls", ())
+        for text in _string_values(call.get("function", call).get("arguments"))
+        if text.strip()
+    ]
+    shown = marks.spans(index, ARGUMENT)
+    if shown is None or len(shown) != len(leaves):
+        raise _template_error(
+            origin,
+            f"messages[{index}].tool_calls",
+            f"the chat template shows {len(shown or ())} of {len(leaves)} texts in the arguments",
+        )
+
+
+def _string_values(value: Any) -> list[str]:
+    """Strings in `value` that are no keys."""
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _string_values(item)]
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _string_values(item)]
+    return strings_in(value)
+
+
+def _check_named(tool: dict[str, Any], text: str, origin: str, field: str) -> None:
+    name = tool.get("function", tool).get("name")
+    if not isinstance(name, str) or not name:
+        raise RowError(origin, field, "an entry has no function name", "Give each one a name")
+    if name not in text:
+        raise RowError(
+            origin,
+            field,
+            f"the chat template does not show '{name}'",
+            "Choose a data.chat_template that supports tools, or leave out such rows",
+            reason="template",
+        )
+
+
+def _kind(message: Message) -> TurnKind:
+    return "call" if message.get("tool_calls") else "text"
+
+
+def _span_by_marks(conversation: Conversation, template: ChatTemplate, marks: _Marks, turn: int, origin: str) -> Span:
+    messages, text, frames = conversation.messages, marks.text, template.frames
+    role, kind = messages[turn - 1]["role"], _kind(messages[turn])
+    field = f"messages[{turn}]"
+    before = marks.last.get(turn - 1)
+    if before is None or any(position > before for index, position in marks.last.items() if index < turn):
+        raise _unconfirmed(origin, field, f"the {role} turn before it is empty or is shown elsewhere")
+    first = marks.first.get(turn, len(text))
+    headers = frames.headers.get(role, ())
+    start = -1
+    for header in headers:
+        at = text.find(header, before, first)
+        if at >= 0 and not text[before:at].strip():
+            start = at + len(header)
+            break
+    if start < 0:
+        raise _unconfirmed(
+            origin,
+            field,
+            f"between the {role} turn and this one stands {text[before:first][:200]!r} and not the generation prompt "
+            f"({' or '.join(map(repr, headers)) or 'the template has none there'})",
+        )
+    is_last = turn == len(messages) - 1
+    mark = frames.last_ends.get(kind) if is_last else frames.ends.get((kind, messages[turn + 1]["role"]))
+    last = marks.last.get(turn, start)
+    later = min((position for index, position in marks.first.items() if index > turn), default=len(text))
+    at = text.find(mark, last, later) if mark is not None and later >= last else -1
+    end = at + len(mark or "")
+    head, answer = split_thinking(messages[turn]["content"])
+    # The tag that closes the thinking has no marks; mostly the answer's marks come after it.
+    expected = (END_THINK, "") if head and not answer.strip() else ("",)
+    if (
+        at < 0
+        or (kind == "text" and text[last:at].strip() not in expected)
+        or (is_last and text[end:].strip() != frames.epilogue)
+    ):
+        raise _unconfirmed(
+            origin,
+            field,
+            f"after its text stands {text[last : max(later, last + 40)][:200]!r} and not the end-of-turn mark "
+            f"({'the template has none there' if mark is None else repr(mark)})",
+        )
+    return start, end
+
+
+def _spans_by_blocks(conversation: Conversation, template: ChatTemplate, text: str, origin: str) -> list[Span]:
+    rendered, blocks = template.generation_spans(conversation.messages, conversation.tools)
+    turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    if rendered != text or len(blocks) != len(turns):
+        raise _unconfirmed(
+            origin,
+            "messages",
+            f"the template's {{% generation %}} blocks mark {len(blocks)} answers, but there are {len(turns)}",
+            "Mend the template so that each assistant turn is in a block of its own",
+        )
+    spans = []
+    for turn, (start, end) in zip(turns, blocks, strict=True):
+        if turn not in conversation.target_turns:
+            continue
+        prefill = next((p for p in template.frames.prefills if text.startswith(p, start)), "")
+        start += len(prefill)
+        spans.append((start, start + len(text[start:end].rstrip())))
+    return spans
+
+
+def _span_by_prefixes(conversation: Conversation, template: ChatTemplate, text: str, turn: int, origin: str) -> Span:
+    start = _start_by_prefixes(conversation, template, text, turn)
+    end = _end_by_prefixes(conversation, template, text, turn)
+    if start is None or end is None:
+        raise _unconfirmed(
+            origin,
+            f"messages[{turn}]",
+            "the chat template renders this turn differently inside the whole conversation (it drops or rewrites "
+            "earlier turns), so its tokens cannot be located in a second way",
+            "Keep only the last assistant turn in such rows, or set data.chat_template to one that renders every "
+            "turn alike or marks the answers with {% generation %}",
+        )
+    return start, end
+
+
+def _start_by_prefixes(conversation: Conversation, template: ChatTemplate, text: str, turn: int) -> int | None:
+    before, frames = conversation.messages[:turn], template.frames
+    role = before[-1]["role"]
+    render = _renderer(template, conversation.tools)
+    prompt = render(before, True)
+    if prompt is not None:
+        if text.startswith(prompt):
+            return len(prompt)
+        full, *shorter = frames.headers.get(role, ("",))
+        for header in shorter:
+            prompt = prompt.removesuffix(full[len(header) :])
+            if text.startswith(prompt):
+                return len(prompt)
+    word = f"{STAND_IN}-answer-Z"
+    with_answer = render([*before, {"role": "assistant", "content": word}], False)
+    if with_answer is None or role not in frames.leads:
+        return None
+    prompt = with_answer[: with_answer.rfind(word) - frames.leads[role]]
+    return len(prompt) if text.startswith(prompt) else None
+
+
+def _end_by_prefixes(conversation: Conversation, template: ChatTemplate, text: str, turn: int) -> int | None:
+    messages = conversation.messages
+    if turn == len(messages) - 1:
+        return len(text.rstrip())
+    render = _renderer(template, conversation.tools)
+    whole = render(messages[: turn + 1], False)
+    if whole is not None and text.startswith(whole):
+        return len(whole.rstrip())
+    after = messages[turn + 1]
+    gap = template.frames.gaps.get((_kind(messages[turn]), after["role"]))
+    word = f"{STAND_IN}-next-Z"
+    stand_in: dict[str, Any] = {key: value for key, value in after.items() if key in ("role", "name", "tool_call_id")}
+    whole = render([*messages[: turn + 1], {**stand_in, "content": word}], False)
+    if whole is None or gap is None:
+        return None
+    whole = whole[: whole.rfind(word)]
+    if not whole.endswith(gap) or not text.startswith(whole[: len(whole) - len(gap)]):
+        return None
+    return len(whole[: len(whole) - len(gap)].rstrip())
+
+
+def _renderer(
+    template: ChatTemplate, tools: Sequence[dict[str, Any]] | None
+) -> Callable[[Sequence[Mapping[str, Any]], bool], str | None]:
+    """Renders messages with or without the generation prompt; None where the template refuses them."""
+
+    def render(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str | None:
+        try:
+            return template.render(messages, tools, add_generation_prompt=add_generation_prompt, origin="prefix")
+        except RowError:
+            return None
+
+    return render
+
+
+def _difference(left: str, right: str) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    low = max(0, at - 30)
+    return f"{left[low : at + 30]!r} became {right[low : at + 30]!r}"
+
+
+def _excerpt(texts: Sequence[str] | None) -> str:
+    return repr(" … ".join(texts))[:120] if texts else "nothing"
+
+
+def _template_error(origin: str, field: str, problem: str) -> RowError:
+    return RowError(origin, field, problem, "Mend the row or choose another data.chat_template", reason="template")
+
+
+def _unconfirmed(origin: str, field: str, problem: str, remedy: str = "") -> RowError:
+    return RowError(
+        origin,
+        field,
+        f"the tokens of the answer could not be confirmed: {problem}",
+        remedy or "Leave out the row or choose another data.chat_template",
+        reason="mask_disagreement",
+    )

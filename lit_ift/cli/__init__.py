@@ -1,0 +1,5 @@
+"""The ``lit-ift`` command."""
+
+from lit_ift.cli.command import main
+
+__all__ = ["main"]

@@ -1,0 +1,339 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with this package's defaults."""
+
+import errno
+import re
+import sys
+import warnings
+from argparse import ArgumentError, ArgumentParser
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import lightning as L
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_ift.callbacks import (
+    AnswerWriter,
+    HuggingFaceExport,
+    LossCurves,
+    LostRanks,
+    RunCheckpoint,
+    TaskAccuracy,
+)
+from lit_ift.callbacks.loggers import RunTable, claim_run, unwritable_runs
+from lit_ift.checkpoints.resume import RUNS, Resume, ResumePoint, check_checkpoint, resume_point
+from lit_ift.checkpoints.writing import why_not_writable
+
+# The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
+from lit_ift.data import FeedbackDataModule, InstructionDataModule, TasksDataModule  # noqa: F401
+from lit_ift.errors import UserError
+from lit_ift.modules import CausalLMModule
+
+OUTPUT_ROOT = "checkpoints"
+"""Where runs are written unless ``trainer.default_root_dir`` says otherwise."""
+
+NOT_FOR_USERS: Final = (
+    "Be aware that when using `ckpt_path`, callbacks",  # of `validate`: it asks for one that only training has
+    "Total length of `list` across ranks is zero",  # no validation data, which RunCheckpoint says
+    "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's with torch
+    "`is_gradient_checkpointing` is deprecated",  # peft's with transformers
+)
+"""What warnings begin with that packages have for one another."""
+
+CALLBACKS: Final[dict[str, type[L.Callback]]] = {
+    "checkpoint": RunCheckpoint,
+    "curves": LossCurves,
+    "tasks": TaskAccuracy,
+    "export": HuggingFaceExport,
+    "predictions": AnswerWriter,
+    "lost_ranks": LostRanks,
+}
+"""Callbacks that every run has, by the name of their group of options."""
+
+
+class TextProgress(TQDMProgressBar):
+    """Leaves out ``v_num``, the last four characters of ``version_0``."""
+
+    def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        metrics = super().get_metrics(*args, **kwargs)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+class NumberedSaveConfig(SaveConfigCallback):
+    """Saves the composed configuration to the run's folder; a second one there becomes ``config.1.yaml``."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = trainer.log_dir  # A broadcast: once on every rank, however many files each of them sees.
+        if not self.already_saved and folder is not None:
+            name, number = Path(self.config_filename), 0
+            while (Path(folder) / self.config_filename).exists():
+                number += 1
+                self.config_filename = f"{name.stem}.{number}{name.suffix}"
+        super().setup(trainer, pl_module, stage)
+
+
+class LitIFTCLI(LightningCLI):
+    """LightningCLI that is strict about keys, seeds runs, and adds the package's callbacks as flat groups."""
+
+    @classmethod
+    def run(cls) -> "LitIFTCLI":
+        """Parse ``sys.argv`` and run its subcommand.
+
+        Raises:
+            argparse.ArgumentError: an option is unknown or has a wrong value.
+            UserError: the configuration cannot be used.
+        """
+        with warnings.catch_warnings():
+            # Lightning calls functions that jsonargparse 5 removes; pyproject.toml requires jsonargparse below 5.
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse|lightning")
+            for message in NOT_FOR_USERS:
+                warnings.filterwarnings("ignore", message=re.escape(message))
+            strict = {"allow_abbrev": False, "exit_on_error": False}
+            return cls(
+                CausalLMModule,
+                L.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=NumberedSaveConfig,
+                seed_everything_default=42,
+                trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1},
+                auto_configure_optimizers=False,
+                parser_kwargs={**strict, **{name: dict(strict) for name in cls.subcommands()}},
+            )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        take_paths_as_they_are(parser)
+        for group, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, group)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--resume",
+                type=Resume,
+                default="never",
+                help="go on where the same command was stopped: auto begins anew if there is nothing to go on with, "
+                "require fails then, never always begins anew (default)",
+            )
+            parser.add_argument(
+                "--run_name",
+                type=str | None,
+                default=None,
+                help=f"folder of the run in <default_root_dir>/{RUNS}; version_<n> by default",
+            )
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: Lightning would let the checkpoint's hyperparameters overrule it."""
+
+    def instantiate_classes(self) -> None:
+        self._resumed = self._resume_point() if self.subcommand == "fit" else None
+        self._check_ckpt_path()
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(f"The configuration cannot be used: {essence(str(error))}") from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self._get(self.config_init, "trainer", default={})
+        if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
+            root = config.get("default_root_dir") or OUTPUT_ROOT
+            folder = Path(root) / RUNS
+            if problem := why_not_writable(folder):
+                raise unwritable_runs(folder, problem)
+            kwargs["logger"] = default_loggers(root, self._get(self.config_init, "run_name"), self._resumed)
+        given = config.get("callbacks") or []
+        callbacks = given if isinstance(given, list) else [given]
+        shows_progress = config.get("enable_progress_bar") is not False and not config.get("barebones")
+        if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            # One line of text, which also reads well in a log file; Lightning's choice would show nothing there.
+            kwargs["callbacks"] = [*callbacks, TextProgress(refresh_rate=1 if sys.stdout.isatty() else 10)]
+        return super().instantiate_trainer(**kwargs)
+
+    def _resume_point(self) -> ResumePoint | None:
+        """What ``--resume`` finds, and says so.
+
+        Raises:
+            UserError: it fits neither the other options nor what is there.
+        """
+        config = self.config[self.subcommand]
+        mode: Resume = config["resume"]
+        if mode != "never" and config.get("ckpt_path") is not None:
+            raise UserError(
+                f"--resume {mode} looks for a checkpoint, and --ckpt_path gives one. Leave one of them out."
+            )
+        if mode != "never" and config.trainer.logger not in (None, True) and config.checkpoint.dirpath is None:
+            raise UserError(
+                f"--resume {mode} does not know where a run with loggers of its own keeps its checkpoints. Set "
+                "checkpoint.dirpath."
+            )
+        parser = self._parser(self.subcommand)
+        found, notes = resume_point(
+            mode,
+            Path(config.trainer.default_root_dir or OUTPUT_ROOT),
+            config=yaml.safe_load(parser.dump(config, skip_none=False)),
+            run_name=config["run_name"],
+            dirpath=None if config.checkpoint.dirpath is None else str(config.checkpoint.dirpath),
+        )
+        for note in notes:
+            rank_zero_info(note)
+        if mode != "never" and found is None:
+            rank_zero_info("--resume auto: this run begins anew.")
+        return found
+
+    def _check_ckpt_path(self) -> None:
+        """See `check_checkpoint`.
+
+        Raises:
+            UserError: the checkpoint cannot be used.
+        """
+        path = self._get(self.config, "ckpt_path")
+        # Lightning has names for checkpoints, and reads from other machines; weights_only=False may run code.
+        is_a_path = path is not None and str(path) not in ("best", "last", "hpc", "registry") and "://" not in str(path)
+        if is_a_path and self._get(self.config, "weights_only") is not False:
+            check_checkpoint(str(path), to_train=self.subcommand == "fit")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            again = ", then start again with --resume auto" if subcommand == "fit" else ""
+            raise UserError(f"{error}. Make room{again}.") from error
+        except RuntimeError as error:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, LostRanks) and callback.lost:
+                    raise UserError(f"{callback.lost} This is how it was noticed: {error}") from error
+            raise
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is None:
+            kwargs["weights_only"] = True  # A checkpoint is data; one that needs code to be restored is refused.
+        if self._resumed is not None:
+            kwargs["ckpt_path"] = str(self._resumed.checkpoint)
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunCheckpoint):
+                    callback.found = f"{self._resumed.checkpoint} of step {self._resumed.header['global_step']}"
+        return kwargs
+
+
+def take_paths_as_they_are(parser: ArgumentParser) -> None:
+    """Keep the parser from opening the files that the options of model and data name.
+
+    For an option that may be a class or a dataclass, as ``data.train`` may be a `Source`, jsonargparse takes a path for
+    that of a configuration, reads the file, and passes on what is in it: of a CSV file or a JSON list its rows.
+    """
+    for action in parser._actions:
+        if action.dest in ("model", "data") and hasattr(action, "sub_add_kwargs"):
+            action.sub_add_kwargs["sub_configs"] = False
+
+
+def default_loggers(root: str | Path, run_name: str | None = None, resumed: ResumePoint | None = None) -> list[Logger]:
+    """CSV and TensorBoard in one folder, ``<root>/runs/version_<n>``; left alone they would number it twice.
+
+    Args:
+        root: root of outputs.
+        run_name: folder of the run, instead.
+        resumed: what is resumed, in its own folder if it had one.
+    """
+    name = run_name if resumed is None else resumed.run
+    if name is None:
+        name = claim_run(Path(root) / RUNS)
+    table = RunTable(save_dir=root, name=RUNS, version=name)
+    version = table.version if isinstance(table.version, str) else f"version_{table.version}"
+    # What a killed run logged after its checkpoint is logged again; all of it where it had none.
+    first = 0 if resumed is None else resumed.next_logged_step
+    return [table, TensorBoardLogger(save_dir=root, name=RUNS, version=version, purge_step=first)]
+
+
+_FRAME: Final = re.compile(
+    r"\s*(Does not validate against any of the Union subtypes|Subtypes: \[.*|Errors:|- Expected a <class 'NoneType'>"
+    r"|- Expected a path but .* either not accessible or invalid|Given value type: .*"
+    r"|Given value: (Namespace|NestedArg)\(.*)"
+)
+
+
+def essence(message: str) -> str:
+    """What is wrong, without jsonargparse's account of the types that it tried and of the whole configuration."""
+    lines = message.splitlines()
+    if not any("Union subtypes" in line for line in lines):
+        return message
+    # What is tried first is the type that is meant, the other one is that nothing is given.
+    kept = [re.sub(r"^\s*(- )?", "", line) for line in lines if not _FRAME.fullmatch(line)]
+    return "\n".join(kept) if kept else message
+
+
+def explain_argument_error(error: ArgumentError, command: str) -> str:
+    """The message of a parser error in one piece, with the nearest option where one was misspelt."""
+    message = essence(str(error).strip())
+    unknown = re.findall(r"(?:option|Option) '([\w.+-]+)'|--([\w.+-]+)", message)
+    names = {(option or flag).split("=")[0] for option, flag in unknown}
+    hints = [hint for name in sorted(names) if (hint := _nearest_option(name))]
+    classes = re.findall(r"Expected a dot import path string: (\w+)", message)
+    hints += [hint for name in sorted(set(classes)) if (hint := _nearest_class(name))]
+    lines = [message, *hints, f"`lit-ift {command} --help` lists the options; `--print_config` shows their values."]
+    return "\n".join(lines)
+
+
+ELSEWHERE: Final = {
+    "learning_rate": "model.init_args.optimizer.init_args.lr",
+    "lr": "model.init_args.optimizer.init_args.lr",
+    "weight_decay": "model.init_args.optimizer.init_args.weight_decay",
+    "warmup_ratio": "model.init_args.lr_scheduler.init_args.warmup",
+    "per_device_train_batch_size": "data.init_args.batch_size",
+    "per_device_eval_batch_size": "data.init_args.eval_batch_size",
+    "max_seq_length": "data.init_args.max_length",
+    "num_train_epochs": "trainer.max_epochs",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "output_dir": "trainer.default_root_dir",
+}
+"""Options under the names that other trainers have for them, and where they are here."""
+
+
+def _nearest_option(name: str) -> str | None:
+    """``Did you mean …?`` for an option that no class that has been imported knows; else the class that has it."""
+    from inspect import signature
+
+    sections: list[tuple[str, list[type]]] = [
+        ("trainer", [L.Trainer]),
+        ("model.init_args", _family(CausalLMModule)),
+        ("data.init_args", _family(L.LightningDataModule)),
+        *((group, [callback]) for group, callback in CALLBACKS.items()),
+    ]
+    owners: dict[str, list[str]] = {}
+    for section, classes in sections:
+        for cls in classes:
+            for parameter in signature(cls).parameters:
+                owners.setdefault(parameter, []).append(f"{cls.__name__} ({section})")
+    known = {"trainer", "model", "data", "seed_everything", *CALLBACKS, *owners} - {"args", "kwargs"}
+    last = name.split(".")[-1]
+    if last in ELSEWHERE:
+        return f"Did you mean '{ELSEWHERE[last]}' for '{last}'?"
+    if last in owners:
+        return f"'{last}' is an option of {', '.join(owners[last])}."
+    if last in known:
+        return None
+    close = get_close_matches(last, known, n=1)
+    return f"Did you mean '{close[0]}' for '{last}'?" if close else None
+
+
+def _nearest_class(name: str) -> str | None:
+    """``Did you mean …?`` for a module or data module that there is not."""
+    known = {cls.__name__ for parent in (CausalLMModule, L.LightningDataModule) for cls in _family(parent)}
+    close = get_close_matches(name.split(".")[-1], known, n=1)
+    return f"There is no class '{name}'. Did you mean '{close[0]}'?" if close else None
+
+
+def _family(cls: type) -> list[type]:
+    """A class and everything that derives from it, users' classes included."""
+    children: list[type] = cls.__subclasses__()
+    return [cls, *(member for child in children for member in _family(child))]

@@ -1,0 +1,53 @@
+from .batch.collate import Batch, FeedbackColumns, PackedBatch, collate, collate_packed
+from .batch.collate_feedback import collate_feedback
+from .batch.dataset import EncodedDataset
+from .batch.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
+from .modules.conversation import ConversationDataModule
+from .modules.feedback import FeedbackDataModule
+from .modules.instruction import InstructionDataModule
+from .modules.tasks import TasksDataModule
+from .modules.verifiable import TaskItem, VerifiableDataModule
+from .parse.layouts import LAYOUTS, Layout, RowParser, to_row
+from .parse.messages import Conversation, Message
+from .read.known_datasets import KNOWN_DATASETS, KnownDataset, known_dataset
+from .read.records import Record, read_records
+from .read.sources import Source
+from .report.account import DataReport, NoUsableRowError
+from .report.builder import ReportBuilder
+from .rows import EncodedRow, Example, Row
+
+__all__ = [
+    "KNOWN_DATASETS",
+    "LAYOUTS",
+    "Batch",
+    "Conversation",
+    "ConversationDataModule",
+    "DataReport",
+    "EncodedDataset",
+    "EncodedRow",
+    "Example",
+    "FeedbackColumns",
+    "FeedbackDataModule",
+    "InstructionDataModule",
+    "KnownDataset",
+    "Layout",
+    "LengthGroupedBatchSampler",
+    "Message",
+    "NoUsableRowError",
+    "PackedBatch",
+    "Record",
+    "ReportBuilder",
+    "Row",
+    "RowParser",
+    "SequentialBatchSampler",
+    "Source",
+    "TaskItem",
+    "TasksDataModule",
+    "VerifiableDataModule",
+    "collate",
+    "collate_feedback",
+    "collate_packed",
+    "known_dataset",
+    "read_records",
+    "to_row",
+]

@@ -1,0 +1,529 @@
+"""Layouts: how a source's rows are recognised by their columns, and how each becomes a checked `Row`."""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from lit_ift.data.parse import instruction as instruct_formats
+from lit_ift.data.parse import pairs as pair_formats
+from lit_ift.data.parse import scores as score_formats
+from lit_ift.data.parse.messages import (
+    PROMPT_ENDS,
+    Conversation,
+    Message,
+    check_opening,
+    parse_tools,
+)
+from lit_ift.data.parse.scores import HELPSTEER2_ATTRIBUTES, ScoreRange
+from lit_ift.data.read.records import Record
+from lit_ift.data.rows import Row, RowKind
+from lit_ift.errors import RowError, UserError
+
+Columns = frozenset[str]
+
+NEAR: Final = 0.8
+"""How alike two column names are from which on one may be a misspelling of the other, 1 being the same."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data format is recognised and read.
+
+    Args:
+        kind: what its rows are.
+        required: columns that must be there and not null; several sets if any one of them will do.
+        parse: from a row that has them to a checked `Row`; the second argument is the declared range of scores.
+        optional: further columns that it reads.
+        holds: whether the row's values are of this layout, for a layout whose columns are those of another or have
+            common names.
+        before: layouts whose columns are there too in rows of this one.
+        foreign: columns of another layout that would be ignored although they belong into the prompt, and what to do.
+        parse_prompt: from a row without an answer to the messages to answer; None if such rows are not taken.
+        prompt_required: the column that such a row must have.
+        declared_only: whether it is a choice that the columns do not tell.
+    """
+
+    kind: RowKind
+    required: tuple[tuple[str, ...], ...]
+    parse: Callable[[Record, ScoreRange | None], Row]
+    optional: Columns = frozenset()
+    holds: Callable[[Record], bool] | None = None
+    before: tuple[str, ...] = ()
+    foreign: Mapping[str, str] = field(default_factory=dict)
+    parse_prompt: Callable[[Record], list[Message]] | None = None
+    prompt_required: str = ""
+    declared_only: bool = False
+
+    def columns_in(self, present: Columns) -> Columns:
+        """Those of the present columns that make a row this layout's; none if one is lacking."""
+        return frozenset().union(*(columns for columns in self.required if present.issuperset(columns)))
+
+
+def _instruction(parse: Callable[[Record], Conversation]) -> Callable[[Record, ScoreRange | None], Row]:
+    return lambda record, _: Row("instruction", record.origin, {"answer": parse(record)})
+
+
+def _pair(parse: Callable[[Record], Row]) -> Callable[[Record, ScoreRange | None], Row]:
+    return lambda record, _: pair_formats.with_two_answers(parse(record))
+
+
+def _rated(parse: Callable[[Record], Row]) -> Callable[[Record, ScoreRange | None], Row]:
+    return lambda record, _: parse(record)
+
+
+def _parse_chosen(record: Record, _: ScoreRange | None) -> Row:
+    present = _present(record)
+    if "question" in present and "prompt" not in present:
+        return pair_formats.chosen_only(pair_formats.parse_orca(record))
+    parse = pair_formats.parse_hh if pair_formats.is_hh(record) else pair_formats.parse_preference
+    return pair_formats.chosen_only(parse(record))
+
+
+_COMMON: Final = frozenset({"system", "tools"})
+
+LAYOUTS: Final[dict[str, Layout]] = {
+    "messages": Layout(
+        "instruction",
+        (("messages",),),
+        _instruction(instruct_formats.parse_messages_row),
+        optional=_COMMON,
+        parse_prompt=instruct_formats.messages_prompt,
+        prompt_required="messages",
+    ),
+    "prompt_completion": Layout(
+        "instruction",
+        (("prompt", "completion"),),
+        _instruction(instruct_formats.parse_prompt_completion),
+        optional=_COMMON,
+        foreign={
+            "context": "Write it into the prompt",
+            "input": "Write it into the prompt",
+            "history": "Write conversations of several turns as messages",
+        },
+        parse_prompt=instruct_formats.prompt_alone,
+        prompt_required="prompt",
+    ),
+    "alpaca": Layout(
+        "instruction",
+        (("instruction", "output"),),
+        _instruction(instruct_formats.parse_alpaca),
+        optional=_COMMON | {"input"},
+        foreign={
+            "context": "Rename it to 'input', or 'output' to 'response' for layout dolly",
+            "history": "Write conversations of several turns as messages",
+        },
+        parse_prompt=instruct_formats.alpaca_prompt,
+        prompt_required="instruction",
+    ),
+    "dolly": Layout(
+        "instruction",
+        (("instruction", "response"),),
+        _instruction(instruct_formats.parse_dolly),
+        optional=_COMMON | {"context"},
+        foreign={"input": "Rename it to 'context', or 'response' to 'output' for layout alpaca"},
+        parse_prompt=instruct_formats.dolly_prompt,
+        prompt_required="instruction",
+    ),
+    "sharegpt": Layout(
+        "instruction",
+        (("conversations",),),
+        _instruction(instruct_formats.parse_sharegpt),
+        optional=_COMMON,
+        parse_prompt=instruct_formats.sharegpt_prompt,
+        prompt_required="conversations",
+    ),
+    "ultrachat": Layout(
+        "instruction",
+        (("data",),),
+        _instruction(instruct_formats.parse_ultrachat),
+        optional=_COMMON,
+        holds=instruct_formats.is_ultrachat,
+    ),
+    "preference": Layout(
+        "preference",
+        (("chosen", "rejected"),),
+        _pair(pair_formats.parse_preference),
+        optional=_COMMON | {"prompt", "preference", "gold"},
+        # UltraFeedback has the chosen conversation once more as messages.
+        before=("messages",),
+    ),
+    "hh_rlhf": Layout(
+        "preference",
+        (("chosen", "rejected"),),
+        _pair(pair_formats.parse_hh),
+        optional=_COMMON | {"prompt", "preference"},
+        holds=pair_formats.is_hh,
+        before=("preference", "messages"),
+    ),
+    "orca": Layout(
+        "preference",
+        (("question", "chosen", "rejected"),),
+        _pair(pair_formats.parse_orca),
+        optional=_COMMON | {"preference"},
+        before=("hh_rlhf", "messages"),
+        foreign={"prompt": "Keep one of 'prompt' and 'question', or set layout: preference to read 'prompt'"},
+    ),
+    "chosen": Layout(
+        "instruction",
+        (("chosen", "rejected"),),
+        _parse_chosen,
+        optional=_COMMON | {"prompt", "question"},
+        declared_only=True,
+    ),
+    "unpaired": Layout(
+        "unpaired",
+        (("messages", "label"), ("prompt", "completion", "label")),
+        _rated(score_formats.parse_unpaired),
+        optional=_COMMON,
+    ),
+    "scored": Layout(
+        "scored",
+        (
+            ("messages", "score"),
+            ("prompt", "completion", "score"),
+            ("prompt", "response", "score"),
+        ),
+        score_formats.parse_scored,
+        optional=_COMMON,
+    ),
+    "helpsteer2": Layout(
+        "scored",
+        (("prompt", "response", *HELPSTEER2_ATTRIBUTES),),
+        _rated(score_formats.parse_helpsteer2),
+        optional=_COMMON,
+    ),
+}
+"""Known layouts, by the names that users declare. A new data format is one function and one entry here."""
+
+_MARKS: Final = {"rating": "score", "reward": "score"}
+"""Columns that would be ignored although they make an answer to learn from a scored one, and what they are called."""
+
+_SYNONYMS: Final = {
+    "response": "completion",
+    "answer": "completion",
+    "question": "prompt",
+    "text": "messages",
+    **_MARKS,
+}
+"""Columns of rows that fit no layout, and what they are mostly called."""
+
+_FOREIGN: Final = {"system_prompt": "Rename it to 'system'", "system_message": "Rename it to 'system'"}
+"""Columns that no layout reads although they belong into the prompt, and what to do."""
+
+MAX_SHOWN: Final = 30
+"""Columns of a row that an error lists."""
+
+MAX_CACHED: Final = 1000
+"""Sets of columns whose layout a parser remembers."""
+
+
+def to_row(
+    record: Record,
+    *,
+    layout: str | None = None,
+    score_range: ScoreRange | None = None,
+    needs_answer: bool = True,
+) -> Row:
+    """Turn a single row into a checked one; `RowParser` does so for all rows of a source and sees that they agree.
+
+    Args:
+        record: the row.
+        layout: a key of `LAYOUTS`; None recognises the layout by the columns.
+        score_range: lowest and highest score that a row of layout ``scored`` can have; by default 0 and 1.
+        needs_answer: refuse instruction rows without an answer; otherwise they become mere prompts.
+
+    Raises:
+        RowError: no layout fits, or a field has the wrong type or value.
+        UserError: more than one layout fits, or an argument is wrong.
+    """
+    return RowParser(layout=layout, score_range=score_range, needs_answer=needs_answer).parse(record)
+
+
+def check_layout(layout: str) -> None:
+    """Do nothing if `layout` is a key of `LAYOUTS`.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        close = difflib.get_close_matches(str(layout), LAYOUTS, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"layout={layout!r} is not known.{hint} Known layouts: {_known()}.")
+
+
+def check_score_range(score_range: ScoreRange) -> None:
+    """Do nothing if `score_range` is two finite numbers, the lower one first.
+
+    Raises:
+        UserError: it is not.
+    """
+    low, high = score_range
+    if not (math.isfinite(high - low) and low < high):
+        raise UserError(f"score_range={list(score_range)} must be two finite numbers, the lower one first.")
+
+
+class RowParser:
+    """Turns the rows of one source into checked ones, all by one layout.
+
+    Args:
+        layout: a key of `LAYOUTS`, by which every row is read; None takes the layout of the first row whose columns
+            are those of one, and stays with it.
+        score_range: lowest and highest score that a row of layout ``scored`` can have; by default 0 and 1.
+        preference_scale: of pairs with scores, from which `with_soft_label` makes a soft label.
+        needs_answer: refuse instruction rows without an answer; otherwise they become mere prompts.
+
+    Raises:
+        UserError: an argument is wrong, or `score_range` or `preference_scale` has no effect with `layout`.
+    """
+
+    def __init__(
+        self,
+        *,
+        layout: str | None = None,
+        score_range: ScoreRange | None = None,
+        preference_scale: float | None = None,
+        needs_answer: bool = True,
+    ) -> None:
+        if layout is not None:
+            check_layout(layout)
+        if score_range is not None:
+            check_score_range(score_range)
+        self.score_range = score_range
+        self.preference_scale = preference_scale
+        self.needs_answer = needs_answer
+        self._layout = layout
+        self._declared = layout is not None
+        self._first: Record | None = None
+        self._candidates: dict[Columns, list[str]] = {}
+        self._suspects: dict[Columns, str] = {}
+        if layout is not None:
+            self._check_score_options_used(layout, "")
+
+    @property
+    def layout(self) -> str | None:
+        """Name of the layout of the source; None until a row was recognised."""
+        return self._layout
+
+    def parse(self, record: Record) -> Row:
+        """Turn a row into a checked one.
+
+        Raises:
+            RowError: no layout fits, or a field has the wrong type or value.
+            UserError: the row fits more than one layout, or another one than the rows before.
+        """
+        name = self._layout if self._declared else self._recognise(record)
+        assert name is not None
+        layout = LAYOUTS[name]
+        if not self._declared:
+            _check_foreign(record, name)
+        if not self.needs_answer and (prompt := _mere_prompt(record, layout)) is not None:
+            return Row("instruction", record.origin, {"answer": prompt})
+        present = _present(record)
+        if not layout.columns_in(present):
+            raise _lacking(record, name, present)
+        row = layout.parse(record, self.score_range)
+        scale = self.preference_scale
+        return row if scale is None else pair_formats.with_soft_label(record, row, scale)
+
+    def _recognise(self, record: Record) -> str:
+        """The layout of the source, which this row fits."""
+        present = _present(record)
+        fitting = self._fitting(record, present)
+        locked = self._layout
+        if len(fitting) > 1:
+            raise UserError(
+                f"{record.origin}: columns {_quoted(record)} fit several layouts: {', '.join(fitting)}. Set layout "
+                "to the one to use, or remove the columns that do not belong to it."
+            )
+        if locked is None:
+            if not fitting:
+                remedy = _near_misses(present) or f"Rename the columns to one of: {_known()}"
+                problem = f"columns {_quoted(record)} fit no known layout"
+                raise RowError(record.origin, "", problem, remedy, reason="layout")
+            self._check_spelling(record, fitting[0], present)
+            self._check_score_options_used(fitting[0], record.origin)
+            self._layout, self._first = fitting[0], record
+            return fitting[0]
+        if fitting and fitting[0] != locked and not _is_flawed(record, LAYOUTS[locked], fitting[0], present):
+            raise self._mixed(record, fitting[0])
+        if fitting == [locked]:
+            self._check_spelling(record, locked, present)
+        return locked
+
+    def _fitting(self, record: Record, present: Columns) -> list[str]:
+        """Names of the layouts that the row may be of: one, unless it cannot be told."""
+        if present not in self._candidates:
+            _bound(self._candidates)
+            self._candidates[present] = [
+                name for name, layout in LAYOUTS.items() if not layout.declared_only and layout.columns_in(present)
+            ]
+        names = [name for name in self._candidates[present] if (holds := LAYOUTS[name].holds) is None or holds(record)]
+        if len(names) > 1:
+            columns = {name: LAYOUTS[name].columns_in(present) for name in names}
+            names = [
+                name
+                for name in names
+                if not any(columns[name] < columns[other] or name in LAYOUTS[other].before for other in names)
+            ]
+        if not names and not self.needs_answer:
+            # Layouts whose bare prompt is the same column read it alike: that of the source is taken, or the first.
+            by_column: dict[str, str] = {}
+            for name in (self._layout, *LAYOUTS) if self._layout else LAYOUTS:
+                if LAYOUTS[name].parse_prompt is not None and LAYOUTS[name].prompt_required in present:
+                    by_column.setdefault(LAYOUTS[name].prompt_required, name)
+            names = list(by_column.values())
+        return names
+
+    def _check_spelling(self, record: Record, name: str, present: Columns) -> None:
+        """Refuse a column that would be ignored although it looks like one that would change what the row means."""
+        if present not in self._suspects:
+            _bound(self._suspects)
+            self._suspects[present] = _suspect(LAYOUTS[name], present)
+        if suspect := self._suspects[present]:
+            column, _, known = suspect.partition("\n")
+            problem = f"is no column of layout '{name}', but '{known}' would be"
+            remedy = f"Rename it to '{known}', or set layout: {name} to read the rows without it"
+            raise RowError(record.origin, column, problem, remedy, reason="layout")
+
+    def _check_score_options_used(self, name: str, origin: str) -> None:
+        where = f"{origin}: " if origin else ""
+        if self.preference_scale is not None and LAYOUTS[name].kind != "preference":
+            raise UserError(
+                f"{where}preference_scale={self.preference_scale:g} is set, but layout '{name}' has no pairs. Remove "
+                "preference_scale, or correct the layout."
+            )
+        if self.score_range is not None and name != "scored":
+            raise UserError(
+                f"{where}score_range={list(self.score_range)} is set, but layout '{name}' has no score to scale. "
+                "Remove score_range, or correct the layout."
+            )
+
+    def _mixed(self, record: Record, name: str) -> UserError:
+        assert self._first is not None
+        return UserError(
+            f"{record.origin}: columns {_quoted(record)} are those of layout '{name}', but {self._first.origin} has "
+            f"layout '{self._layout}' (columns {_quoted(self._first)}). Split the source into one per "
+            "layout, or set layout to read all rows by one."
+        )
+
+
+def _bound(cache: dict[Columns, Any]) -> None:
+    """Empty a cache by columns that has grown large, for every row may have columns of its own."""
+    if len(cache) >= MAX_CACHED:
+        cache.clear()
+
+
+def _is_flawed(record: Record, locked: Layout, fitting: str, present: Columns) -> bool:
+    """Whether a row that fits another layout is rather one of the `locked` layout that lacks a value."""
+    other = LAYOUTS[fitting]
+    columns = other.columns_in(present)
+    if locked.columns_in(present):
+        # The values are not of the locked layout, whose parser says so; or the other layout says more.
+        return locked.holds is not None and not locked.holds(record) and columns <= locked.columns_in(present)
+    return any(
+        record.data.keys() >= required and (columns < required or (required - columns) & present)
+        for required in map(frozenset, locked.required)
+    )
+
+
+def _present(record: Record) -> Columns:
+    # Arrow tables give every row every column, None where it was absent.
+    return frozenset(name for name, value in record.data.items() if value is not None)
+
+
+def _lacking(record: Record, name: str, present: Columns) -> RowError:
+    """The error of a row without a column that its layout needs."""
+    nearest = max(LAYOUTS[name].required, key=lambda columns: len(present.intersection(columns)))
+    missing = next(column for column in nearest if column not in present)
+    problem = "is null" if missing in record.data else "missing"
+    return RowError(
+        record.origin,
+        missing,
+        f"{problem}, but layout '{name}' needs it (columns: {_quoted(record)})",
+        _near_misses(present) or "Add the column or choose another layout",
+        reason="layout",
+    )
+
+
+def _check_foreign(record: Record, name: str) -> None:
+    for column, remedy in {**_FOREIGN, **LAYOUTS[name].foreign}.items():
+        if record.data.get(column) not in (None, "", []):
+            problem = f"is ignored by layout '{name}', although it looks like a part of the prompt"
+            remedy = f"{remedy}, or set layout: {name} to read the rows without it"
+            raise RowError(record.origin, column, problem, remedy, reason="layout")
+
+
+def _mere_prompt(record: Record, layout: Layout) -> Conversation | None:
+    """The row as a mere prompt; None if it has an answer, or too few columns for a prompt."""
+    present = _present(record)
+    field = layout.prompt_required
+    if layout.parse_prompt is None or field not in present:
+        return None
+    answer_apart = not all(columns == (field,) for columns in layout.required)
+    if answer_apart and layout.columns_in(present):
+        return None
+    messages = layout.parse_prompt(record)
+    role = messages[-1]["role"]
+    if role not in PROMPT_ENDS:
+        if not answer_apart:
+            return None
+        raise RowError(
+            record.origin,
+            field,
+            f"has no answer and ends with the turn of the {role}, so there is nothing for the model to answer",
+            "End it with a user or tool turn, or add the assistant's answer",
+        )
+    check_opening(record, messages, field)
+    return Conversation(messages, tools=parse_tools(record), num_prompt_messages=len(messages))
+
+
+def _suspect(layout: Layout, present: Columns) -> str:
+    """A column and, after a line break, what it may be a misspelling of; empty if there is none."""
+    own = layout.columns_in(present)
+    if not own:
+        return ""
+    richer = (columns for other in LAYOUTS.values() for columns in other.required if own < frozenset(columns))
+    wanted = layout.optional.union(*richer) - present
+    for column in sorted(present - own - layout.optional):
+        mark = _MARKS.get(column)
+        if known := mark if mark in wanted else _near(column, wanted):
+            return f"{column}\n{known}"
+    return ""
+
+
+def _near(column: str, known: Columns) -> str:
+    """The known column that `column` may be a misspelling of; empty if there is none."""
+    plain = column[:60].lower().strip()
+    # Names such as prompt_id, response2 and raw_messages are made from a known one on purpose.
+    candidates = [
+        name for name in known if plain == name or not re.fullmatch(rf"(.+[-_. ])?{name}([-_. ].+|\d+)?", plain)
+    ]
+    close = difflib.get_close_matches(plain, sorted(candidates), n=1, cutoff=NEAR)
+    return close[0] if close else ""
+
+
+def _near_misses(present: Columns) -> str:
+    """Spelling suggestions for columns that nearly have a known name; empty if there are none."""
+    known = frozenset().union(*(columns for layout in LAYOUTS.values() for columns in layout.required))
+    hints = [f"'{column}' should be '{near}'" for column in sorted(present - known) if (near := _near(column, known))]
+    hints = hints or [
+        f"'{column}' should be '{usual}'"
+        for column, usual in _SYNONYMS.items()
+        if column in present and usual not in present
+    ]
+    return f"Perhaps {', '.join(hints)}" if hints else ""
+
+
+def _quoted(record: Record) -> str:
+    """The row's columns, in their order, those that are null aside."""
+    shown = [f"'{name[:60]}'" for name, value in record.data.items() if value is not None]
+    return ", ".join(shown[:MAX_SHOWN] + ["..."] * (len(shown) > MAX_SHOWN)) or "(none)"
+
+
+def _known() -> str:
+    return "; ".join(
+        f"{name} ({' or '.join(', '.join(columns) for columns in layout.required)})" for name, layout in LAYOUTS.items()
+    )

@@ -1,0 +1,236 @@
+"""Rows from their sources to token ids: read, parse, encode and truncate by chunks, and account for each row."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from tqdm import tqdm
+
+from lit_ift.chat.encoder import ConversationEncoder
+from lit_ift.data.parse.layouts import RowParser
+from lit_ift.data.parse.messages import Conversation
+from lit_ift.data.read.records import OnRowError, Record, raise_row_error
+from lit_ift.data.report.builder import ReportBuilder
+from lit_ift.data.rows import EncodedRow, Example, Row, RowKind
+from lit_ift.data.truncation import Truncation, truncate
+from lit_ift.errors import RowError, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OnBadRow = Literal["error", "skip"]
+
+CHUNK: Final = 512
+"""Most rows encoded at once; three times as many of a source are in memory as text."""
+
+CHUNK_CHARS: Final = 1_000_000
+"""Characters of rows from which on no more rows are encoded with them: long rows come in smaller chunks."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows from one place.
+
+    Args:
+        name: of the place, for the report.
+        read: yields the records; tells its argument of rows that cannot be read.
+        layout: how the rows are laid out; None recognises it.
+        score_range: lowest and highest score of the rows; None for [0, 1].
+        preference_scale: see `RowParser`.
+        weight: how often each row comes in an epoch, on average.
+        part: part of a mixed objective that the rows go to; None for the one named as their kind.
+    """
+
+    name: str
+    read: Callable[[OnRowError], Iterable[Record]]
+    layout: str | None = None
+    score_range: tuple[float, float] | None = None
+    preference_scale: float | None = None
+    weight: float = 1.0
+    part: str | None = None
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How rows become token ids.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template.
+        max_length: longest conversation [tokens].
+        truncation: what happens to longer ones.
+        kinds: rows that are taken.
+        needs_answer: refuse rows that do not end with an answer; otherwise they become mere prompts.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    max_length: int
+    truncation: Truncation
+    kinds: frozenset[RowKind]
+    needs_answer: bool = True
+
+
+def encode_parts(
+    parts: Sequence[Part],
+    options: EncodingOptions,
+    report: ReportBuilder,
+    *,
+    on_bad_row: OnBadRow,
+    takes: Callable[[Row], bool] = lambda row: True,
+    progress: str | None = None,
+) -> Iterator[EncodedRow]:
+    """Yield the rows of all parts in their order, each of which `report` hears of.
+
+    Args:
+        parts: where the rows come from.
+        options: how they become token ids.
+        report: told of every row that is kept or skipped.
+        on_bad_row: raise the first bad row, or leave bad rows out. Too long ones are left out in either case if that is
+            how they are to be truncated.
+        takes: whether a row belongs here; others are passed over, and not reported.
+        progress: text of a progress bar; None for none.
+
+    Raises:
+        RowError: a row is bad and `on_bad_row` is ``error``.
+        UserError: a part holds rows of another kind, cannot be read at all, or the tokenizer is unfit.
+    """
+    waiting: deque[_Chunk] = deque()
+    is_strict = on_bad_row == "error"
+    # Rows that cannot be read are reported at once: a source may have nothing else.
+    skip = None if is_strict else report.skip
+
+    def conversations() -> Iterator[list[tuple[Conversation, str]]]:
+        for part in parts:
+            for read in _chunks(part, options, skip):
+                rows = [row for row in read if isinstance(row, RowError) or takes(row)]
+                waiting.append(_Chunk(part.name, rows, len(read)))
+                yield [(side, row.origin) for row in rows if isinstance(row, Row) for side in row.sides.values()]
+                if is_strict and isinstance(read[-1], RowError):
+                    return
+
+    encoder = ConversationEncoder(options.tokenizer)
+    with tqdm(desc=progress, unit=" rows", disable=progress is None) as bar:
+        for examples in encoder.encode_batches(conversations()):
+            chunk = waiting.popleft()
+            for row, result in zip(chunk.rows, _assembled(chunk.rows, examples, options), strict=True):
+                if isinstance(result, RowError):
+                    # A row that the declared policy drops is no bad row.
+                    is_dropped = options.truncation == "drop" and result.reason == "too_long"
+                    if is_strict and not is_dropped:
+                        raise result
+                    report.skip(result)
+                else:
+                    assert isinstance(row, Row)
+                    report.keep(row, result, source=chunk.part)
+                    yield result
+            bar.update(chunk.num_read)
+
+
+class _Chunk(NamedTuple):
+    """Rows that are encoded together.
+
+    Args:
+        part: name of the part that they come from.
+        rows: those that belong here, with errors in their place.
+        num_read: how many were read for it.
+    """
+
+    part: str
+    rows: list[Row | RowError]
+    num_read: int
+
+
+def _chunks(part: Part, options: EncodingOptions, skip: OnRowError | None) -> Iterator[list[Row | RowError]]:
+    """The rows of a part as read and parsed, with errors in their place.
+
+    Args:
+        part: where they come from.
+        options: which rows are wanted.
+        skip: told of rows that cannot be read; None ends the last chunk with the first bad row of any kind.
+    """
+    chunk: list[Row | RowError] = []
+    num_chars = 0
+    parser = RowParser(
+        layout=part.layout,
+        score_range=part.score_range,
+        preference_scale=part.preference_scale,
+        needs_answer=options.needs_answer,
+    )
+    try:
+        for record in part.read(skip or raise_row_error):
+            try:
+                row = parser.parse(record)
+                _check_kind(row, options.kinds, parser.layout)
+                chunk.append(row)
+                num_chars += _num_chars(row)
+            except RowError as error:
+                if skip is None:
+                    raise
+                chunk.append(_without_frames(error))
+            if len(chunk) >= CHUNK or num_chars >= CHUNK_CHARS:
+                yield chunk
+                chunk, num_chars = [], 0
+    except RowError as error:
+        if skip is not None:
+            raise
+        # Rows before it may be bad, too, which shows when they are encoded.
+        chunk.append(error)
+    if chunk:
+        yield chunk
+
+
+def _num_chars(row: Row) -> int:
+    return sum(len(message["content"]) for side in row.sides.values() for message in side.messages)
+
+
+def _without_frames(error: RowError) -> RowError:
+    """The error without its traceback, whose frames hold the whole row in memory."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def _check_kind(row: Row, kinds: frozenset[RowKind], layout: str | None) -> None:
+    if row.kind in kinds:
+        return
+    remedies = {
+        "preference": "set the layout to 'chosen' to train on the chosen answers",
+        "unpaired": "set the layout to 'messages' or 'prompt_completion' to train on all answers alike",
+        "scored": "set the layout to 'messages' or 'prompt_completion' to train on all answers alike",
+        "instruction": "give rows with two answers or with a score",
+    }
+    raise UserError(
+        f"{row.origin}: the rows are {row.kind} data (layout '{layout}'), but {' and '.join(sorted(kinds))} rows are "
+        f"needed here. Use FeedbackDataModule, which takes all kinds, or {remedies[row.kind]}."
+    )
+
+
+def _assembled(
+    rows: Sequence[Row | RowError], examples: Sequence[Example | RowError], options: EncodingOptions
+) -> Iterator[EncodedRow | RowError]:
+    """The rows of a chunk from the examples of their sides, which stand in one list."""
+    of_sides = iter(examples)
+    for row in rows:
+        if isinstance(row, RowError):
+            yield row
+        else:
+            yield _assemble(row, {name: next(of_sides) for name in row.sides}, options)
+
+
+def _assemble(row: Row, sides: dict[str, Example | RowError], options: EncodingOptions) -> EncodedRow | RowError:
+    examples = {name: side for name, side in sides.items() if isinstance(side, Example)}
+    for side in sides.values():
+        if isinstance(side, RowError):
+            return side
+    encoded = EncodedRow(row.kind, row.origin, examples, row.score)
+    try:
+        return truncate(
+            encoded,
+            max_length=options.max_length,
+            policy=options.truncation,
+            bos_token_id=options.tokenizer.bos_token_id,
+        )
+    except RowError as error:
+        return error

@@ -1,0 +1,244 @@
+"""Rows from files, folders and the Hugging Face hub, each with the place it came from."""
+
+import difflib
+import glob
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+from lit_ift.data.read.hub import read_hub, read_saved_dataset
+from lit_ift.data.read.json_files import read_json, read_jsonl
+from lit_ift.data.read.record import OnRowError, Record, raise_row_error
+from lit_ift.data.read.tables import read_csv, read_parquet
+from lit_ift.data.read.text_files import COMPRESSIONS, did_you_mean
+from lit_ift.errors import UserError
+
+__all__ = ["OnRowError", "Record", "SourceKind", "data_files", "raise_row_error", "read_records", "source_kind"]
+
+READERS: Final[dict[str, Callable[[Path, OnRowError], Iterator[Record]]]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": lambda path, on_row_error: read_csv(path, ",", on_row_error),
+    ".tsv": lambda path, on_row_error: read_csv(path, "\t", on_row_error),
+    ".parquet": read_parquet,
+}
+"""How a file is read, by the ending of its name. All but Parquet may also be compressed (`COMPRESSIONS`)."""
+
+SUFFIXES: Final = (
+    *READERS,
+    *(suffix + packed for suffix in READERS if suffix != ".parquet" for packed in COMPRESSIONS),
+)
+"""File names that can be read, by how they end."""
+
+ENDINGS: Final = ".jsonl, .ndjson, .json, .csv or .tsv (each also with .gz or .zst behind it), or .parquet"
+"""The same for people."""
+
+OTHER_DATA_SUFFIXES: Final = (".txt", ".gz", ".zst", ".zip", ".tar", ".xz", ".bz2", ".arrow", ".xlsx")
+"""Endings of data that cannot be read."""
+
+CONFIG_SUFFIXES: Final = (".yaml", ".yml")
+"""Endings that, like those of data, tell a path from a hub id."""
+
+NOT_DATA: Final = re.compile(
+    r"\..*|(readme|licen[cs]e)(\.(md|rst|txt))?|(dataset_infos?|dataset_dict|state)\.json", re.IGNORECASE
+)
+"""Names of files that lie beside the data."""
+
+SPLIT_WORDS: Final[dict[str, str]] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+"""Words of file names that tell which split a file belongs to."""
+
+SourceKind = Literal["file", "folder", "pattern", "dataset", "dataset_dict", "hub"]
+"""A file, a folder of files, a pattern such as ``data/*.jsonl``, a folder of ``datasets.save_to_disk`` with one data
+set or with several splits, or a hub id."""
+
+
+def read_records(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    on_row_error: OnRowError = raise_row_error,
+) -> Iterator[Record]:
+    """Yield the rows of `source` in their order, without holding them all in memory.
+
+    Args:
+        source: a file ending in one of `SUFFIXES`, a folder of such files or a pattern with ``*``, ``?`` or ``**`` (the
+            files in the order of their names), a folder written by ``datasets.save_to_disk``, or a hub id. Whatever
+            exists on disk wins over a hub id of the same name.
+        split: which split of a hub data set or of a saved ``DatasetDict``; nothing else has splits.
+        name: configuration of a hub data set that has several.
+        revision: commit, tag or branch of a hub data set.
+        streaming: fetch the rows of a hub data set while they are read instead of all of it first.
+        on_row_error: receives each row that cannot be read, always with the reason ``unreadable``; the default raises
+            it. Damage that hides the rest of the file (a truncated archive, an unclosed quote) is always raised.
+
+    Raises:
+        RowError: a row is not valid JSON, CSV or UTF-8, is not an object, or is beyond the limits of length and depth.
+        UserError: the source is missing, empty, damaged or of an unknown kind, or the options do not fit it.
+    """
+    kind = source_kind(source)
+    check_options(source, kind, split=split, name=name, revision=revision, streaming=streaming)
+    if kind == "hub":
+        yield from _not_empty(
+            read_hub(
+                str(source), split=split, name=name, revision=revision, streaming=streaming, on_row_error=on_row_error
+            ),
+            source,
+        )
+    elif kind in ("dataset", "dataset_dict"):
+        yield from _not_empty(read_saved_dataset(local_path(source), split, on_row_error), source)
+    else:
+        for path in data_files(source):
+            yield from _not_empty(READERS[_format(path)](path, on_row_error), path)
+
+
+def _not_empty(rows: Iterator[Record], source: str | Path) -> Iterator[Record]:
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise UserError(f"{source}: there is no row in it. Check that the export finished, or leave it out.")
+
+
+def check_options(
+    source: str | Path, kind: SourceKind, *, split: str | None, name: str | None, revision: str | None, streaming: bool
+) -> None:
+    """Do nothing if the options, as `read_records` takes them, fit a source of the kind.
+
+    Raises:
+        UserError: one of them would have no effect.
+    """
+    if kind != "hub":
+        for option, value in (("name", name), ("revision", revision), ("streaming", streaming or None)):
+            if value is not None:
+                raise UserError(f"{source}: {option}={value!r} was given, but this is local data. Remove {option}.")
+    if split is not None and kind not in ("hub", "dataset_dict"):
+        what = {"file": "a file has no splits", "dataset": "this is a single data set"}
+        reason = what.get(kind, "files of a folder are read together; name those of one split by a pattern")
+        raise UserError(f"{source}: split={split!r} was given, but {reason}. Remove split.")
+
+
+def source_kind(source: str | Path) -> SourceKind:
+    """What `source` is.
+
+    Raises:
+        UserError: a path that does not exist or cannot be looked at, a file of unknown suffix, or a string that can be
+            neither a path nor a hub id.
+    """
+    path = local_path(source)
+    try:
+        if path.is_dir():
+            if (path / "dataset_dict.json").exists():
+                return "dataset_dict"
+            # Folders of the hub also have a dataset_info.json; only save_to_disk writes both.
+            return "dataset" if (path / "state.json").exists() and (path / "dataset_info.json").exists() else "folder"
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"{source}: cannot be looked at ({error.strerror}). Check its name and permissions.") from error
+    if exists:
+        if path.name.lower().endswith(SUFFIXES):
+            return "file"
+        raise UserError(f"{source}: cannot tell the format from the name. It must end in {ENDINGS}.")
+    if glob.has_magic(str(source)):
+        return "pattern"
+    if _looks_like_path(str(source)):
+        raise UserError(
+            f"{source}: no such file or folder (looked in {Path.cwd()}). {did_you_mean(path) or 'Check the path.'}"
+        )
+    return "hub"
+
+
+def data_files(source: str | Path) -> list[Path]:
+    """The files that a source of the kind file, folder or pattern consists of, in the order they are read.
+
+    In a folder, subfolders and files such as README, LICENSE and hidden ones do not count.
+
+    Raises:
+        UserError: there are none, they are of several formats or splits, or one is there twice.
+    """
+    path = local_path(source)
+    if path.is_file():
+        return [path]
+    is_folder = path.is_dir()
+    try:
+        found = sorted(path.iterdir() if is_folder else map(Path, glob.glob(str(path), recursive=True)))
+    except OSError as error:
+        raise UserError(f"{source}: cannot be listed ({error.strerror}). Check its permissions.") from error
+    files = [file for file in found if file.is_file() and not NOT_DATA.fullmatch(file.name)]
+    data = [file for file in files if file.name.lower().endswith(SUFFIXES)]
+    if unknown := [file.name for file in files if file not in data and file.name.lower().endswith(OTHER_DATA_SUFFIXES)]:
+        raise UserError(f"{source}: {unknown[0]} cannot be read. Move it away, or convert it to {ENDINGS}.")
+    if not data:
+        folders = ", ".join(str(entry) for entry in found if entry.is_dir() and not entry.name.startswith("."))
+        hint = f"Its subfolders are not searched; name one of them: {folders}" if folders else "Check the path"
+        what = "there is no data file in this folder" if is_folder else "no data file matches this pattern"
+        raise UserError(f"{source}: {what} (names must end in {ENDINGS}). {hint}.")
+    _check_alike(source, data)
+    if is_folder:
+        _check_one_split(source, data)
+    return data
+
+
+def _check_alike(source: str | Path, files: list[Path]) -> None:
+    formats = {READERS[_format(file)]: file for file in reversed(files)}
+    if len(formats) > 1:
+        named = ", ".join(sorted(file.name for file in formats.values()))
+        raise UserError(f"{source}: files of several formats ({named}). Name the files of one, or use a pattern.")
+    bare = [_without_compression(file) for file in files]
+    twice = sorted(file.name for file, name in zip(files, bare, strict=True) if bare.count(name) > 1)
+    if twice:
+        raise UserError(f"{source}: the same file in several compressions ({', '.join(twice)}). Keep one of them.")
+
+
+def _check_one_split(source: str | Path, files: list[Path]) -> None:
+    splits: dict[str, str] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", file.name.lower())
+        splits |= {SPLIT_WORDS[word]: file.name for word in words if word in SPLIT_WORDS}
+    if len(splits) > 1:
+        named = ", ".join(f"{file} ({split})" for split, file in sorted(splits.items()))
+        raise UserError(
+            f"{source}: the files seem to be of several splits: {named}. Name those of one split, by a pattern such as "
+            f"{source}/*{min(splits)}*."
+        )
+
+
+def _without_compression(path: Path) -> str:
+    name = str(path).lower()
+    for packed in COMPRESSIONS:
+        name = name.removesuffix(packed)
+    return name
+
+
+def _format(path: Path) -> str:
+    return Path(_without_compression(path)).suffix
+
+
+def local_path(source: str | Path) -> Path:
+    """The path that `source` would have on disk."""
+    return Path(source).expanduser()
+
+
+def _looks_like_path(source: str) -> bool:
+    """Whether a string that names nothing on disk was still meant as a path rather than as ``owner/name``."""
+    if source.lower().endswith(SUFFIXES + OTHER_DATA_SUFFIXES + CONFIG_SUFFIXES):
+        return True
+    if difflib.get_close_matches(Path(source).suffix.lower(), SUFFIXES, n=1, cutoff=0.8):
+        return True  # A misspelt suffix, such as .jsonll.
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is None

@@ -1,0 +1,294 @@
+"""Counts what becomes of rows while they stream by, for `report.DataReport`."""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, count, pairwise
+from typing import TYPE_CHECKING, Final
+
+from lit_ift.chat.encoder import adds_bos
+from lit_ift.constants import IGNORE_INDEX
+from lit_ift.data.parse.messages import prompt_key
+from lit_ift.data.report.account import DataReport, Lengths, TokenCount, TurnEnd
+from lit_ift.data.rows import EncodedRow, Example, Row, RowKind
+from lit_ift.errors import RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NUM_NAMED: Final = 100
+"""Row ids kept of each finding; the rest is only counted."""
+
+NUM_MESSAGES: Final = 20
+"""Messages kept of each reason for which rows are skipped."""
+
+LONGEST_MESSAGE: Final = 500
+"""Characters kept of such a message."""
+
+NUM_END_TOKENS: Final = 100
+"""Different last tokens of turns that a report lists."""
+
+MOST_TURNS: Final = 20
+"""Conversations of more turns are counted together."""
+
+NUM_BINS: Final = 20
+"""Most bins of a length histogram."""
+
+USUAL_END: Final = 0.99
+"""A token that is no control token still is a turn's stop if so large a share of the complete turns end in it."""
+
+FINDINGS: Final = ("truncated", "duplicate", "no_target", "lookalike", "split_start", "without_bos", "cut_turn")
+"""What is found of kept rows as they pass; whether a turn is unstopped shows at the end."""
+
+
+@dataclass
+class _Tally:
+    """Rows of a finding: all counted, the first ones named."""
+
+    count: int = 0
+    row_ids: list[str] = field(default_factory=list)
+
+    def add(self, row_id: str, *, named: bool = True) -> None:
+        self.count += 1
+        if named and len(self.row_ids) < NUM_NAMED:
+            self.row_ids.append(row_id)
+
+
+@dataclass
+class _TokenTally:
+    rows: int = 0
+    tokens: int = 0
+    target_tokens: int = 0
+
+
+class ReportBuilder:
+    """Counts rows as they pass. Memory grows by one hash a prompt and with nothing else.
+
+    Args:
+        split: train, val, test or predict.
+        tokenizer: the one that encoded the rows.
+        max_length: longest allowed conversation [tokens].
+        truncation: what is done with longer ones, in a word.
+        weights: how often an epoch takes the rows of a source; once where it is not named.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_length: int,
+        truncation: str,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.split = split
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.truncation = truncation
+        self.weights = weights or {}
+        self._bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
+        self._control_ids = control_ids(tokenizer)
+        self._rows_kept = 0
+        self._rows_with_stop = 0
+        self._tokens_cut = 0
+        self._findings = {name: _Tally() for name in FINDINGS}
+        self._skipped: dict[str, _Tally] = {}
+        self._messages: dict[str, list[str]] = {}
+        self._prompts: set[int] = set()
+        self._prompts_twice: set[int] = set()
+        self._turn_ends: Counter[int] = Counter()
+        self._plain_ends: dict[int | None, _Tally] = {}
+        self._turns_cut = 0
+        self._kinds: Counter[RowKind] = Counter()
+        self._turns: Counter[int] = Counter()
+        self._sides: dict[str, _TokenTally] = {}
+        self._sources: dict[str, _TokenTally] = {}
+        self._input_lengths: Counter[int] = Counter()
+        self._target_lengths: Counter[int] = Counter()
+
+    def skip(self, error: RowError) -> None:
+        """Count a row that was left out."""
+        self._skipped.setdefault(error.reason, _Tally()).add(error.origin)
+        messages = self._messages.setdefault(error.reason, [])
+        if len(messages) < NUM_MESSAGES:
+            text = str(error)
+            messages.append(text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 1]}…")
+
+    def keep(self, row: Row, encoded: EncodedRow, *, source: str = "") -> None:
+        """Count a row that is trained on, as it is after truncation.
+
+        Args:
+            row: before it was tokenized.
+            encoded: the same row tokenized.
+            source: the name under which its tokens are counted.
+        """
+        row_id = encoded.row_id
+        self._rows_kept += 1
+        self._kinds[encoded.kind] += 1
+        prompt = next(iter(row.sides.values()))
+        self._turns[min(len(prompt.messages), MOST_TURNS)] += 1
+        self._note_prompt(prompt_key(prompt), row_id)
+        of_source = self._sources.setdefault(source, _TokenTally())
+        of_source.rows += 1
+        examples = encoded.sides.values()
+        num_cut = sum(example.num_cut for example in examples)
+        self._tokens_cut += num_cut
+        num_targets = 0
+        for side, example in encoded.sides.items():
+            tokens, targets = len(example.input_ids), example.num_targets
+            num_targets += targets
+            self._input_lengths[tokens] += 1
+            self._target_lengths[targets] += 1
+            of_source.tokens += tokens
+            of_source.target_tokens += targets
+            if encoded.kind == "preference":
+                of_side = self._sides.setdefault(side, _TokenTally())
+                of_side.rows += 1
+                of_side.tokens += tokens
+                of_side.target_tokens += targets
+        self._note_turn_ends(examples, row_id)
+        found = {
+            "truncated": num_cut > 0,
+            "no_target": num_targets == 0,
+            "lookalike": any(example.num_lookalikes for example in examples),
+            "split_start": any(example.num_split_starts for example in examples),
+            "without_bos": self._bos is not None and any(e.input_ids[:1] != [self._bos] for e in examples),
+        }
+        for name, is_so in found.items():
+            if is_so:
+                self._findings[name].add(row_id)
+
+    def build(self) -> DataReport:
+        """The report of the rows so far."""
+        turn_ends = self._judged_turn_ends()
+        stops = {end.token_id for end in turn_ends if end.stops}
+        unstopped = [tally for token_id, tally in self._plain_ends.items() if token_id not in stops]
+        num_skipped = sum(tally.count for tally in self._skipped.values())
+        counts = {name: tally.count for name, tally in self._findings.items()}
+        row_ids = {name: tally.row_ids for name, tally in self._findings.items()}
+        row_ids["unstopped"] = [row_id for tally in unstopped for row_id in tally.row_ids][:NUM_NAMED]
+        row_ids |= {f"skipped/{reason}": tally.row_ids for reason, tally in self._skipped.items()}
+        input_lengths, target_lengths = _lengths(self._input_lengths), _lengths(self._target_lengths)
+        return DataReport(
+            split=self.split,
+            max_length=self.max_length,
+            truncation=self.truncation,
+            rows_read=self._rows_kept + num_skipped,
+            rows_kept=self._rows_kept,
+            rows_skipped=num_skipped,
+            rows_truncated=counts["truncated"],
+            rows_with_split_start=counts["split_start"],
+            rows_with_stop=self._rows_with_stop,
+            rows_without_bos=counts["without_bos"],
+            rows_without_target=counts["no_target"],
+            rows_with_lookalikes=counts["lookalike"],
+            rows_duplicate=counts["duplicate"],
+            duplicate_prompts=len(self._prompts_twice),
+            tokens=input_lengths.total,
+            target_tokens=target_lengths.total,
+            tokens_cut=self._tokens_cut,
+            longest=input_lengths.longest,
+            rows_cut_turn=counts["cut_turn"],
+            trained_turns=self._turn_ends.total() + self._turns_cut,
+            turns_cut=self._turns_cut,
+            turns_unstopped=sum(end.turns for end in turn_ends if not end.stops),
+            rows_unstopped=sum(tally.count for tally in unstopped),
+            turn_ends=turn_ends[:NUM_END_TOKENS],
+            skipped_by_reason={reason: tally.count for reason, tally in self._skipped.items()},
+            messages={reason: tuple(messages) for reason, messages in self._messages.items()},
+            row_ids={name: tuple(ids) for name, ids in row_ids.items() if ids},
+            kinds={str(kind): count for kind, count in self._kinds.items()},
+            turns={f"{n}+" if n == MOST_TURNS else str(n): self._turns[n] for n in sorted(self._turns)},
+            sides={side: TokenCount(**vars(tally)) for side, tally in self._sides.items()},
+            sources={
+                source: TokenCount(**vars(tally), weight=self.weights.get(source, 1.0))
+                for source, tally in self._sources.items()
+            },
+            input_lengths=input_lengths,
+            target_lengths=target_lengths,
+        )
+
+    def _note_prompt(self, prompt: str, row_id: str) -> None:
+        key = hash(prompt)
+        if key in self._prompts:
+            self._prompts_twice.add(key)
+            self._findings["duplicate"].add(row_id)
+        else:
+            self._prompts.add(key)
+
+    def _note_turn_ends(self, examples: Iterable[Example], row_id: str) -> None:
+        ends: set[int] = set()
+        trains_stop = was_cut = False
+        for example in examples:
+            labels = example.labels
+            trains_stop |= self.tokenizer.eos_token_id in labels
+            complete = [
+                label for label, following in pairwise(labels) if following == IGNORE_INDEX and label != IGNORE_INDEX
+            ]
+            if labels and labels[-1] != IGNORE_INDEX:
+                if example.num_cut and labels[-1] not in self._control_ids:
+                    self._turns_cut += 1
+                    was_cut = True
+                else:
+                    complete.append(labels[-1])
+            self._turn_ends.update(complete)
+            ends.update(complete)
+        self._rows_with_stop += trains_stop
+        if was_cut:
+            self._findings["cut_turn"].add(row_id)
+        plain = ends - self._control_ids
+        if plain:
+            key = plain.pop() if len(plain) == 1 else None
+            tally = self._plain_ends.setdefault(key, _Tally())
+            tally.add(row_id, named=len(self._plain_ends) <= NUM_END_TOKENS)
+
+    def _judged_turn_ends(self) -> tuple[TurnEnd, ...]:
+        total = self._turn_ends.total()
+        return tuple(
+            TurnEnd(
+                token_id=token_id,
+                token=self.tokenizer.decode([token_id], skip_special_tokens=False),
+                turns=turns,
+                is_control=token_id in self._control_ids,
+                stops=token_id in self._control_ids or turns >= USUAL_END * total,
+            )
+            for token_id, turns in self._turn_ends.most_common()
+        )
+
+
+def control_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Ids of the tokens that a text cannot hold: special ones, and the end-of-sequence token in any case."""
+    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added.union(tokenizer.all_special_ids))
+
+
+def _lengths(counted: Counter[int]) -> Lengths:
+    if not counted:
+        return Lengths()
+    ordered = sorted(counted)
+    longest = ordered[-1]
+    width = next(w for w in _round_numbers() if (longest // w + 1) <= NUM_BINS)
+    edges = tuple(range(0, (longest // width + 2) * width, width))
+    counts = [0] * (len(edges) - 1)
+    for length, number in counted.items():
+        counts[length // width] += number
+    return Lengths(
+        total=sum(length * number for length, number in counted.items()),
+        longest=longest,
+        median=_quantile(counted, ordered, 0.5),
+        p95=_quantile(counted, ordered, 0.95),
+        edges=edges,
+        counts=tuple(counts),
+    )
+
+
+def _round_numbers() -> Iterator[int]:
+    """1, 2, 5, 10, 20, 50 and so on."""
+    return (digit * 10**power for power in count() for digit in (1, 2, 5))
+
+
+def _quantile(counted: Counter[int], ordered: Sequence[int], share: float) -> int:
+    """The smallest length that at least `share` of the conversations do not exceed."""
+    sums = list(accumulate(counted[length] for length in ordered))
+    return ordered[bisect_left(sums, share * sums[-1])]

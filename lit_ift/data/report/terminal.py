@@ -1,0 +1,285 @@
+"""A data report for people: its figures in order, the thresholds that it must keep, and tables for the terminal."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jsonargparse.typing import ClosedUnitInterval
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lit_ift.data.report.account import DataReport, Lengths, TokenCount, missing_bos, warnings
+from lit_ift.data.report.preview import visible
+from lit_ift.errors import RowReason
+
+REASONS: Final[dict[RowReason, str]] = {
+    "unreadable": "not readable as a row",
+    "layout": "columns fit no layout",
+    "field": "field missing or wrong",
+    "template": "refused by the chat template",
+    "mask_disagreement": "masks disagree",
+    "too_long": "too long",
+    "no_target": "no target left",
+}
+
+NUM_NAMED: Final = 3
+"""Row ids shown in a line of the terminal's table."""
+
+SHORT_NAME: Final = 32
+"""Characters of a row id that is shown whole."""
+
+BAR: Final = 24
+"""Characters of the longest bar."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Largest shares of rows that pass, from 0 to 1; None lets any share pass.
+
+    Args:
+        max_skipped: share of the rows read that were left out, whatever the reason.
+        max_disagreements: share of the rows read for which two ways to find the answers differ.
+        max_truncated: share of the kept rows that lost tokens.
+        max_duplicates: share of the kept rows whose prompt an earlier row had.
+        max_unstopped: share of the kept rows with a complete turn that does not end in a stop token.
+        max_without_bos: share of the kept rows without the bos_token that the tokenizer writes by itself.
+        max_lookalikes: share of the kept rows with text that looks like a control token.
+    """
+
+    max_skipped: ClosedUnitInterval | None = None
+    max_disagreements: ClosedUnitInterval | None = None
+    max_truncated: ClosedUnitInterval | None = None
+    max_duplicates: ClosedUnitInterval | None = None
+    max_unstopped: ClosedUnitInterval | None = None
+    max_without_bos: ClosedUnitInterval | None = None
+    max_lookalikes: ClosedUnitInterval | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of a report.
+
+    Args:
+        name: what is counted.
+        count: how many rows.
+        whole: of how many.
+        row_ids: the first of them.
+        note: what else there is to say.
+        is_part: whether it is a part of the line before.
+        is_fault: whether rows here deserve a look.
+    """
+
+    name: str
+    count: int
+    whole: int
+    row_ids: Sequence[str] = ()
+    note: str = ""
+    is_part: bool = False
+    is_fault: bool = True
+
+    @property
+    def share(self) -> str:
+        """Share of the whole [%]; empty where there is no whole."""
+        if not self.whole:
+            return ""
+        percent = 100 * self.count / self.whole
+        return "<0.1 %" if 0 < percent < 0.1 else f"{percent:.1f} %"
+
+
+def figures(report: DataReport) -> Iterator[Figure]:
+    """What became of the rows, line by line."""
+    read, kept, ids = report.rows_read, report.rows_kept, report.row_ids
+    yield Figure("rows read", read, 0, is_fault=False)
+    yield Figure("kept", kept, read, is_fault=False)
+    yield Figure("skipped", report.rows_skipped, read)
+    for reason, words in REASONS.items():
+        count = report.skipped_by_reason.get(reason, 0)
+        if count or reason == "mask_disagreement":
+            yield Figure(words, count, read, ids.get(f"skipped/{reason}", ()), is_part=True)
+    cut = f"{counted(report.tokens_cut, 'token')} cut" if report.tokens_cut else ""
+    yield Figure("truncated", report.rows_truncated, kept, ids.get("truncated", ()), cut)
+    prompts = counted(report.duplicate_prompts, "prompt") if report.duplicate_prompts else ""
+    yield Figure("prompt seen before", report.rows_duplicate, kept, ids.get("duplicate", ()), prompts)
+    yield Figure("nothing to train on", report.rows_without_target, kept, ids.get("no_target", ()))
+    yield Figure("look-alike control tokens", report.rows_with_lookalikes, kept, ids.get("lookalike", ()))
+    yield Figure("prompt and answer share a token", report.rows_with_split_start, kept, ids.get("split_start", ()))
+    yield Figure("without bos_token", report.rows_without_bos, kept, ids.get("without_bos", ()))
+    yield Figure("train the eos_token", report.rows_with_stop, kept, is_fault=False)
+    turns = f"{report.turns_cut:,} of {report.trained_turns:,} turns"
+    yield Figure("turn cut off", report.rows_cut_turn, kept, ids.get("cut_turn", ()), turns)
+    turns = f"{report.turns_unstopped:,} of {report.trained_turns:,} turns"
+    yield Figure("turn without a stop", report.rows_unstopped, kept, ids.get("unstopped", ()), turns)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def violations(reports: Mapping[str, DataReport], thresholds: Thresholds) -> list[str]:
+    """What exceeds a threshold, and splits without any usable row."""
+    found = []
+    for split, report in reports.items():
+        if not report.rows_kept:
+            found.append(f"{split}: none of {report.rows_read:,} rows can be used.")
+        read, kept = ("rows read", report.rows_read), ("kept rows", report.rows_kept)
+        disagreements = report.skipped_by_reason.get("mask_disagreement", 0)
+        for option, what, count, (of_what, whole) in (
+            ("max_skipped", "were skipped", report.rows_skipped, read),
+            ("max_disagreements", "have masks that disagree", disagreements, read),
+            ("max_truncated", "were truncated", report.rows_truncated, kept),
+            ("max_duplicates", "have a prompt that was seen before", report.rows_duplicate, kept),
+            ("max_unstopped", "have a turn that does not end in a stop token", report.rows_unstopped, kept),
+            ("max_without_bos", "lack the bos_token", report.rows_without_bos, kept),
+            ("max_lookalikes", "hold look-alike control tokens", report.rows_with_lookalikes, kept),
+        ):
+            most: float | None = getattr(thresholds, option)
+            if most is not None and count > most * whole:
+                found.append(
+                    f"{split}: {count:,} of {whole:,} {of_what} {what} ({count / whole:.4f}), but {option}={most:g}."
+                )
+    return found
+
+
+def hints(report: DataReport) -> list[str]:
+    """What deserves a second look, each with its remedy."""
+    if not report.rows_without_bos:
+        return warnings(report)
+    return [*warnings(report), missing_bos({report.split: report.rows_without_bos})]
+
+
+def as_json(reports: Mapping[str, DataReport], failed: Sequence[str]) -> dict[str, Any]:
+    """Plain values: the reports by split, and what exceeds a threshold."""
+    return {
+        "ok": not failed,
+        "failed": list(failed),
+        "splits": {split: report.as_dict() for split, report in reports.items()},
+    }
+
+
+def table(report: DataReport) -> RenderableType:
+    """A report for the terminal."""
+    parts: list[RenderableType] = [Text(f"\n{report.split}", style="bold underline"), _figures_table(report)]
+    if report.rows_kept:
+        parts += [Text(f"{name}: {value}", style="dim") for name, value in facts(report)]
+        tables = [_tokens_table(report), _ends_table(report)]
+        tables += [_counts_table(name, counts) for name, counts in tables_of_counts(report).items()]
+        parts += [part for shown in (*tables, _histograms(report)) for part in (Text(), shown)]
+    for reason, messages in report.messages.items():
+        words = REASONS[reason]  # type: ignore[index]
+        parts.append(Text(f"first row skipped ({words}): {visible(messages[0])}", style="red"))
+    parts += [Text(f"look: {hint}", style="yellow") for hint in hints(report)]
+    return Group(*parts)
+
+
+def tables_of_counts(report: DataReport) -> dict[str, Mapping[str, TokenCount]]:
+    """The counts by source and by side, where there is more than one."""
+    both = {"source": report.sources, "side": report.sides}
+    return {name: counts for name, counts in both.items() if len(counts) > 1}
+
+
+def facts(report: DataReport) -> list[tuple[str, str]]:
+    """Limits, kinds of rows and turns in words."""
+    return [
+        ("max_length", f"{report.max_length:,} tokens, truncation {report.truncation}"),
+        ("kinds of rows", _listed(report.kinds)),
+        ("messages a conversation", _listed(report.turns)),
+    ]
+
+
+def token_lines(report: DataReport) -> list[tuple[str, Lengths, int]]:
+    """Input and trained tokens: name, lengths of conversations, tokens of an epoch."""
+    return [
+        ("input tokens", report.input_lengths, report.tokens_per_epoch),
+        ("trained tokens", report.target_lengths, report.target_tokens_per_epoch),
+    ]
+
+
+def bins(lengths: Lengths) -> Iterator[tuple[str, int, float]]:
+    """The histogram's bins: label, count, share of the fullest."""
+    most = max(lengths.counts, default=0)
+    for left, right, count in zip(lengths.edges, lengths.edges[1:], lengths.counts, strict=False):
+        yield (f"{left:,}" if right == left + 1 else f"{left:,}-{right - 1:,}"), count, count / most
+
+
+def _figures_table(report: DataReport) -> Table:
+    shown = _table("", "rows", "share", "", "first rows", numbers=(1, 2))
+    for line in figures(report):
+        style = "dim" if line.is_fault and not line.count else "yellow" if line.is_fault else ""
+        shown.add_row(
+            Text(("  " if line.is_part else "") + line.name),
+            f"{line.count:,}",
+            line.share,
+            Text(line.note if line.count else ""),
+            Text(named(line, NUM_NAMED)),
+            style=style,
+        )
+    return shown
+
+
+def _tokens_table(report: DataReport) -> Table:
+    shown = _table("", "total", "an epoch", "median", "p95", "longest", numbers=(1, 2, 3, 4, 5))
+    for name, lengths, epoch in token_lines(report):
+        figures = (lengths.total, epoch, lengths.median, lengths.p95, lengths.longest)
+        shown.add_row(name, *(f"{figure:,}" for figure in figures))
+    return shown
+
+
+def _ends_table(report: DataReport) -> Table:
+    shown = _table("trained turns end in", "turns", "stops", numbers=(1,))
+    for end in report.turn_ends[:NUM_NAMED]:
+        shown.add_row(
+            Text(visible(end.token, blanks=True).replace("\n", "")), f"{end.turns:,}", "yes" if end.stops else "no"
+        )
+    if len(report.turn_ends) > NUM_NAMED:
+        rest = report.turn_ends[NUM_NAMED:]
+        shown.add_row(f"{len(rest)} other tokens", f"{sum(end.turns for end in rest):,}", "")
+    if report.turns_cut:
+        shown.add_row("cut off by max_length", f"{report.turns_cut:,}", "no")
+    return shown
+
+
+def _counts_table(name: str, counts: Mapping[str, TokenCount]) -> Table:
+    shown = _table(name, "rows", "tokens", "trained", "weight", numbers=(1, 2, 3, 4))
+    for key, of in counts.items():
+        shown.add_row(Text(visible(key)), f"{of.rows:,}", f"{of.tokens:,}", f"{of.target_tokens:,}", f"{of.weight:g}")
+    return shown
+
+
+def _histograms(report: DataReport) -> Table:
+    both = Table.grid(padding=(0, 4))
+    columns = []
+    for name, lengths, _ in token_lines(report):
+        shown = _table(name, "rows", "", numbers=(1,))
+        for label, count, share in bins(lengths):
+            shown.add_row(label, f"{count:,}", Text("█" * round(BAR * share) or ("▏" if count else ""), style="cyan"))
+        columns.append(shown)
+    both.add_row(*columns)
+    return both
+
+
+def _table(*headers: str, numbers: Sequence[int]) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for i, header in enumerate(headers):
+        shown.add_column(header, justify="right" if i in numbers else "left", overflow="fold")
+    return shown
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+
+
+def named(line: Figure, most: int) -> str:
+    """The first rows of a line; the file is named once for neighbours from the same one."""
+    names, before = [], ""
+    for row_id in line.row_ids[:most]:
+        place, mark, number = row_id.rpartition(":")
+        names.append(f"{mark}{number}" if mark and place == before else _short(row_id))
+        before = place
+    return visible(", ".join(names)) + (" …" if line.count > len(names) > 0 else "")
+
+
+def _short(row_id: str) -> str:
+    """A row id without the folders of its file, where they take much room."""
+    return row_id if len(row_id) <= SHORT_NAME else f"…/{row_id.rsplit('/', 1)[-1]}"

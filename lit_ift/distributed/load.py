@@ -1,0 +1,304 @@
+"""Load a model from safetensors straight into shards: each rank reads its rows of each tensor, and no more.
+
+The model is built without values (``load_skeleton``), sharded, and then filled (``WeightFiles.read_into``).
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from torch.distributed.tensor import DTensor, Shard
+
+from lit_ift.models.load import check_causal_lm, check_folder, make_ready, where
+from lit_ift.models.load_errors import explain_load_error
+from lit_ift.models.obtain import obtain_model
+from lit_ift.models.source import ModelSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SIMPLE_LORA: Final = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "bias"),
+    *("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"),
+}
+"""Options of an adapter that starts without a look at the weights that it adapts."""
+
+_INDEX: Final = "model.safetensors.index.json"
+_SINGLE: Final = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Where the tensors of a model lie.
+
+    Attributes:
+        file_of: safetensors file of each tensor, by the tensor's name.
+    """
+
+    file_of: Mapping[str, Path]
+
+    @classmethod
+    def of(cls, folder: Path) -> "WeightFiles | None":
+        """Those of a folder that ``save_pretrained`` wrote; None where it has no safetensors."""
+        from safetensors import safe_open
+
+        index, single = folder / _INDEX, folder / _SINGLE
+        if index.is_file():
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return cls({name: folder / file for name, file in files.items()})
+        if not single.is_file():
+            return None
+        with safe_open(single, framework="pt") as content:
+            return cls(dict.fromkeys(content.keys(), single))
+
+    def mismatch(self, model: nn.Module) -> str | None:
+        """What keeps a model from being filled from these files name by name; None if nothing does."""
+        entries = model.state_dict(keep_vars=True)
+        found = {id(value) for name, value in entries.items() if name in self.file_of}
+        missing = [name for name, value in entries.items() if id(value) not in found]
+        strange = sorted(set(self.file_of) - set(entries))
+        if missing or strange:
+            return f"the files name their tensors otherwise ({(missing + strange)[0]})"
+        for name, content in self._opened(entries):
+            shape = content.get_slice(name).get_shape()
+            if tuple(shape) != tuple(entries[name].shape):
+                return f"{name} has the shape {tuple(shape)} in the file"
+        return None
+
+    def read_into(self, model: nn.Module) -> None:
+        """Fill a sharded model, whose adapters, if any, have their values."""
+        entries = {_base_name(name): value for name, value in model.state_dict(keep_vars=True).items()}
+        with torch.no_grad():
+            for name, content in self._opened(entries):
+                value = entries[name]
+                if isinstance(value, DTensor):
+                    start, end = _own_rows(value)
+                    value.to_local().copy_(content.get_slice(name)[start:end])
+                else:
+                    value.copy_(content.get_tensor(name))
+
+    def _opened(self, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Each name with its open file, file by file."""
+        from safetensors import safe_open
+
+        for file in sorted(set(self.file_of.values())):
+            with safe_open(file, framework="pt") as content:
+                for name in names:
+                    if self.file_of.get(name) == file:
+                        yield name, content
+
+
+def _own_rows(value: DTensor) -> tuple[int, int]:
+    """The rows of a tensor that this rank keeps, which is how ``torch.chunk`` would split them."""
+    mesh, placement = value.device_mesh, value.placements[-1]
+    if not (isinstance(placement, Shard) and placement.dim == 0):
+        raise RuntimeError(f"sharded by {value.placements}, not by rows")
+    size = -(-value.shape[0] // mesh.size(mesh.ndim - 1))
+    start = min(size * mesh.get_local_rank(mesh.ndim - 1), value.shape[0])
+    return start, min(start + size, value.shape[0])
+
+
+def _base_name(name: str) -> str:
+    """A parameter's name in the model that an adapter was put on."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def load_skeleton(
+    model: "str | ModelSource | PreTrainedModel",
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+    gradient_checkpointing: bool | int = False,
+    disable_dropout: bool = True,
+    trust_remote_code: bool = False,
+    lora: Mapping[str, Any] | None = None,
+) -> "tuple[PreTrainedModel, WeightFiles] | None":
+    """Build a model whose parameters have no values yet, and find the files to fill it from.
+
+    Args:
+        model: see ``load_model``, as for the other arguments.
+        revision: see there.
+        dtype: see there.
+        attn_implementation: see there.
+        gradient_checkpointing: see there.
+        disable_dropout: see there.
+        trust_remote_code: see there.
+        lora: options of an adapter that will be put on it.
+
+    Returns:
+        The model in training mode with its files; None where it has to be loaded whole, which is said.
+
+    Raises:
+        UserError: the model cannot be had, or is not a causal language model.
+    """
+    if not isinstance(model, str | ModelSource):
+        return None
+    source = obtain_model(model, revision=revision) if isinstance(model, str) else model
+    if source.gguf_file is not None:
+        return _whole(source, "it is a GGUF file")
+    if strange := sorted(set(lora or {}) - SIMPLE_LORA):
+        return _whole(source, f"lora.{strange[0]} may need its weights")
+    config = read_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None:
+        return _whole(source, "its weights are quantized")
+    chosen = config.dtype if dtype == "auto" else getattr(torch, dtype or "float32")
+    if chosen is None:
+        return _whole(source, "its config.json names no dtype")
+    folder = _folder(source, revision)
+    try:
+        files = WeightFiles.of(folder)
+    except Exception as error:
+        raise explain_load_error(source, revision, error, what="model") from error
+    if files is None:
+        return _whole(source, "it has no safetensors")
+    built = build_skeleton(
+        source,
+        config,
+        dtype=chosen,
+        revision=revision,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    try:
+        reason = files.mismatch(built)
+    except Exception as error:
+        raise explain_load_error(source, revision, error, what="model") from error
+    if reason is not None:
+        return _whole(source, reason)
+    make_ready(built, gradient_checkpointing=gradient_checkpointing, disable_dropout=disable_dropout)
+    return built, files
+
+
+def read_config(source: ModelSource, *, revision: str | None, trust_remote_code: bool) -> Any:
+    """The configuration of a model that is no GGUF file.
+
+    Raises:
+        UserError: it cannot be had, or is not that of a causal language model.
+    """
+    from transformers import AutoConfig
+
+    check_folder(source)
+    try:
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **where(source, revision))
+    except Exception as error:
+        raise explain_load_error(source, revision, error, what="config.json") from error
+    check_causal_lm(source, config)
+    return config
+
+
+def build_skeleton(
+    source: ModelSource,
+    config: Any,
+    *,
+    dtype: torch.dtype,
+    revision: str | None,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+) -> "PreTrainedModel":
+    """Build a model whose parameters have no values, with its generation config.
+
+    Args:
+        source: where the model is from.
+        config: its configuration.
+        dtype: of the parameters.
+        revision: see ``load_model``, as for the other arguments.
+        attn_implementation: see there.
+        trust_remote_code: see there.
+
+    Raises:
+        UserError: the model cannot be built.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        with parameters_on_meta():
+            built: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=trust_remote_code, **options
+            )
+        built.generation_config = _generation_config(source, where(source, revision), built.generation_config)
+    except Exception as error:
+        raise explain_load_error(source, revision, error, what="model") from error
+    return built
+
+
+def _whole(source: ModelSource, reason: str) -> "tuple[PreTrainedModel, WeightFiles] | None":
+    rank_zero_info(f"{source.origin} is loaded whole on every rank before it is sharded: {reason}.")
+    return None
+
+
+def _folder(source: ModelSource, revision: str | None) -> Path:
+    """The files of a model on this machine, downloaded if need be."""
+    if source.is_local:
+        return Path(source.path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        options = where(source, revision)
+        return Path(snapshot_download(source.path, allow_patterns=["*.json", "model*.safetensors"], **options))
+    except Exception as error:
+        raise explain_load_error(source, revision, error, what="model") from error
+
+
+def _generation_config(source: ModelSource, options: dict[str, Any], default: Any) -> Any:
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(source.path, **options)
+    except OSError:  # There is none: that of the configuration serves, as in from_pretrained.
+        return default
+
+
+@contextlib.contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Within, new modules hold parameters without values; buffers, which are computed, hold theirs."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(module, name, param)
+        if param is not None and not param.is_meta:
+            module._parameters[name] = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def stand_ins(model: nn.Module) -> Iterator[None]:
+    """Within, parameters without values pose as tensors on the host, all elements of which are one number.
+
+    An adapter that is put on the model meanwhile is a real one; it would be without values otherwise.
+    """
+    posing: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                if id(parameter) not in posing:
+                    number = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                    posing[id(parameter)] = nn.Parameter(number, requires_grad=parameter.requires_grad)
+                module._parameters[name] = posing[id(parameter)]
+    try:
+        yield
+    finally:
+        back: dict[int, nn.Parameter] = {}
+        for pose in posing.values():
+            back[id(pose)] = nn.Parameter(pose.detach().to("meta").contiguous(), requires_grad=pose.requires_grad)
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) in back:
+                    module._parameters[name] = back[id(parameter)]
+
+
+def materialise(model: nn.Module, place: torch.device) -> None:
+    """Give shards on the meta device memory, without values yet."""
+    model._apply(lambda t: torch.empty_like(t, device=place) if t.is_meta else t)  # type: ignore[no-untyped-call]

@@ -1,0 +1,150 @@
+"""``lit-ift frozen-lake``: run a study of the Frozen Lake game, or draw that of another run again."""
+
+import os
+import re
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from lit_ift.errors import UserError
+from lit_ift.frozen_lake.files import load_study, save_study, write_tables
+from lit_ift.frozen_lake.report import report_lines, results_table
+from lit_ift.frozen_lake.result import Study
+from lit_ift.frozen_lake.settings import Settings
+from lit_ift.frozen_lake.study import run_study
+
+T = TypeVar("T")
+
+DEFAULTS: Final = Settings()
+"""Of which kind each group of options is, can be seen from these."""
+
+NOT_A_TERMINAL: Final = 160
+"""Width of the table in a file or a pipe [characters]."""
+
+
+def make_parser() -> ArgumentParser:
+    """The options of ``lit-ift frozen-lake``."""
+    parser = ArgumentParser(
+        prog="lit-ift frozen-lake",
+        description="Compare objectives on the Frozen Lake game of the IFT paper, whose optimum is known.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", "-c", action="config", help="a YAML file of options; several overlay each other")
+    parser.add_class_arguments(Settings)
+    redraw_help = "results.json of an earlier run: draw its pictures again, into --output, and train nothing"
+    parser.add_argument("--redraw", type=Path | None, default=None, help=redraw_help)
+    return parser
+
+
+def parse(words: Sequence[str]) -> tuple[Settings, Path | None]:
+    """Settings, and the study to draw again, if any.
+
+    Raises:
+        argparse.ArgumentError: an option is unknown or has a wrong value.
+        UserError: the options do not fit together.
+    """
+    parser = make_parser()
+    try:
+        options = parser.parse_args(list(words))
+    except ArgumentError as error:
+        raise ArgumentError(None, _explained(error, parser)) from error
+    redraw = options.pop("redraw")
+    return make_settings(options), redraw
+
+
+def make_settings(options: Namespace) -> Settings:
+    """Settings of parsed options.
+
+    Raises:
+        UserError: a value is out of range, or several do not fit together.
+    """
+    made = {}
+    for field in fields(Settings):
+        value = options[field.name]
+        # A group is made on its own, so that the message can say which one is at fault: several have a beta.
+        if isinstance(value, Namespace):
+            value = _made(field.name + ".", type(getattr(DEFAULTS, field.name)), vars(value))
+        made[field.name] = value
+    return _made("", Settings, made)
+
+
+def _made(prefix: str, kind: Callable[..., T], values: dict[str, Any]) -> T:
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UserError(f"The configuration cannot be used: {prefix}{error}") from error
+
+
+def run(words: Sequence[str]) -> int:
+    """Run ``frozen-lake``, given what follows it, and return 0.
+
+    Raises:
+        argparse.ArgumentError: the call is wrong.
+        UserError: the configuration cannot be used.
+    """
+    settings, redraw = parse(words)
+    folder = settings.output
+    check_folder(folder)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=NOT_A_TERMINAL)
+    if redraw is not None:
+        study, written = load_study(redraw), list[Path]()
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        study = run_study(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_study(study, folder / "results.json")
+        written = [folder / "results.json", *write_tables(study, folder)]
+    console.print(results_table(study))
+    for line in report_lines(study):
+        console.print(line, soft_wrap=True)
+    written += draw(study, folder, figures=settings.figures, animations=settings.animations)
+    console.print(f"Training and judging took {study.seconds:.0f} s.")
+    for path in written:
+        console.print(str(path), soft_wrap=True)
+    return 0
+
+
+def check_folder(folder: Path) -> None:
+    """See to it before training that results can be written to a folder, which is not made yet.
+
+    Raises:
+        UserError: it or what is to hold it is no folder, or must not be written to.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "may not be written to" if nearest.is_dir() else "is no folder"
+        raise UserError(f"output={folder}: {nearest} {what}. Name another folder.")
+
+
+def draw(study: Study, folder: Path, *, figures: bool, animations: bool) -> list[Path]:
+    """Draw what is asked for; the files that were written."""
+    written = []
+    if figures:
+        from lit_ift.frozen_lake.figures import save_figures
+
+        written += save_figures(study, folder)
+    if animations:
+        from lit_ift.frozen_lake.animate import save_animations
+
+        written += save_animations(study, folder)
+    return written
+
+
+def _explained(error: ArgumentError, parser: ArgumentParser) -> str:
+    """The message in one piece, with the nearest option where one was misspelt."""
+    message = str(error).strip()
+    known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+    for option, flag in re.findall(r"(?:option|Option|[Kk]ey) '([\w.+-]+)'|--([\w.+-]+)", message):
+        name = (option or flag).split("=")[0]
+        if name not in known and (close := get_close_matches(name, known, n=1)):
+            message += f"\nDid you mean --{close[0]} for '{name}'?"
+    return f"{message}\n`lit-ift frozen-lake --help` lists the options; `--print_config` shows their values."

@@ -1,0 +1,138 @@
+"""What the objectives on pairs, thumbs and scores share: scores of whole answers, and the reference policy.
+
+Shapes: R rows with A answers, D hidden size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_ift.data.rows import ROW_KINDS
+from lit_ift.errors import UserError
+from lit_ift.losses.logprobs import TokenScores, target_mask
+from lit_ift.losses.sft import target_counts
+from lit_ift.modules.base import CausalLMModule
+from lit_ift.modules.feedback_rows import FeedbackRows
+from lit_ift.modules.packed import unpacked
+from lit_ift.modules.reference import ReferenceKind, ReferencePolicy
+from lit_ift.modules.stepping import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """What the policy says of each answer of a batch.
+
+    Attributes:
+        tokens: scores of the trained tokens, one row an answer.
+        logps: log-probability of the trained tokens, summed, (A,), with gradient.
+        lengths: trained tokens, (A,), of the dtype of ``logps``.
+        rows: which answer belongs to which row.
+    """
+
+    tokens: TokenScores
+    logps: Tensor
+    lengths: Tensor
+    rows: FeedbackRows
+
+
+class FeedbackModule(CausalLMModule):
+    """An objective on the log-probabilities of whole answers, all of which share one forward pass.
+
+    A subclass overrides ``example_losses``, which returns one loss a row, and says by ``needs_reference`` whether it
+    asks ``self.reference`` for the frozen initial policy.
+
+    Args:
+        model: see ``CausalLMModule``.
+        reference: where log-probabilities under the initial policy come from: ``cached``, computed once before
+            training and kept on disk; ``adapter``, the model with its adapter switched off; ``model``, a second
+            model in memory. By default ``adapter`` for a model with one, else ``cached`` where sums are enough.
+        reference_model: hub id or folder of another reference than the initial policy; only with ``model``.
+        reference_cache: folder for what is computed once; by default one next to the tokenized rows.
+        **kwargs: see ``CausalLMModule``.
+
+    Raises:
+        ValueError: an option has an unknown value, or none is made use of.
+    """
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        *,
+        reference: ReferenceKind = "auto",
+        reference_model: str | None = None,
+        reference_cache: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("reduction", "sequence") != "sequence":
+            raise ValueError(
+                f"reduction={kwargs['reduction']!r} has no meaning for {type(self).__name__}, whose rows count once "
+                "each. Leave it out."
+            )
+        super().__init__(model, **kwargs)
+        self.reference = ReferencePolicy(
+            reference, cache_dir=reference_cache, model=reference_model, needs_tokens=self.needs_reference_tokens
+        )
+        given = {
+            "reference": reference != "auto",
+            "reference_model": reference_model,
+            "reference_cache": reference_cache,
+        }
+        unused = [name for name, value in given.items() if value]
+        if unused and not self.needs_reference:
+            raise ValueError(f"{unused[0]} has no effect: this objective has no reference policy. Leave it out.")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the objective asks for the reference policy."""
+        return True
+
+    @property
+    def needs_reference_tokens(self) -> bool:
+        """Whether it asks for more than sums over answers."""
+        return False
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.needs_reference:
+            self.reference.prepare(self)
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        # Under a Trainer it is its run that goes on, whose reference `prepare` has from before.
+        self.reference.weights_restored |= self._trainer is None
+
+    def example_weights(self, batch: Batch) -> Tensor:
+        """1 for each row whose answers all have trained tokens, else 0, (R,) float32."""
+        counts = target_counts(target_mask(unpacked(batch)["labels"]))
+        rows = FeedbackRows.of(batch, len(counts))
+        return torch.ones(len(rows), device=counts.device).scatter_reduce(0, rows.rows, (counts > 0).float(), "amin")
+
+    def check_batch(self, batch: Batch) -> None:
+        super().check_batch(batch)
+        rows = FeedbackRows.of(batch, len(unpacked(batch)["labels"]))
+        wrong = [kind for kind in ROW_KINDS if kind not in self.kinds and bool(rows.kind(kind).any())]
+        if wrong:
+            raise UserError(
+                f"The batch has {' and '.join(wrong)} rows, but {type(self).__name__} learns from "
+                f"{' and '.join(sorted(self.kinds))} rows. Give it such rows by data.class_path=FeedbackDataModule."
+            )
+        judged = rows.kind("unpaired", "scored")
+        unfit = judged & ~((rows.scores >= 0) & (rows.scores <= 1))
+        if bool(unfit.any()):
+            raise UserError(
+                f"The batch has an unpaired or scored row whose score is {float(rows.scores[unfit][0]):g}. Such rows "
+                "need scores in [0, 1]; thumbs are 0 or 1."
+            )
+
+    def score_answers(self, hidden: Tensor, batch: Batch) -> AnswerScores:
+        """Score whole answers from the batch's hidden states, (B, T, D)."""
+        tokens = self.score(hidden, batch, select=None)
+        logps = -tokens.nll.sum(-1)
+        return AnswerScores(
+            tokens, logps, target_counts(tokens.mask).to(logps.dtype), FeedbackRows.of(batch, len(logps))
+        )
