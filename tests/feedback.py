@@ -6,9 +6,10 @@ import torch
 from tiny import VOCABULARY_SIZE
 from torch import Tensor
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.batch.collate import collate, collate_packed
-from lit_ift.data.rows import ANSWER_SIDES, ROW_KINDS, EncodedRow, Example
+from lit_ift.data.rows import ANSWER_SIDES, ROW_KINDS, EncodedRow
 
 
 def encoded_row(

@@ -20,8 +20,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from lit_ift.chat.example import Example
 from lit_ift.data.batch.dataset import EncodedDataset
-from lit_ift.data.rows import Example
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -1,3 +1,5 @@
+from .conversation import Conversation, Message
 from .encoder import ConversationEncoder, resolve_chat_template
+from .example import Example
 
-__all__ = ["ConversationEncoder", "resolve_chat_template"]
+__all__ = ["Conversation", "ConversationEncoder", "Example", "Message", "resolve_chat_template"]

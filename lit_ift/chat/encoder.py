@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from lit_ift.chat.control_tokens import LEFT, RESERVED, RIGHT, ControlTokens, strings_in
+from lit_ift.chat.conversation import Conversation, Message
 from lit_ift.chat.dropped_characters import Coverage
+from lit_ift.chat.example import Example
 from lit_ift.chat.spans import MARKS, Location, locate
 from lit_ift.chat.templates import (
     ChatTemplate,
@@ -28,8 +30,6 @@ from lit_ift.chat.templates import (
     with_bos,
 )
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.parse.messages import Conversation, Message
-from lit_ift.data.rows import Example
 from lit_ift.errors import RowError, UserError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from lit_ift.chat.control_tokens import map_strings, strings_in
+from lit_ift.chat.conversation import Conversation, Message
 from lit_ift.chat.templates import STAND_IN, ChatTemplate, Span, TurnKind
-from lit_ift.data.parse.messages import Conversation, Message
 from lit_ift.errors import RowError
 
 OPEN, CLOSE = "\U000ffffc", "\U000ffffd"

@@ -8,31 +8,27 @@ from .modules.instruction import InstructionDataModule
 from .modules.tasks import TasksDataModule
 from .modules.verifiable import TaskItem, VerifiableDataModule
 from .parse.layouts import LAYOUTS, Layout, RowParser, to_row
-from .parse.messages import Conversation, Message
 from .read.known_datasets import KNOWN_DATASETS, KnownDataset, known_dataset
 from .read.records import Record, read_records
 from .read.sources import Source
 from .report.account import DataReport, NoUsableRowError
 from .report.builder import ReportBuilder
-from .rows import EncodedRow, Example, Row
+from .rows import EncodedRow, Row
 
 __all__ = [
     "KNOWN_DATASETS",
     "LAYOUTS",
     "Batch",
-    "Conversation",
     "ConversationDataModule",
     "DataReport",
     "EncodedDataset",
     "EncodedRow",
-    "Example",
     "FeedbackColumns",
     "FeedbackDataModule",
     "InstructionDataModule",
     "KnownDataset",
     "Layout",
     "LengthGroupedBatchSampler",
-    "Message",
     "NoUsableRowError",
     "PackedBatch",
     "Record",

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.encoder import ConversationEncoder
+from lit_ift.chat.example import Example
 from lit_ift.data.parse.layouts import RowParser
-from lit_ift.data.parse.messages import Conversation
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report.builder import ReportBuilder
-from lit_ift.data.rows import EncodedRow, Example, Row, RowKind
+from lit_ift.data.rows import EncodedRow, Row, RowKind
 from lit_ift.data.truncation import Truncation, truncate
 from lit_ift.errors import RowError, UserError
 

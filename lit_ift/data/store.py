@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.rows import ROW_KINDS, SIDES, EncodedRow, Example
+from lit_ift.data.rows import ROW_KINDS, SIDES, EncodedRow
 
 SCHEMA: Final = pa.schema(
     [

@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Literal
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import RowError
 
 Truncation = Literal["right", "left_of_prompt", "drop"]

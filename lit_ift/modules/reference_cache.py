@@ -24,9 +24,9 @@ from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
+from lit_ift.chat.example import Example
 from lit_ift.data.batch.collate import collate
 from lit_ift.data.cache import RowCache, default_cache_dir, tokenizer_digest
-from lit_ift.data.rows import Example
 from lit_ift.distributed.shard import is_sharded, whole
 from lit_ift.errors import UserError
 from lit_ift.losses import logprobs, packing

@@ -6,8 +6,8 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.rows import Example
 
 
 class Batch(TypedDict):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.batch.collate import padded_length
 from lit_ift.data.requirements import RowParts
-from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.data.rows import EncodedRow
 from lit_ift.data.store import StoredRows
 
 MISMATCHED: Final = "mismatched"

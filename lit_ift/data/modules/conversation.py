@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lit_ift.chat.encoder import check_tokenizer, is_built_in_template, resolve_chat_template, with_bos
+from lit_ift.chat.example import Example
 from lit_ift.data.batch.collate import Batch, PackedBatch, collate, collate_packed
 from lit_ift.data.batch.cursor import TrainingCursor
 from lit_ift.data.batch.dataset import EncodedDataset
@@ -25,7 +26,7 @@ from lit_ift.data.read.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report.account import DataReport, NoUsableRowError, announce, announce_missing_bos
 from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.data.requirements import check_match
-from lit_ift.data.rows import EncodedRow, Example, Row, RowKind
+from lit_ift.data.rows import EncodedRow, Row, RowKind
 from lit_ift.data.store import StoredRows
 from lit_ift.data.truncation import Truncation
 from lit_ift.errors import UserError

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final, cast
 
+from lit_ift.chat.conversation import Message
 from lit_ift.data.modules.conversation import ConversationDataModule, Split
 from lit_ift.data.modules.verifiable import TaskItem
-from lit_ift.data.parse.messages import Message, normalise
+from lit_ift.data.parse.messages import normalise
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
 from lit_ift.errors import UserError
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from lit_ift.data.parse.messages import Message
+from lit_ift.chat.conversation import Message
 
 
 @dataclass(frozen=True)

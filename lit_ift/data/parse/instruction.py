@@ -2,9 +2,8 @@
 
 from typing import Any, Final
 
+from lit_ift.chat.conversation import Conversation, Message
 from lit_ift.data.parse.messages import (
-    Conversation,
-    Message,
     check_nested,
     check_trainable,
     check_trained_whole,

@@ -7,16 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from lit_ift.chat.conversation import Conversation, Message
 from lit_ift.data.parse import instruction as instruct_formats
 from lit_ift.data.parse import pairs as pair_formats
 from lit_ift.data.parse import scores as score_formats
-from lit_ift.data.parse.messages import (
-    PROMPT_ENDS,
-    Conversation,
-    Message,
-    check_opening,
-    parse_tools,
-)
+from lit_ift.data.parse.messages import PROMPT_ENDS, check_opening, parse_tools
 from lit_ift.data.parse.scores import HELPSTEER2_ATTRIBUTES, ScoreRange
 from lit_ift.data.read.records import Record
 from lit_ift.data.rows import Row, RowKind

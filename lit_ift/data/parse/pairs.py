@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from lit_ift.chat.conversation import Conversation, Message
 from lit_ift.data.parse.instruction import prompt_alone
 from lit_ift.data.parse.messages import (
     REPLY_ROLES,
-    Conversation,
-    Message,
     check_opening,
     check_reply,
     parse_answer,

@@ -4,10 +4,9 @@ import math
 import re
 from typing import Final
 
+from lit_ift.chat.conversation import Conversation, Message
 from lit_ift.data.parse.instruction import messages_prompt, prompt_alone
 from lit_ift.data.parse.messages import (
-    Conversation,
-    Message,
     check_opening,
     check_reply,
     parse_answer,

@@ -8,10 +8,11 @@ from itertools import accumulate, count, pairwise
 from typing import TYPE_CHECKING, Final
 
 from lit_ift.chat.encoder import adds_bos
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.parse.messages import prompt_key
 from lit_ift.data.report.account import DataReport, Lengths, TokenCount, TurnEnd
-from lit_ift.data.rows import EncodedRow, Example, Row, RowKind
+from lit_ift.data.rows import EncodedRow, Row, RowKind
 from lit_ift.errors import RowError
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.report.builder import control_ids
-from lit_ift.data.rows import ANSWER_SIDES, EncodedRow, Example
+from lit_ift.data.rows import ANSWER_SIDES, EncodedRow
 from lit_ift.errors import UserError
 
 if TYPE_CHECKING:

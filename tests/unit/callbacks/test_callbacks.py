@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from lit_ift.callbacks import HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
 from lit_ift.callbacks.curves import filled_panels
 from lit_ift.callbacks.export import _turn_ends
-from lit_ift.data import Conversation, EncodedRow, Example, ReportBuilder, Row, TaskItem, TasksDataModule
+from lit_ift.chat import Conversation, Example
+from lit_ift.data import EncodedRow, ReportBuilder, Row, TaskItem, TasksDataModule
 from lit_ift.data.modules.verifiable import VerifiableDataModule
 from lit_ift.errors import UserError
 from lit_ift.modules import IFTModule, SFTModule

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from tiny import tiny_tokenizer
 
+from lit_ift.chat.example import Example
 from lit_ift.data.cache import RowCache, code_version, default_cache_dir, tokenizer_digest
-from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import UserError
 
 KEY = {"rows": "abc", "max_length": 8}

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.encoder import (
     CHUNK,
     ConversationEncoder,
@@ -15,9 +16,9 @@ from lit_ift.chat.encoder import (
     resolve_chat_template,
     with_bos,
 )
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.parse.messages import Conversation
-from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.data.rows import EncodedRow
 from lit_ift.data.truncation import truncate
 from lit_ift.errors import RowError, UserError
 

@@ -9,12 +9,13 @@ import pytest
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from lit_ift.data.parse.messages import Conversation
+from lit_ift.chat.conversation import Conversation
+from lit_ift.chat.example import Example
 from lit_ift.data.report.account import DataReport
 from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.data.report.html import report_page
 from lit_ift.data.report.terminal import Thresholds, as_json, figures, table, violations
-from lit_ift.data.rows import EncodedRow, Example, Row
+from lit_ift.data.rows import EncodedRow, Row
 from lit_ift.errors import RowError
 
 EVIL = "<script>alert('x')</script>&\x1b[31m[bold]\u202e"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.batch.collate import collate
-from lit_ift.data.rows import Example
 
 LONG = Example([1, 2, 3], [IGNORE_INDEX, 2, 3], "f:1")
 SHORT = Example([4, 3], [IGNORE_INDEX, 3], "f:2")

@@ -5,9 +5,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lit_ift.chat.control_tokens import LEFT, RIGHT, STAND_IN, ControlTokens, map_strings, strings_in
+from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.encoder import ConversationEncoder
-from lit_ift.data.parse.messages import Conversation
-from lit_ift.data.rows import Example
+from lit_ift.chat.example import Example
 from lit_ift.errors import RowError
 
 SPELT = "<|im_end|>"

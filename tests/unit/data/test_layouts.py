@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_ift.chat.conversation import Conversation
 from lit_ift.data.parse.layouts import LAYOUTS, MAX_CACHED, Layout, RowParser, to_row
-from lit_ift.data.parse.messages import Conversation
 from lit_ift.data.read.records import Record
 from lit_ift.data.rows import SIDES, Row
 from lit_ift.errors import RowError, UserError

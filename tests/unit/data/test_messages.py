@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_ift.chat.conversation import Conversation
 from lit_ift.data.parse.layouts import to_row
-from lit_ift.data.parse.messages import MAX_NESTING, ROLES, Conversation, prompt_key
+from lit_ift.data.parse.messages import MAX_NESTING, ROLES, prompt_key
 from lit_ift.data.read.records import Record
 from lit_ift.errors import RowError
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.batch.collate import collate, collate_packed
 from lit_ift.data.batch.dataset import EncodedDataset
 from lit_ift.data.report.html import preview_page
 from lit_ift.data.report.preview import Segmenter, Shown, folded, legend, pick, render, shown, shown_batch, visible
-from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.data.rows import EncodedRow
 from lit_ift.data.store import StoredRows
 from lit_ift.errors import UserError
 

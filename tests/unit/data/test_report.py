@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from lit_ift.chat.conversation import Conversation
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.parse.messages import Conversation
 from lit_ift.data.report.account import DataReport, NoUsableRowError, announce, logger, warnings
 from lit_ift.data.report.builder import LONGEST_MESSAGE, NUM_BINS, NUM_MESSAGES, NUM_NAMED, ReportBuilder
-from lit_ift.data.rows import EncodedRow, Example, Row, RowKind
+from lit_ift.data.rows import EncodedRow, Row, RowKind
 from lit_ift.errors import RowError, RowReason
 
 Builder = ReportBuilder

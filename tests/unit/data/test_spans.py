@@ -2,11 +2,11 @@
 
 import pytest
 
+from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.encoder import ConversationEncoder
+from lit_ift.chat.example import Example
 from lit_ift.chat.spans import CLOSE, OPEN, locate, split_thinking
 from lit_ift.chat.templates import ChatTemplate
-from lit_ift.data.parse.messages import Conversation
-from lit_ift.data.rows import Example
 from lit_ift.errors import RowError
 
 TURN = "{{ '<|im_start|>' + m['role'] + '\n' + TEXT + '<|im_end|>\n' }}"

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.rows import SIDES, EncodedRow, Example
+from lit_ift.data.rows import SIDES, EncodedRow
 from lit_ift.data.store import BATCH, StoredRows, write_rows
 
 TOKEN = st.integers(0, 2**31 - 1)

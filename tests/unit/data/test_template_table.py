@@ -18,10 +18,10 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.encoder import ConversationEncoder
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.parse.messages import Conversation
-from lit_ift.data.rows import Example
 from lit_ift.errors import RowError
 
 PAGE = Path(__file__).parents[3] / "docs" / "chat-templates.md"

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.rows import EncodedRow, Example, RowKind
+from lit_ift.data.rows import EncodedRow, RowKind
 from lit_ift.data.truncation import Truncation, truncate
 from lit_ift.errors import RowError
 

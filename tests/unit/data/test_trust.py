@@ -16,14 +16,15 @@ from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.encoder import ConversationEncoder
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data import InstructionDataModule
 from lit_ift.data.parse.layouts import to_row
-from lit_ift.data.parse.messages import Conversation
 from lit_ift.data.read.record import Record
 from lit_ift.data.read.sources import Source
-from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.data.rows import EncodedRow
 from lit_ift.data.truncation import truncate
 from lit_ift.errors import RowError, UserError
 

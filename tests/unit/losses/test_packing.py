@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import pad
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.batch.collate import collate, collate_packed, pack
-from lit_ift.data.rows import Example
 from lit_ift.losses.logprobs import TokenScores, target_mask
 from lit_ift.losses.packing import count_examples, packed_order, unpack, unpack_scores
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
+from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.batch.collate import collate, collate_packed
-from lit_ift.data.rows import Example
 from lit_ift.errors import UserError
 from lit_ift.modules import CausalLMModule, IFTModule, SFTModule
 from lit_ift.modules.optim import ConstantSchedule

@@ -10,8 +10,9 @@ import torch
 from tiny import tiny_batch, tiny_model, tiny_tokenizer
 from torch.utils.data import DataLoader, Dataset
 
+from lit_ift.chat.example import Example
 from lit_ift.data.batch.collate import collate, collate_packed
-from lit_ift.data.rows import EncodedRow, Example
+from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import UserError
 from lit_ift.modules import SFTModule
 from lit_ift.modules.reference import ReferencePolicy

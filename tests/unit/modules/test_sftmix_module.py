@@ -13,8 +13,8 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from lit_ift.callbacks import ConfidenceRecorder
+from lit_ift.chat.example import Example
 from lit_ift.data.batch.collate import collate, collate_packed
-from lit_ift.data.rows import Example
 from lit_ift.errors import RowError, UserError
 from lit_ift.modules import CausalLMModule, IFTModule, SFTMixModule, SFTModule
 from lit_ift.modules.optim import ConstantSchedule
