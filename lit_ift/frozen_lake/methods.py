@@ -15,12 +15,11 @@ from torch.func import vmap
 from lit_ift.frozen_lake.policy import Members
 from lit_ift.frozen_lake.routes import Route
 from lit_ift.frozen_lake.world import Lake
-from lit_ift.losses.dpo import dpo_loss
+from lit_ift.losses.checks import check_between, check_positive
 from lit_ift.losses.ift import Norm, Side, Source, check_propagation_options, ift_loss, temporal_residual
-from lit_ift.losses.ipo import ipo_loss
 from lit_ift.losses.kto import check_kto_options, kl_baseline, kto_loss
-from lit_ift.losses.orpo import orpo_loss
-from lit_ift.losses.rewards import check_between, check_positive
+from lit_ift.losses.pair.reference import dpo_loss, ipo_loss
+from lit_ift.losses.pair.reference_free import orpo_loss
 from lit_ift.losses.sft import sft_loss
 from lit_ift.losses.uft import Discrepancy, check_discrepancy, uft_loss
 from lit_ift.modules.lambda_schedule import LambdaSchedule

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_ift.frozen_lake.methods import Lesson, Stateless
 from lit_ift.frozen_lake.policy import Members
-from lit_ift.losses.rewards import check_at_least, check_between
+from lit_ift.losses.checks import check_at_least, check_between
 
 
 class Games(NamedTuple):

@@ -10,7 +10,7 @@ from lit_ift.frozen_lake.policy import Activation, Features
 from lit_ift.frozen_lake.result import METRICS
 from lit_ift.frozen_lake.routes import Suboptimal
 from lit_ift.frozen_lake.world import Ties
-from lit_ift.losses.rewards import check_at_least, check_between, check_choice, check_positive
+from lit_ift.losses.checks import check_at_least, check_between, check_choice, check_positive
 
 Metric = Literal[
     "mse_trajectory", "mse_all", "success_greedy", "success_sampled", "return", "success_perturbed"

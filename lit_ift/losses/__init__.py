@@ -1,26 +1,17 @@
 """Objectives as pure functions of tensors: torch only, one value per example, detached metrics."""
 
-from lit_ift.losses.aot import aot_loss, aot_unpaired_loss
-from lit_ift.losses.apo import apo_down_loss, apo_zero_loss
-from lit_ift.losses.cpo import cpo_loss
 from lit_ift.losses.cumsum import discounted_cumsum
-from lit_ift.losses.dpo import dpo_loss
-from lit_ift.losses.exo import exo_loss
-from lit_ift.losses.f_divergence import f_dpo_loss
-from lit_ift.losses.hinge import hinge_loss
 from lit_ift.losses.ift import ift_loss, propagation_weights, temporal_residual
-from lit_ift.losses.ipo import ipo_loss
 from lit_ift.losses.logprobs import TokenScores, head_logps, score_tokens, target_mask
-from lit_ift.losses.nca import nca_loss
-from lit_ift.losses.orpo import orpo_loss
+from lit_ift.losses.masking import per_sequence_mean
 from lit_ift.losses.packing import unpack, unpack_scores
+from lit_ift.losses.pair.absolute import apo_down_loss, apo_zero_loss, nca_loss, sppo_hard_loss
+from lit_ift.losses.pair.arithmetic import reward_metrics
+from lit_ift.losses.pair.in_batch import aot_loss, aot_unpaired_loss
+from lit_ift.losses.pair.reference import dpo_loss, exo_loss, f_dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss
+from lit_ift.losses.pair.reference_free import chosen_sft_loss, cpo_loss, orpo_loss, simpo_loss, tpo_l_loss, tpo_loss
 from lit_ift.losses.registry import INPUTS, PAIR_LOSSES, PairLoss
-from lit_ift.losses.rewards import reward_metrics
-from lit_ift.losses.robust_dpo import robust_dpo_loss
-from lit_ift.losses.sft import chosen_sft_loss, per_sequence_mean, sft_loss
-from lit_ift.losses.simpo import simpo_loss
-from lit_ift.losses.sppo import sppo_hard_loss
-from lit_ift.losses.tpo import tpo_l_loss, tpo_loss
+from lit_ift.losses.sft import sft_loss
 
 __all__ = [
     "INPUTS",

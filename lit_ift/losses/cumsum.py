@@ -1,13 +1,9 @@
 """Discounted cumulative sum in plain torch."""
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Return ``values`` in float32, or unchanged if they are more precise already."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+from lit_ift.losses.masking import at_least_float32
 
 
 def discounted_cumsum(values: Tensor, gamma: float, *, reverse: bool = False) -> Tensor:

@@ -12,8 +12,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lit_ift.losses.checks import check_token_shapes
 from lit_ift.losses.cumsum import discounted_cumsum
-from lit_ift.losses.sft import check_token_shapes, masked, per_sequence_mean, target_counts
+from lit_ift.losses.masking import masked, per_sequence_mean, target_counts
 
 Source = Literal["loss", "logps", "mask"]
 Side = Literal["left", "right"]

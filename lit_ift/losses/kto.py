@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lit_ift.losses.rewards import check_between, check_positive, check_same_length
+from lit_ift.losses.checks import check_between, check_positive, check_same_length
 
 Variant = Literal["kto", "apo_zero"]
 

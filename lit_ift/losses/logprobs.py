@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.losses.cumsum import at_least_float32
+from lit_ift.losses.masking import at_least_float32
 
 Head = Callable[[Tensor], Tensor]
 """Maps hidden states (n, D) to final logits (n, V), scaling and soft-capping included."""

@@ -14,57 +14,37 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lit_ift.losses.ada_dpo import ada_dpo_loss
-from lit_ift.losses.aot import aot_loss, aot_unpaired_loss
-from lit_ift.losses.apo import apo_down_loss, apo_zero_loss
-from lit_ift.losses.asft import asft_loss
-from lit_ift.losses.cpo import cpo_loss
-from lit_ift.losses.dpo import dpo_loss
-from lit_ift.losses.exo import exo_loss
-from lit_ift.losses.f_divergence import f_dpo_loss
-from lit_ift.losses.hinge import hinge_loss
-from lit_ift.losses.ipo import ipo_loss
-from lit_ift.losses.nca import nca_loss
-from lit_ift.losses.orpo import orpo_loss
-from lit_ift.losses.robust_dpo import robust_dpo_loss
-from lit_ift.losses.rpo import rpo_loss
-from lit_ift.losses.sft import chosen_sft_loss
-from lit_ift.losses.simpo import simpo_loss
-from lit_ift.losses.soft_labels import gdpo_loss, gipo_loss
-from lit_ift.losses.sppo import sppo_hard_loss
-from lit_ift.losses.tdpo import tdpo_loss
-from lit_ift.losses.tis_dpo import tis_dpo_loss
-from lit_ift.losses.tpo import tpo_l_loss, tpo_loss
+from lit_ift.losses.pair import absolute, by_token, in_batch, reference, reference_free, soft_labels
 
 PairLossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """Gives losses of shape (P,) and detached metrics of shape (P,)."""
 
 PAIR_LOSSES: Final[dict[str, PairLossFunction]] = {
-    "dpo": dpo_loss,
-    "robust_dpo": robust_dpo_loss,
-    "ipo": ipo_loss,
-    "hinge": hinge_loss,
-    "exo": exo_loss,
-    "nca": nca_loss,
-    "sppo_hard": sppo_hard_loss,
-    "aot": aot_loss,
-    "aot_unpaired": aot_unpaired_loss,
-    "apo_zero": apo_zero_loss,
-    "apo_down": apo_down_loss,
-    "f_dpo": f_dpo_loss,
-    "sft": chosen_sft_loss,
-    "simpo": simpo_loss,
-    "cpo": cpo_loss,
-    "orpo": orpo_loss,
-    "tpo": tpo_loss,
-    "tpo_l": tpo_l_loss,
-    "gdpo": gdpo_loss,
-    "gipo": gipo_loss,
-    "ada_dpo": ada_dpo_loss,
-    "rpo": rpo_loss,
-    "asft": asft_loss,
-    "tdpo": tdpo_loss,
-    "tis_dpo": tis_dpo_loss,
+    "dpo": reference.dpo_loss,
+    "robust_dpo": reference.robust_dpo_loss,
+    "ipo": reference.ipo_loss,
+    "hinge": reference.hinge_loss,
+    "exo": reference.exo_loss,
+    "nca": absolute.nca_loss,
+    "sppo_hard": absolute.sppo_hard_loss,
+    "aot": in_batch.aot_loss,
+    "aot_unpaired": in_batch.aot_unpaired_loss,
+    "apo_zero": absolute.apo_zero_loss,
+    "apo_down": absolute.apo_down_loss,
+    "f_dpo": reference.f_dpo_loss,
+    "sft": reference_free.chosen_sft_loss,
+    "simpo": reference_free.simpo_loss,
+    "cpo": reference_free.cpo_loss,
+    "orpo": reference_free.orpo_loss,
+    "tpo": reference_free.tpo_loss,
+    "tpo_l": reference_free.tpo_l_loss,
+    "gdpo": soft_labels.gdpo_loss,
+    "gipo": soft_labels.gipo_loss,
+    "ada_dpo": reference.ada_dpo_loss,
+    "rpo": in_batch.rpo_loss,
+    "asft": reference_free.asft_loss,
+    "tdpo": by_token.tdpo_loss,
+    "tis_dpo": by_token.tis_dpo_loss,
 }
 """What ``loss`` of `PreferenceModule` may name."""
 

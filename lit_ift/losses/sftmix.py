@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lit_ift.losses.cumsum import at_least_float32
 from lit_ift.losses.logprobs import CHUNK_SIZE, Head
+from lit_ift.losses.masking import at_least_float32
 
 
 def confidence_pairs(confidence: Tensor, trained: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
-from lit_ift.losses.cumsum import at_least_float32
 from lit_ift.losses.logprobs import CHUNK_SIZE, Head, target_mask
+from lit_ift.losses.masking import at_least_float32
 
 
 def token_kl(

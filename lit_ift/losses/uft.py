@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from lit_ift.losses.rewards import check_same_length, reward_metrics
+from lit_ift.losses.checks import check_same_length
+from lit_ift.losses.pair.arithmetic import reward_metrics
 
 Discrepancy = Literal["mse", "bce"]
 

@@ -22,7 +22,7 @@ from lit_ift.distributed.load import WeightFiles, load_skeleton, materialise, st
 from lit_ift.distributed.shard import Sharding, in_root, is_sharded, same_on_all_ranks, shard_model
 from lit_ift.errors import UserError
 from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
-from lit_ift.losses.sft import per_sequence_mean, target_counts
+from lit_ift.losses.masking import per_sequence_mean, target_counts
 from lit_ift.models.dropout import check_dropout_is_off
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 from lit_ift.models.load import load_model, load_tokenizer

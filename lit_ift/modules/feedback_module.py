@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_ift.data.rows import ROW_KINDS
 from lit_ift.errors import UserError
 from lit_ift.losses.logprobs import TokenScores, target_mask
-from lit_ift.losses.sft import target_counts
+from lit_ift.losses.masking import target_counts
 from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.feedback_rows import FeedbackRows
 from lit_ift.modules.packed import unpacked

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_ift.errors import UserError
 from lit_ift.losses.ift import Norm, Side, Source, check_propagation_options, ift_loss, temporal_residual
 from lit_ift.losses.logprobs import greedy, target_mask
-from lit_ift.losses.sft import per_sequence_mean
+from lit_ift.losses.masking import per_sequence_mean
 from lit_ift.modules.base import CausalLMModule, token_accuracy
 from lit_ift.modules.lambda_schedule import LambdaSchedule, LambdaShape
 from lit_ift.modules.packed import in_batch_order, unpacked

@@ -17,7 +17,7 @@ from lit_ift.distributed import sharding_of
 from lit_ift.distributed.shard import copy_sharded, is_sharded
 from lit_ift.errors import UserError
 from lit_ift.losses.logprobs import TokenScores, target_mask
-from lit_ift.losses.sft import target_counts
+from lit_ift.losses.masking import target_counts
 from lit_ift.models.lora import adapters_off, adds_nothing, is_adapted
 from lit_ift.models.quantized import compute_dtype_of, compute_in
 from lit_ift.modules.base import CausalLMModule

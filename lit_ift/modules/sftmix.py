@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lit_ift.errors import RowError, UserError
 from lit_ift.losses.logprobs import chunk_size_for, target_mask
-from lit_ift.losses.sft import sft_loss, target_counts
+from lit_ift.losses.masking import target_counts
+from lit_ift.losses.sft import sft_loss
 from lit_ift.losses.sftmix import confidence_pairs, mean_by_pair, mixup_loss, paired_positions
 from lit_ift.modules.base import CausalLMModule, token_accuracy
 from lit_ift.modules.packed import is_packed, unpacked

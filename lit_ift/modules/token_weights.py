@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_ift.data.rows import ANSWER_SIDES
-from lit_ift.losses.tis_dpo import check_weight_options, importance_weights
+from lit_ift.losses.pair.by_token import check_weight_options, importance_weights
 from lit_ift.modules.reference import ReferencePolicy
 from lit_ift.modules.stepping import Batch
 

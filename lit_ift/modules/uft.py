@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_ift.data.rows import ROW_KINDS
-from lit_ift.losses.rewards import check_positive
+from lit_ift.losses.checks import check_positive
 from lit_ift.losses.uft import Discrepancy, check_discrepancy, uft_loss, uft_pair_loss
 from lit_ift.modules.feedback_module import FeedbackModule
 from lit_ift.modules.stepping import Batch, ExampleLosses, Metrics

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_ift.losses.ada_dpo import ada_dpo_loss
-from lit_ift.losses.dpo import dpo_loss
+from lit_ift.losses.pair.reference import ada_dpo_loss, dpo_loss
 
 LOG2 = math.log(2)
 

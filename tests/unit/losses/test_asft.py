@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lit_ift.losses.asft import asft_loss
+from lit_ift.losses.pair.reference_free import asft_loss
 
 
 def test_value_by_hand() -> None:

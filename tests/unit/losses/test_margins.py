@@ -5,7 +5,8 @@ from math import exp, expm1, log
 import pytest
 import torch
 
-from lit_ift.losses.margins import MAX_EXPONENT, NEAREST_TO_ZERO, bounded_expm1, log_complement, log_odds, mean_logps
+from lit_ift.losses.masking import mean_logps
+from lit_ift.losses.pair.arithmetic import MAX_EXPONENT, NEAREST_TO_ZERO, bounded_expm1, log_complement, log_odds
 
 
 def test_mean_over_one_token_and_over_none() -> None:

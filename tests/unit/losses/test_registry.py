@@ -112,7 +112,7 @@ def test_options_are_copied(own: str) -> None:
         ("unfinished_losses.loss", {}, "loss='unfinished_losses.loss' cannot be imported: SyntaxError: "),
         ("own_pair_losses.missing", {}, "loss='own_pair_losses.missing' cannot be imported"),
         ("own_pair_losses.NUMBER", {}, "loss='own_pair_losses.NUMBER' is not a function"),
-        (PAIR_LOSSES["dpo"], {}, "import path of a function: loss='lit_ift.losses.dpo.dpo_loss'"),
+        (PAIR_LOSSES["dpo"], {}, "import path of a function: loss='lit_ift.losses.pair.reference.dpo_loss'"),
         (3, {}, "loss=3 must be a name or the import path"),
         (
             "dpo",

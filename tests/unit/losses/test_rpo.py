@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_ift.losses.dpo import dpo_loss
-from lit_ift.losses.rpo import rpo_loss
+from lit_ift.losses.pair.in_batch import rpo_loss
+from lit_ift.losses.pair.reference import dpo_loss
 
 
 def pairs(count: int = 3) -> list[Tensor]:

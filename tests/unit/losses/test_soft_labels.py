@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_ift.losses.dpo import dpo_loss
-from lit_ift.losses.soft_labels import gdpo_loss, gipo_loss
+from lit_ift.losses.pair.reference import dpo_loss
+from lit_ift.losses.pair.soft_labels import gdpo_loss, gipo_loss
 
 LOSSES = [gdpo_loss, gipo_loss]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_ift.losses.dpo import dpo_loss
-from lit_ift.losses.tdpo import tdpo_loss
+from lit_ift.losses.pair.by_token import tdpo_loss
+from lit_ift.losses.pair.reference import dpo_loss
 
 
 def inputs(count: int = 3) -> list[Tensor]:

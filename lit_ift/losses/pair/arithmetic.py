@@ -1,4 +1,4 @@
-"""Arithmetic that several pair losses share, safe at the extremes. Shapes: P pairs."""
+"""Arithmetic that several pair losses share, safe at the extremes, and rewards as metrics. Shapes: P pairs."""
 
 import math
 from typing import Final
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.cumsum import at_least_float32
-from lit_ift.losses.rewards import check_same_length
+from lit_ift.losses.checks import check_same_length
+from lit_ift.losses.masking import at_least_float32
 
 MAX_EXPONENT = 30.0
 """Where `bounded_expm1` turns into its tangent: e^30 squared and summed is still a finite float32."""
@@ -38,11 +38,6 @@ def log_ratios(
     if reference_free:
         return chosen_logps, rejected_logps
     return chosen_logps - reference_chosen_logps, rejected_logps - reference_rejected_logps
-
-
-def mean_logps(logps: Tensor, lengths: Tensor) -> Tensor:
-    """Log-probability per trained token [nats]; an answer without any has 0, attached to the graph. (P,)."""
-    return logps / lengths.clamp(min=1)
 
 
 def sigmoid_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -80,3 +75,14 @@ def log_complement(logp: Tensor) -> Tensor:
 def log_odds(logp: Tensor) -> Tensor:
     """``log(p / (1 - p))`` of ``p = e^logp``, any shape, logp at most 0; finite at p = 1, see ``log_complement``."""
     return logp - log_complement(logp)
+
+
+def reward_metrics(chosen: Tensor, rejected: Tensor, *, group: str = "rewards") -> dict[str, Tensor]:
+    """``<group>/chosen``, ``/rejected``, ``/margins`` and ``/accuracies``, detached, (P,) each."""
+    chosen, rejected = chosen.detach(), rejected.detach()
+    return {
+        f"{group}/chosen": chosen,
+        f"{group}/rejected": rejected,
+        f"{group}/margins": chosen - rejected,
+        f"{group}/accuracies": (chosen > rejected).to(chosen.dtype),
+    }

@@ -9,8 +9,8 @@ no gradient.
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.margins import log_ratios
-from lit_ift.losses.rewards import check_positive, check_same_length, reward_metrics
+from lit_ift.losses.checks import check_positive, check_same_length
+from lit_ift.losses.pair.arithmetic import log_ratios, reward_metrics
 
 
 def gdpo_loss(

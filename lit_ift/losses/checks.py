@@ -1,4 +1,4 @@
-"""What pair losses share: the check of their arguments, and rewards as metrics. Shapes: P pairs."""
+"""Checks of the arguments that losses are called with."""
 
 import math
 from collections.abc import Collection
@@ -60,12 +60,7 @@ def check_choice(choices: Collection[str], **options: str) -> None:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
-def reward_metrics(chosen: Tensor, rejected: Tensor, *, group: str = "rewards") -> dict[str, Tensor]:
-    """``<group>/chosen``, ``/rejected``, ``/margins`` and ``/accuracies``, detached, (P,) each."""
-    chosen, rejected = chosen.detach(), rejected.detach()
-    return {
-        f"{group}/chosen": chosen,
-        f"{group}/rejected": rejected,
-        f"{group}/margins": chosen - rejected,
-        f"{group}/accuracies": (chosen > rejected).to(chosen.dtype),
-    }
+def check_token_shapes(nll: Tensor, mask: Tensor) -> None:
+    """Raise ValueError unless ``nll`` and ``mask`` are both (B, T)."""
+    if nll.ndim != 2 or nll.shape != mask.shape:
+        raise ValueError(f"nll of shape {tuple(nll.shape)} and mask of shape {tuple(mask.shape)} must both be (B, T)")

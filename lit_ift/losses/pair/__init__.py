@@ -1,0 +1,1 @@
+"""Losses on pairs of a chosen and a rejected answer, by family."""
