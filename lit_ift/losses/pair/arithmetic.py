@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.checks import check_same_length
+from lit_ift.losses.checks import check_between, check_same_length
 from lit_ift.losses.masking import at_least_float32
 
 MAX_EXPONENT = 30.0
 """Where `bounded_expm1` turns into its tangent: e^30 squared and summed is still a finite float32."""
-NEAREST_TO_ZERO: Final = -torch.finfo(torch.float32).eps
-"""Log-probability from which on `log_complement` is its tangent, the same in every precision."""
+MOST_ODDS: Final = 1 / math.expm1(torch.finfo(torch.float32).eps)
+"""Largest odds p / (1 - p) that float32 tells from those of p = 1; about 2^23. The same in every precision."""
 
 
 def log_ratios(
@@ -54,27 +54,42 @@ def bounded_expm1(exponent: Tensor) -> Tensor:
     return torch.expm1(exponent.clamp(max=MAX_EXPONENT)) + math.exp(MAX_EXPONENT) * straight
 
 
-def log_complement(logp: Tensor) -> Tensor:
+def logp_of_odds(odds: float) -> float:
+    """``log p`` at which ``p / (1 - p)`` is ``odds``."""
+    return -math.log1p(1 / odds)
+
+
+def log_complement(logp: Tensor, *, max_odds: float = MOST_ODDS) -> Tensor:
     """``log(1 - p)`` of ``p = e^logp``, any shape, with all digits near p = 0 and near p = 1; logp is at most 0.
 
-    It tends to minus infinity at p = 1, and so does its slope ``-p / (1 - p)``. From logp = -2^-23 on, the tangent at
-    that point takes over: it is -16.9 at p = 1, with the slope 1 - 2^23, so that values and gradients stay finite, and
-    a gradient remains. Half precision, in which 1 - p has no digits near p = 1, is computed in float32.
+    It tends to minus infinity at p = 1, and so does its slope ``-p / (1 - p)``. From the p on whose odds are
+    ``max_odds``, the tangent at that point takes over, with the slope ``-max_odds``, so that values and gradients stay
+    finite, and a gradient remains. By default that is logp = -2^-23, and the value at p = 1 is -16.9. Half precision,
+    in which 1 - p has no digits near p = 1, is computed in float32.
     """
-    logp = at_least_float32(logp)
-    curved = logp.clamp(max=NEAREST_TO_ZERO)
-    straight = (logp - NEAREST_TO_ZERO).relu()  # not `logp - curved`: its large gradients would not cancel exactly
-    slope = math.exp(NEAREST_TO_ZERO) / math.expm1(NEAREST_TO_ZERO)
+    logp, bound = at_least_float32(logp), logp_of_odds(max_odds)
+    curved = logp.clamp(max=bound)
+    straight = (logp - bound).relu()  # not `logp - curved`: its large gradients would not cancel exactly
     # `curved` stays off 0, so that both are finite everywhere: the gradient of the one not taken is multiplied by 0,
     # which does not undo an infinity.
     near_one = torch.log(-torch.expm1(curved))
     near_zero = torch.log1p(-torch.exp(curved))
-    return torch.where(curved > -math.log(2), near_one, near_zero) + slope * straight
+    return torch.where(curved > -math.log(2), near_one, near_zero) - max_odds * straight
 
 
-def log_odds(logp: Tensor) -> Tensor:
+def log_odds(logp: Tensor, *, max_odds: float = MOST_ODDS) -> Tensor:
     """``log(p / (1 - p))`` of ``p = e^logp``, any shape, logp at most 0; finite at p = 1, see ``log_complement``."""
-    return logp - log_complement(logp)
+    return logp - log_complement(logp, max_odds=max_odds)
+
+
+def check_max_odds(max_odds: float) -> None:
+    """Raise ValueError unless the slope of ``log_complement`` can be held at ``max_odds``."""
+    check_between(1, 2**23, max_odds=max_odds)
+
+
+def odds_exceed(logp: Tensor, max_odds: float) -> Tensor:
+    """1 where the odds of ``p = e^logp`` are above ``max_odds``, else 0; any shape, no gradient."""
+    return (logp.detach() > logp_of_odds(max_odds)).to(logp.dtype)
 
 
 def reward_metrics(chosen: Tensor, rejected: Tensor, *, group: str = "rewards") -> dict[str, Tensor]:

@@ -13,7 +13,15 @@ from lit_ift.losses.checks import (
     check_same_length,
 )
 from lit_ift.losses.masking import mean_logps
-from lit_ift.losses.pair.arithmetic import bounded_expm1, log_complement, log_odds, reward_metrics, sigmoid_loss
+from lit_ift.losses.pair.arithmetic import (
+    bounded_expm1,
+    check_max_odds,
+    log_complement,
+    log_odds,
+    odds_exceed,
+    reward_metrics,
+    sigmoid_loss,
+)
 
 CPOLossType = Literal["sigmoid", "hinge", "ipo"]
 TPOLossType = Literal["sigmoid", "hinge"]
@@ -170,12 +178,18 @@ def orpo_loss(
     rejected_lengths: Tensor,
     *,
     beta: float = 0.1,
+    max_odds: float = 100.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Likelihood of the chosen answer and the odds ratio of both (arXiv:2403.07691, Eq. 6 and 7).
 
     ``loss = nll_chosen - β log σ(log odds_chosen - log odds_rejected)``, ``odds = p / (1 - p)``, with p the geometric
-    mean of the probabilities of an answer's tokens (Eq. 3 and 4) and ``nll = -log p``. The paper's λ is β. The nll of
-    TRL, and by default of the authors' code, is over prompt and answer and averages over the tokens of the batch.
+    mean of the probabilities of an answer's tokens (Eq. 3 and 4) and ``nll = -log p``. The paper's λ is β.
+
+    Departures:
+        The nll is of each chosen answer. That of TRL, and by default of the authors' code, is over prompt and answer,
+        and averages over the tokens of the batch.
+        The slope of ``log odds_rejected`` grows without bound as p_rejected tends to 1. From ``max_odds`` on,
+        ``log(1 - p_rejected)`` goes on along its tangent. A ``max_odds`` of 8e6 leaves it as it is in the paper.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -183,10 +197,11 @@ def orpo_loss(
         chosen_lengths: trained tokens of the chosen answers, (P,).
         rejected_lengths: of the rejected answers, (P,).
         beta: weight of the odds ratio term, above 0.
+        max_odds: largest slope of ``log(1 - p_rejected)`` in ``log p_rejected``, in [1, 2^23).
 
     Returns:
-        Losses (P,), rewards ``β log p`` of both answers with margins and accuracies, the ``nll_loss`` and the
-        ``log_odds_ratio``, detached, (P,) each.
+        Losses (P,), rewards ``β log p`` of both answers with margins and accuracies, the ``nll_loss``, the
+        ``log_odds_ratio``, and ``odds_bounded``, which is 1 where ``max_odds`` takes effect; detached, (P,) each.
 
     Raises:
         ValueError: shapes differ, or an option is out of range.
@@ -198,10 +213,13 @@ def orpo_loss(
         rejected_lengths=rejected_lengths,
     )
     check_positive(beta=beta)
+    check_max_odds(max_odds)
     chosen, rejected = mean_logps(chosen_logps, chosen_lengths), mean_logps(rejected_logps, rejected_lengths)
-    ratio = log_odds(chosen) - log_odds(rejected)
+    # The chosen answer needs no bound: its slope is at most that of the rejected one, as σ falls with its odds.
+    ratio = log_odds(chosen) - log_odds(rejected, max_odds=max_odds)
     metrics = reward_metrics(beta * chosen, beta * rejected)
     metrics |= {"nll_loss": -chosen.detach(), "log_odds_ratio": ratio.detach()}
+    metrics["odds_bounded"] = odds_exceed(rejected, max_odds)
     return beta * sigmoid_loss(ratio) - chosen, metrics
 
 
@@ -212,12 +230,17 @@ def asft_loss(
     rejected_lengths: Tensor,
     *,
     beta: float = 0.1,
+    max_odds: float = 100.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Likelihood of the chosen answer up, of the rejected one down, each by itself and without a reference.
+    """Likelihood of the chosen answer up, of the rejected one down, each by itself and without a reference (arXiv:2409.10571).
 
     ``loss = nll_w + β [-log σ(logit p_w) - log σ(-logit p_l)]``, ``p = exp(a)``, ``a`` the mean log-probability of a
     token, ``nll_w = -a_w``. As ``σ(logit p) = p``, that is ``-(1 + β) a_w - β log(1 - p_l)``, which is what is
     computed: no odds of p near 0 or 1, and no exponential of a long sum.
+
+    Departures:
+        The slope of ``log(1 - p_l)`` grows without bound as p_l tends to 1. From odds ``p_l / (1 - p_l)`` of
+        ``max_odds`` on, it goes on along its tangent. A ``max_odds`` of 8e6 leaves it as it is in the paper.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -225,12 +248,14 @@ def asft_loss(
         chosen_lengths: trained tokens of the chosen answers, (P,).
         rejected_lengths: of the rejected answers, (P,).
         beta: weight of the alignment terms, above 0.
+        max_odds: largest slope of ``log(1 - p_l)`` in ``log p_l``, in [1, 2^23).
 
     Returns:
-        Losses (P,), and ``nll``, the rewards β a of both answers with margins and accuracies, detached, (P,) each.
+        Losses (P,), and ``nll``, the rewards β a of both answers with margins and accuracies, and ``odds_bounded``,
+        which is 1 where ``max_odds`` takes effect; detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or ``beta`` is out of range.
+        ValueError: shapes differ, or an option is out of range.
     """
     check_same_length(
         chosen_logps=chosen_logps,
@@ -239,10 +264,12 @@ def asft_loss(
         rejected_lengths=rejected_lengths,
     )
     check_positive(beta=beta)
+    check_max_odds(max_odds)
     chosen = mean_logps(chosen_logps, chosen_lengths)
     rejected = mean_logps(rejected_logps, rejected_lengths)
-    losses = -(1 + beta) * chosen - beta * log_complement(rejected)
-    return losses, {"nll": -chosen.detach(), **reward_metrics(beta * chosen, beta * rejected)}
+    losses = -(1 + beta) * chosen - beta * log_complement(rejected, max_odds=max_odds)
+    metrics = {"nll": -chosen.detach(), "odds_bounded": odds_exceed(rejected, max_odds)}
+    return losses, metrics | reward_metrics(beta * chosen, beta * rejected)
 
 
 def tpo_loss(

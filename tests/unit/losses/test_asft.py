@@ -61,8 +61,29 @@ def test_extremes_are_finite_and_still_push_the_right_way(value: float) -> None:
     assert chosen.grad.isfinite().all()
     assert rejected.grad.isfinite().all()
     assert chosen.grad < 0 <= rejected.grad
-    if value > -1:
-        assert rejected.grad > 1e4
+    if value > -1e-3:
+        assert rejected.grad.item() == pytest.approx(0.1 * 100)
+
+
+def test_the_slope_of_the_rejected_answer_is_bounded() -> None:
+    """d(-β log(1 - p))/d log p = β p / (1 - p): 0.1 · 9 at p = 0.9; from odds of 100, p = 100/101, on it is 0.1 · 100.
+
+    There log(1 - p) = -log 101; 1e-3 nats further the tangent is 0.1 lower.
+    """
+    f = torch.float64
+    bound = math.log(100 / 101)
+    rejected = torch.tensor([math.log(0.9), bound - 1e-9, bound + 1e-3, 0.0], dtype=f, requires_grad=True)
+    ones = torch.ones(4, dtype=f)
+    losses, metrics = asft_loss(-ones, rejected, ones, ones)
+    (slope,) = torch.autograd.grad(losses.sum(), rejected)
+    assert slope.tolist() == pytest.approx([0.9, 10, 10, 10], rel=1e-6)
+    assert losses[2].item() == pytest.approx(1.1 + 0.1 * (math.log(101) + 0.1), abs=1e-12)
+    assert metrics["odds_bounded"].tolist() == [0, 0, 1, 1]
+    losses, metrics = asft_loss(-ones, rejected, ones, ones, max_odds=8e6)
+    assert losses[2].item() == pytest.approx(1.1 - 0.1 * math.log(-math.expm1(bound + 1e-3)), abs=1e-9)
+    assert metrics["odds_bounded"].tolist() == [0, 0, 0, 1]
+    with pytest.raises(ValueError, match="max_odds=0.5 must be at least 1"):
+        asft_loss(-ones, rejected, ones, ones, max_odds=0.5)
 
 
 def test_bad_arguments() -> None:

@@ -46,3 +46,22 @@ def test_a_certain_chosen_answer_keeps_the_limit_of_its_gradient() -> None:
         losses, _ = orpo_loss(chosen, torch.log(one / 3), one, one, beta=0.5)
         (gradient,) = torch.autograd.grad(losses.sum(), chosen)
         assert gradient.item() == pytest.approx(-1 - 0.5 * factor * 0.5, rel=1e-4)
+
+
+def test_the_slope_of_a_certain_rejected_answer_is_bounded() -> None:
+    """d log odds / d log p = 1 / (1 - p), at most 101, times σ(-log OR) and β = 0.1.
+
+    At p_w = 1/2 and p_l = 1, log OR = 0 - (0 + log 101 + 100 log(101/100)).
+    """
+    f = torch.float64
+    rejected = torch.tensor([0.0, -1e-8, log(0.98)], dtype=f, requires_grad=True)
+    ones = torch.ones(3, dtype=f)
+    losses, metrics = orpo_loss(-log(2) * ones, rejected, ones, ones)
+    (slope,) = torch.autograd.grad(losses.sum(), rejected)
+    odds = 101 * exp(100 * log(101 / 100))
+    assert slope.tolist() == pytest.approx([0.1 * 101 * odds / (1 + odds)] * 2 + [0.1 * 50 * 49 / 50], rel=1e-6)
+    assert metrics["odds_bounded"].tolist() == [1, 1, 0]
+    unbounded, metrics = orpo_loss(-log(2) * ones, rejected, ones, ones, max_odds=8e6)
+    (slope,) = torch.autograd.grad(unbounded.sum(), rejected)
+    assert slope[0].item() > 5e5
+    assert metrics["odds_bounded"].tolist() == [1, 1, 0]
