@@ -68,6 +68,8 @@ PER_TOKEN: Final[dict[str, str]] = {
     "reference_rejected_token_logps": "that of the rejected answer",
     "chosen_token_kl": "KL(reference || policy) of the next token at each position of the chosen answer, with gradient",
     "rejected_token_kl": "the same of the rejected answer",
+    "chosen_token_reverse_kl": "KL(policy || reference) at each position of the chosen answer, with gradient",
+    "rejected_token_reverse_kl": "the same of the rejected answer",
     "chosen_token_weights": "weight of each token of the chosen answer, no gradient, 0 off the mask",
     "rejected_token_weights": "the same of the rejected answer",
     "chosen_mask": "true at trained tokens of the chosen answer",
@@ -100,11 +102,13 @@ class PairLoss:
         parameters = signature(self.function).parameters.values()
         positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
         takes = [p.name for p in parameters if p.kind in positional]
-        # A loss with this option looks away from the reference, which then need not be had.
-        self._ignored = {name for name in takes if self.options.get("reference_free") and "reference_" in name}
+        accepted = {p.name: p for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+        values = {name: p.default for name, p in accepted.items()} | self.options
+        # What an option switches off is not computed: the reference policy, and divergences over the vocabulary.
+        self._ignored = {name for name in takes if values.get("reference_free") and "reference_" in name}
+        self._ignored |= {name for name in takes if values.get("eta") == 0 and name.endswith("_reverse_kl")}
         self._takes = takes
         self.inputs = [name for name in takes if name not in self._ignored]
-        accepted = {p.name: p for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
         unknown = [name for name in self.inputs if name not in INPUTS]
         if unknown or not self.inputs:
             raise ValueError(
@@ -123,13 +127,13 @@ class PairLoss:
     @property
     def needs_reference(self) -> bool:
         """Whether it asks for the reference policy, tokens or sums."""
-        return any(name.startswith("reference_") or name.endswith("_token_kl") for name in self.inputs)
+        return any(name.startswith("reference_") or name.endswith("_kl") for name in self.inputs)
 
     @property
     def needs_reference_tokens(self) -> bool:
         """Whether it asks for more of the reference policy than sums over answers, which is all that can be cached."""
         return any(
-            (name.startswith("reference_") and "_token_" in name) or name.endswith("_token_kl") for name in self.inputs
+            (name.startswith("reference_") and "_token_" in name) or name.endswith("_kl") for name in self.inputs
         )
 
     @property

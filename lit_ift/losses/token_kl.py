@@ -19,11 +19,13 @@ def token_kl(
     head: Head,
     reference_head: Head,
     *,
+    reverse: bool = False,
     chunk_size: int | None = None,
 ) -> Tensor:
     """KL(reference || policy) of the next token at each trained position, a chunk of positions at a time.
 
-    ``KL_t = Σ_v π_ref(v|t) (log π_ref(v|t) - log π(v|t))``. Where one chunk does not hold all positions, the logits of
+    ``KL_t = Σ_v π_ref(v|t) (log π_ref(v|t) - log π(v|t))``; with ``reverse`` KL(policy || reference),
+    ``Σ_v π(v|t) (log π(v|t) - log π_ref(v|t))``. Where one chunk does not hold all positions, the logits of
     both models are recomputed in the backward pass, so that at most ``chunk_size`` rows of each exist at any time.
     Both heads are then called again outside the caller's context: they must not depend on one, such as a
     ``with model.disable_adapter()`` around this call.
@@ -34,6 +36,7 @@ def token_kl(
         labels: token ids aligned with the inputs (unshifted), ``IGNORE_INDEX`` where not trained on, (B, T).
         head: maps hidden states of the policy to finite logits.
         reference_head: the same of the reference, over the same vocabulary.
+        reverse: take the divergence of the policy from the reference.
         chunk_size: positions per chunk, such as ``chunk_size_for(V)``; 512 by default.
 
     Returns:
@@ -56,7 +59,8 @@ def token_kl(
         with torch.no_grad():
             reference_nV = at_least_float32(reference_head(reference_nD)).log_softmax(-1)
         policy_nV = at_least_float32(head(hidden_nD)).log_softmax(-1)
-        return kl_div(policy_nV, reference_nV, reduction="none", log_target=True).sum(-1)
+        pair = (reference_nV, policy_nV) if reverse else (policy_nV, reference_nV)
+        return kl_div(*pair, reduction="none", log_target=True).sum(-1)
 
     mask = target_mask(labels)
     selected, reference = hidden[:, :-1][mask], reference_hidden[:, :-1][mask]

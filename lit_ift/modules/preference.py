@@ -109,6 +109,7 @@ class PreferenceModule(FeedbackModule):
             "reference_token": lambda: self._reference_tokens(answers, batch),
             "reference": lambda: self._reference_sums(answers, batch),
             "kl": lambda: self._token_kl(hidden, answers, batch),
+            "reverse_kl": lambda: self._token_kl(hidden, answers, batch, reverse=True),
             "weights": lambda: self._weights(answers, batch),
             "prompts": lambda: {"prompt_embeddings": self._prompt_embeddings(hidden, answers, batch)},
         }
@@ -140,14 +141,24 @@ class PreferenceModule(FeedbackModule):
     def _reference_tokens(self, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
         return self._by_side(-self.reference.scores(self, batch).nll, answers, "reference_{}_token_logps")
 
-    def _token_kl(self, hidden: Tensor, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
+    def _token_kl(
+        self, hidden: Tensor, answers: AnswerScores, batch: Batch, *, reverse: bool = False
+    ) -> dict[str, Tensor]:
         labels = batch["labels"]
         chunk_size = chunk_size_for(self.model.get_output_embeddings().weight.shape[0])
         with self.reference.hidden_and_head(self, batch) as (reference_hidden, reference_head):
-            kl = token_kl(hidden, reference_hidden, labels, self.head, reference_head, chunk_size=chunk_size)
+            kl = token_kl(
+                hidden,
+                reference_hidden,
+                labels,
+                self.head,
+                reference_head,
+                reverse=reverse,
+                chunk_size=chunk_size,
+            )
         nothing = torch.empty(0, dtype=torch.long, device=kl.device)
         by_example = scores_by_example(TokenScores(kl, target_mask(labels), nothing), batch)
-        return self._by_side(by_example.nll, answers, "{}_token_kl")
+        return self._by_side(by_example.nll, answers, "{}_token_reverse_kl" if reverse else "{}_token_kl")
 
     def _weights(self, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
         assert self.token_weights is not None
@@ -166,8 +177,8 @@ def _group(name: str) -> str:
     """Which inputs are made together with this one."""
     if name == "prompt_embeddings":
         return "prompts"
-    if name.endswith("_token_kl"):
-        return "kl"
+    if name.endswith("_kl"):
+        return "reverse_kl" if name.endswith("_reverse_kl") else "kl"
     if name.endswith("_token_weights"):
         return "weights"
     if name.startswith("reference_"):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.checks import check_between, check_number, check_positive, check_same_length
+from lit_ift.losses.checks import check_at_least, check_between, check_number, check_positive, check_same_length
 from lit_ift.losses.pair.arithmetic import log_ratios, reward_metrics, sigmoid_loss
 
 Variant = Literal["tdpo1", "tdpo2"]
@@ -91,9 +91,12 @@ def importance_weights(
     ``w_t = k exp(μ clamp(sign · log π⁺/π⁻, L, U))``: a chosen answer's tokens count the more the more π⁺ prefers them
     (sign 1), those of a rejected one the less (sign -1).
 
-    The authors' code clamps the same signed ratio, but maps it to weights by a straight line ([-1.5, 1.5] to
-    [0.7, 1.3], ``threshold_and_scale``), and gives the last token of an answer the weight 0. As configured it weights
-    all other tokens by 1 (``binary``, 100 %).
+    Departures:
+        The sign stands inside the clamp, so that one interval serves both answers. The paper clamps ``log π⁺/π⁻``
+        itself and has a negative μ for rejected answers.
+        The authors' code clamps the same signed ratio, but maps it to weights by a straight line ([-1.5, 1.5] to
+        [0.7, 1.3], ``threshold_and_scale``), and gives the last token of an answer the weight 0. As configured it
+        weights all other tokens by 1 (``binary``, 100 %).
 
     Args:
         log_ratio: log π⁺ - log π⁻ of each token, any shape.
@@ -117,7 +120,6 @@ def importance_weights(
     check_weight_options(k, mu, low, high)
     if sign not in (1, -1):
         raise ValueError(f"sign={sign} must be 1 (chosen) or -1 (rejected)")
-    # The paper clamps log π⁺/π⁻ and has a negative μ for rejected answers. With the sign inside, one interval serves.
     weights = k * torch.exp(mu * (sign * log_ratio.detach()).clamp(low, high))
     return weights.masked_fill(~mask.bool(), 0.0)
 
@@ -129,15 +131,23 @@ def tis_dpo_loss(
     reference_rejected_token_logps: Tensor,
     chosen_token_weights: Tensor,
     rejected_token_weights: Tensor,
+    chosen_token_reverse_kl: Tensor | None = None,
+    rejected_token_reverse_kl: Tensor | None = None,
     *,
     beta: float = 0.1,
+    eta: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """DPO whose implicit rewards weight each token.
+    """DPO whose implicit rewards weight each token (arXiv:2410.04350).
 
-    ``loss = -log σ(r_chosen - r_rejected)``, ``r = β Σ_t w_t (log π - log π_ref)_t``. With weights 1 it is DPO.
+    ``loss = -log σ(r_chosen - r_rejected)``, ``r = β Σ_t w_t [(log π - log π_ref)_t - e KL(π || π_ref)_t]``. With
+    weights 1 and e = 0 it is DPO. The divergences are the paper's η, with the weight e of the option ``eta``.
 
-    The weights know which answer was chosen, so r tells the sides apart by itself. The metrics ``rewards/...`` have
-    weights 1, as DPO's, with which they compare; those of r are beside them. The authors' code logs r alone.
+    Departures:
+        By default η is left out, as in the authors' configuration (``token_level: false``): it needs the whole
+        vocabulary of both models at each token. ``eta`` 1 is the paper's loss, 0.5 the ``alpha`` of the authors' code.
+        The weights know which answer was chosen, so r tells the sides apart by itself. The metrics ``rewards/...`` have
+        weights 1 and no η, as DPO's, with which they compare; those of r are beside them. The authors' code logs r
+        alone.
 
     Args:
         chosen_token_logps: log-probability of each token of the chosen answers [nats], 0 off the mask, (P, T).
@@ -146,24 +156,31 @@ def tis_dpo_loss(
         reference_rejected_token_logps: of the rejected answers under the reference, (P, T').
         chosen_token_weights: w, see ``importance_weights``, no gradient, 0 off the mask, (P, T).
         rejected_token_weights: of the rejected answers, (P, T').
+        chosen_token_reverse_kl: KL(policy || reference) at each position of the chosen answers [nats], with gradient,
+            (P, T); see ``token_kl``. Not used where ``eta`` is 0.
+        rejected_token_reverse_kl: of the rejected answers, (P, T').
         beta: pull towards the reference [1/nat], above 0.
+        eta: e, at least 0.
 
     Returns:
         Losses (P,); ``rewards/...``, which are ``β Σ_t (log π - log π_ref)_t`` of both answers with margins and
         accuracies; ``tis_dpo/...``, the same of r; detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or ``beta`` is out of range.
+        ValueError: shapes differ, an option is out of range, or ``eta`` is given without divergences.
     """
     check_positive(beta=beta)
-    # The paper's η, a weighted KL(π || π_ref) of the two answers that is subtracted inside σ, is left out: it needs the
-    # whole vocabulary of both models, and the authors' code trains without it (``token_level: false``).
+    check_at_least(0, eta=eta)
     chosen_ratios = _log_ratios("chosen", chosen_token_logps, reference_chosen_token_logps, chosen_token_weights)
     rejected_ratios = _log_ratios(
         "rejected", rejected_token_logps, reference_rejected_token_logps, rejected_token_weights
     )
-    chosen = beta * (chosen_token_weights.detach() * chosen_ratios).sum(-1)
-    rejected = beta * (rejected_token_weights.detach() * rejected_ratios).sum(-1)
+    chosen_values, rejected_values = chosen_ratios, rejected_ratios
+    if eta:
+        chosen_values = chosen_ratios - eta * _divergences("chosen", chosen_token_reverse_kl, chosen_ratios)
+        rejected_values = rejected_ratios - eta * _divergences("rejected", rejected_token_reverse_kl, rejected_ratios)
+    chosen = beta * (chosen_token_weights.detach() * chosen_values).sum(-1)
+    rejected = beta * (rejected_token_weights.detach() * rejected_values).sum(-1)
     check_same_length(chosen=chosen, rejected=rejected)
     metrics = reward_metrics(beta * chosen_ratios.sum(-1), beta * rejected_ratios.sum(-1))
     return -logsigmoid(chosen - rejected), metrics | reward_metrics(chosen, rejected, group="tis_dpo")
@@ -177,3 +194,11 @@ def _log_ratios(side: str, logps: Tensor, reference_logps: Tensor, weights: Tens
             f"{side}_token_weights {tuple(weights.shape)} must all be (P, T)"
         )
     return logps - reference_logps
+
+
+def _divergences(side: str, divergences: Tensor | None, ratios: Tensor) -> Tensor:
+    """The divergences of each token of an answer, (P, T)."""
+    if divergences is None or divergences.shape != ratios.shape:
+        given = "none" if divergences is None else str(tuple(divergences.shape))
+        raise ValueError(f"eta needs {side}_token_reverse_kl of shape {tuple(ratios.shape)}, (P, T); got {given}")
+    return divergences

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_ift.losses.pair.by_token import importance_weights, tis_dpo_loss
 from lit_ift.losses.pair.reference import dpo_loss
+from lit_ift.losses.registry import PairLoss
 
 
 def inputs(count: int = 3) -> list[Tensor]:
@@ -133,3 +134,42 @@ def test_bad_arguments() -> None:
         tis_dpo_loss(*arguments, beta=0)
     with pytest.raises(ValueError, match=r"rejected_token_weights \(3, 4\) must all be \(P, T\)"):
         tis_dpo_loss(*arguments[:5], arguments[4])
+
+
+def test_eta_by_hand() -> None:
+    """As in ``test_loss_by_hand``: r = 0.3 and -0.3, margin 0.6.
+
+    Divergences (0.5, 1) with weights (2, 0.5) add up to 1.5, and (2,) with weight 3 to 6. With e = 0.5 the margin is
+    0.6 - 0.1 · 0.5 (1.5 - 6) = 0.825, r = 0.225 and -0.6; the rewards without weights hear nothing of it.
+    """
+    f = torch.float64
+    divergences = [torch.tensor(values, dtype=f, requires_grad=True) for values in ([[0.5, 1.0]], [[2.0]])]
+    losses, metrics = tis_dpo_loss(
+        torch.tensor([[-1.0, -1.0]], dtype=f),
+        torch.tensor([[-4.0]], dtype=f),
+        torch.tensor([[-2.0, -3.0]], dtype=f),
+        torch.tensor([[-3.0]], dtype=f),
+        torch.tensor([[2.0, 0.5]], dtype=f),
+        torch.tensor([[3.0]], dtype=f),
+        *divergences,
+        beta=0.1,
+        eta=0.5,
+    )
+    assert losses.item() == pytest.approx(math.log(1 + math.exp(-0.825)), abs=1e-12)
+    assert metrics["tis_dpo/chosen"].item() == pytest.approx(0.225)
+    assert metrics["tis_dpo/rejected"].item() == pytest.approx(-0.6)
+    assert metrics["rewards/margins"].item() == pytest.approx(0.4)
+    slope = 1 / (1 + math.exp(0.825))
+    gradients = torch.autograd.grad(losses.sum(), divergences)
+    assert gradients[0][0].tolist() == pytest.approx([slope * 0.1 * 0.5 * w for w in (2, 0.5)])
+    assert gradients[1][0].tolist() == pytest.approx([-slope * 0.1 * 0.5 * 3])
+
+
+def test_eta_asks_for_divergences() -> None:
+    with pytest.raises(ValueError, match=r"eta needs chosen_token_reverse_kl of shape \(3, 4\), \(P, T\); got none"):
+        tis_dpo_loss(*inputs(), eta=1.0)
+    with pytest.raises(ValueError, match="eta=-1 must be at least 0"):
+        tis_dpo_loss(*inputs(), eta=-1)
+    asked = {"chosen_token_reverse_kl", "rejected_token_reverse_kl"}
+    assert not asked & set(PairLoss("tis_dpo").inputs)
+    assert asked < set(PairLoss("tis_dpo", {"eta": 0.5}).inputs)

@@ -1,5 +1,6 @@
 """Pairs through one forward pass give what each answer alone gives."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from lit_ift.data import FeedbackDataModule
 from lit_ift.errors import UserError
 from lit_ift.losses.registry import PAIR_LOSSES, PairLoss
-from lit_ift.modules import ContrastiveWeights, MixedModule, ObjectivePart, PreferenceModule
+from lit_ift.modules import ContrastiveWeights, MixedModule, ObjectivePart, PreferenceModule, SFTModule
 
 
 def gradients(module: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -83,6 +84,49 @@ def test_every_loss_runs_and_packing_changes_nothing(loss: str, packed: bool) ->
     assert any(gradient.abs().max() > 0 for gradient in found.values())
     for name, gradient in padded.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-9)
+
+
+class OtherModel:
+    """A reference policy that is another model in memory, and weights of 1."""
+
+    def __init__(self) -> None:
+        self.module = SFTModule(tiny_model(seed=3))
+
+    @contextmanager
+    def hidden_and_head(self, _: Any, batch: Any) -> Any:
+        yield self.module.hidden_states(self.module.embed(batch["input_ids"]), batch), self.module.head
+
+    def scores(self, _: Any, batch: Any) -> Any:
+        with self.hidden_and_head(None, batch) as (hidden, _head), torch.no_grad():
+            return self.module.score(hidden, batch, select=None)
+
+    def __call__(self, _: Any, answers: Any, __: Any) -> Tensor:
+        return answers.tokens.mask.double()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_eta_is_made_of_whole_distributions(packed: bool) -> None:
+    """TIS-DPO with weights 1 and e = 0.5: each reward is β (Σ log π/π_ref - 0.5 Σ_t KL(π || π_ref)_t)."""
+    other: Any = OtherModel()
+    module = PreferenceModule(
+        tiny_model(), loss="tis_dpo", options={"beta": 0.3, "eta": 0.5}, reference="model", token_weights=other
+    )
+    module.reference = other
+    rows = pairs(2)
+    losses, _ = module.example_losses(feedback_batch(rows, packed=packed))
+    expected = []
+    for row in rows:
+        rewards = []
+        for side in ("chosen", "rejected"):
+            answer = row.sides[side]
+            ids, labels = torch.tensor([answer.input_ids]), torch.tensor(answer.labels)[1:]
+            policy, reference = (m(input_ids=ids).logits[0, :-1].log_softmax(-1) for m in (module, other.module))
+            on = labels != -100
+            divergences = (policy.exp() * (policy - reference)).sum(-1)[on].sum()
+            ratios = (policy - reference)[on].gather(-1, labels[on, None]).sum()
+            rewards.append(0.3 * (ratios - 0.5 * divergences))
+        expected.append(-torch.log(torch.sigmoid(rewards[0] - rewards[1])))
+    torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-9, atol=1e-12)
 
 
 def test_a_dummy_pair_counts_for_nothing() -> None:
