@@ -85,6 +85,10 @@ def propagation_weights(
     the discount, and later turns feed earlier ones. ``gamma=0`` means weight 1 on the mask, whatever the source.
     A row whose c is zero everywhere (no token has any loss) gets weight 1 on the mask as well.
 
+    Departures:
+        With ``side`` right, the smallest c is that of the row. The authors' code takes that of the whole micro-batch,
+        which couples a row's loss to its neighbours'.
+
     Args:
         nll: negative log-likelihoods [nats], (B, T). What stands off the mask is ignored.
         mask: true where a token is trained on, (B, T); bool, integer or float.
@@ -116,8 +120,6 @@ def propagation_weights(
     flat = (c <= 0).all(-1, keepdim=True)
     c = torch.where(flat, ones, c)
     if side == "right":
-        # The row's own minimum. The authors take that of the whole micro-batch, which couples a row's loss to its
-        # neighbours'.
         c = c + c.masked_fill(c <= 0, torch.inf).amin(-1, keepdim=True)
         # Below the square root of the smallest number the gradient of 1/c is infinite.
         c = c.masked_fill(~on, 1.0).clamp(min=torch.finfo(c.dtype).tiny ** 0.5)

@@ -22,7 +22,10 @@ def check_kto_options(beta: float, desirable_weight: float, undesirable_weight: 
 def kl_baseline(mismatched_logps: Tensor, reference_mismatched_logps: Tensor, weights: Tensor | None = None) -> Tensor:
     """Estimate KL(policy || reference), the point of reference z0 (arXiv:2402.01306, section 4.1).
 
-    The mean log-ratio of answers under prompts that they do not belong to, at least 0. It is of this micro-batch alone.
+    The mean log-ratio of answers under prompts that they do not belong to, at least 0.
+
+    Departures:
+        The mean is of this micro-batch alone. The authors' code and TRL take it over all processes.
 
     Args:
         mismatched_logps: summed log-probability of answers after other rows' prompts [nats], (B,).

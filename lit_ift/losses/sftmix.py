@@ -14,8 +14,11 @@ from lit_ift.losses.masking import at_least_float32
 def confidence_pairs(confidence: Tensor, trained: Tensor) -> Tensor:
     """Pair the most confident half of a micro-batch with the least confident half, k-th with k-th.
 
-    The paper halves the whole data set and pairs at random; halving the micro-batch finds every example a partner. With
-    an odd number of examples the one in the middle has none.
+    With an odd number of examples the one in the middle has no partner.
+
+    Departures:
+        The micro-batch is halved, which finds every example a partner. The paper halves the whole data set, and pairs
+        at random.
 
     Args:
         confidence: larger is more confident, (B,).

@@ -50,9 +50,12 @@ def sppo_hard_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared distance of each log-ratio from its win rate (arXiv:2405.00675, Eq. 4.7), with hard labels.
 
-    ``loss = (ρ_chosen - 1/(2β))² + (ρ_rejected + 1/(2β))²``, ``ρ = log π - log π_ref``; the paper's η is 1/β. The paper
-    and its authors' code take the win rate P of each answer from a preference model; here P is 1 for the chosen and 0
-    for the rejected answer, as in TRL (``sppo_hard``). The authors' code has half of this sum.
+    ``loss = (ρ_chosen - 1/(2β))² + (ρ_rejected + 1/(2β))²``, ``ρ = log π - log π_ref``; the paper's η is 1/β.
+
+    Departures:
+        The win rate P is 1 for the chosen and 0 for the rejected answer, as in TRL (``sppo_hard``). The paper and its
+        authors' code take it from a preference model.
+        The authors' code has half of this sum.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -83,8 +86,11 @@ def apo_zero_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Raise the chosen and lower the rejected answer (arXiv:2408.06266, Eq. 7).
 
-    ``loss = 1 - σ(r_chosen) + σ(r_rejected)``, ``r = β (log π - log π_ref)``; the 1 is TRL's, so that the loss is
-    above 0. For data whose chosen answers are better than the policy's own.
+    ``loss = 1 - σ(r_chosen) + σ(r_rejected)``, ``r = β (log π - log π_ref)``. For data whose chosen answers are
+    better than the policy's own.
+
+    Departures:
+        The 1 is TRL's, so that the loss is above 0. It has no gradient.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -115,9 +121,12 @@ def apo_down_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Lower both answers, the rejected one more (arXiv:2408.06266, Eq. 8).
 
-    ``loss = σ(r_chosen) + 1 - σ(r_chosen - r_rejected)``, ``r = β (log π - log π_ref)``; the 1 is TRL's. For data
-    whose chosen answers are worse than the policy's own. Where the margin is small the second term can outweigh the
-    first, and the chosen answer rises.
+    ``loss = σ(r_chosen) + 1 - σ(r_chosen - r_rejected)``, ``r = β (log π - log π_ref)``. For data whose chosen
+    answers are worse than the policy's own. Where the margin is small the second term can outweigh the first, and the
+    chosen answer rises.
+
+    Departures:
+        The 1 is TRL's, so that the loss is above 0. It has no gradient.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).

@@ -24,14 +24,17 @@ def tdpo_loss(
     variant: Variant = "tdpo2",
     alpha: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """DPO with the forward KL divergence of each answer's tokens held in balance.
+    """DPO with the forward KL divergence of each answer's tokens held in balance (arXiv:2404.11999).
 
     With ``h`` as in DPO and the sequential divergence ``D = Σ_t KL(π_ref(·|y<t) || π(·|y<t))`` of an answer:
 
     - ``tdpo1``: ``loss = -log σ(h - β (D_rejected - D_chosen))``
     - ``tdpo2``: ``loss = -log σ(h - α β (D_rejected - sg(D_chosen)))``: no gradient flows into D of the chosen answer.
 
-    With α = 0 the second is DPO. In the authors' code the configuration chooses the first.
+    With α = 0 the second is DPO.
+
+    Departures:
+        ``tdpo2`` is the default, which the paper finds the better one. The authors' configuration chooses ``tdpo1``.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).

@@ -30,13 +30,16 @@ def aot_loss(
     ``loss_(k) = -(1 - ε) log σ(βδ_(k)) - ε log σ(-βδ_(k))``, ``δ_(k) = u_(k) - v_(k)``: the k-th smallest of
     ``u = log π(chosen) - log π(rejected)`` against the k-th smallest of the same under the reference, v.
 
+    Departures:
+        ``label_smoothing`` is TRL's addition. TRL leaves the losses in sorted order; here each stands at its own pair.
+
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
         rejected_logps: of the rejected answers, (P,).
         reference_chosen_logps: of the chosen answers under the reference, no gradient, (P,).
         reference_rejected_logps: of the rejected answers under the reference, (P,).
         beta: steepness [1/nat], above 0.
-        label_smoothing: ε in [0, 0.5), TRL's addition.
+        label_smoothing: ε in [0, 0.5).
 
     Returns:
         Losses (P,), each at the pair whose margin u has that rank, and the rewards ``β (log π - log π_ref)`` of both
@@ -68,13 +71,16 @@ def aot_unpaired_loss(
     As ``aot_loss``, with the sorted log-ratios ``log π - log π_ref`` of the chosen answers against those of the
     rejected ones, whichever pair they are from.
 
+    Departures:
+        As ``aot_loss``.
+
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
         rejected_logps: of the rejected answers, (P,).
         reference_chosen_logps: of the chosen answers under the reference, no gradient, (P,).
         reference_rejected_logps: of the rejected answers under the reference, (P,).
         beta: steepness [1/nat], above 0.
-        label_smoothing: ε in [0, 0.5), TRL's addition.
+        label_smoothing: ε in [0, 0.5).
 
     Returns:
         Losses (P,), each at the pair whose chosen answer has that rank, and rewards as in ``aot_loss``.
@@ -106,11 +112,15 @@ def rpo_loss(
     temperature: float = 0.5,
     reduction: Reduction = "sum",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Contrast every chosen answer with every rejected one, the more the closer their prompts.
+    """Contrast every chosen answer with every rejected one, the more the closer their prompts (arXiv:2402.10958).
 
     ``loss_i = Σ_j -log σ(ω_ij h_ij)``, ``h_ij = r_chosen,i - r_rejected,j``, ``r = β (log π - log π_ref)``, and
     ``ω_ij = softmax over j of -(1 - cos(e_i, e_j)) / temperature``. The weight stands inside σ, with β, as in the
     authors' code: a contrast of weight 0 adds log 2 and no gradient, and the loss of P pairs starts at P log 2.
+
+    Departures:
+        By default contrasts are summed over j. The authors' code takes their mean (``reduction: mean``). As the weights
+        of a row sum to 1, the sum has the gradient scale of DPO whatever the size of the micro-batch.
 
     The loss of a pair depends on the other pairs of its micro-batch, so a batch split in another way gives another
     loss. A single pair is DPO; prompts that are all far apart, at a low temperature, give DPO plus (P - 1) log 2.
@@ -146,7 +156,5 @@ def rpo_loss(
     units = normalize(prompt_embeddings.detach().to(chosen.dtype), dim=-1)
     weights = ((units @ units.mT - 1) / temperature).softmax(-1)
     contrasts = -logsigmoid(weights * (chosen.unsqueeze(1) - rejected.unsqueeze(0)))
-    # The authors' code takes the mean. As the weights of a row sum to 1, the sum has the gradient scale of DPO whatever
-    # the size of the micro-batch.
     losses = contrasts.sum(-1) if reduction == "sum" else contrasts.mean(-1)
     return losses, {**reward_metrics(chosen, rejected), "rpo/own_weight": weights.diagonal()}

@@ -115,8 +115,11 @@ def ipo_loss(
     """Squared distance of the log-ratio margin from a target (arXiv:2310.12036, Eq. 17).
 
     ``loss = (Δ - 1 / (2β))²``, ``Δ = (log π - log π_ref)(chosen) - (log π - log π_ref)(rejected)``; the paper's τ is
-    β. The paper sums log-probabilities over tokens, as does the code of the IFT authors. TRL divides each log-ratio
-    by the length of its answer, which its authors say the authors of IPO confirmed: ``average``.
+    β.
+
+    Departures:
+        Log-probabilities are summed over tokens, as in the paper and the code of the IFT authors. TRL divides each
+        log-ratio by the length of its answer, which its authors say the authors of IPO confirmed: ``average``.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -163,9 +166,12 @@ def hinge_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Hinge loss on the difference of implicit rewards (arXiv:2305.10425, arXiv:2309.06657).
 
-    ``loss = max(0, 1 - h)``, ``h = r_chosen - r_rejected``, ``r = β (log π - log π_ref)``. SLiC-HF has no reference
-    in this term, a margin δ = 1/β on log-probabilities, and adds a cross-entropy on a target answer; normalised by
-    the reference it is ``hinge-norm`` of RSO and TRL's ``hinge``. There is no gradient where h > 1.
+    ``loss = max(0, 1 - h)``, ``h = r_chosen - r_rejected``, ``r = β (log π - log π_ref)``. There is no
+    gradient where h > 1.
+
+    Departures:
+        SLiC-HF has no reference in this term, a margin δ = 1/β on log-probabilities, and adds a cross-entropy on a
+        target answer. Normalised by the reference it is ``hinge-norm`` of RSO and TRL's ``hinge``.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -209,14 +215,16 @@ def exo_loss(
     ``r = β (log π - log π_ref)``. The minimum 0 lies at q = 1 - ε; beyond it the margin shrinks again. Where DPO's
     gradient is largest, far on the wrong side, this one's vanishes (q' → 0).
 
+    Departures:
+        The label is smoothed by ε = 1e-3 by default, as in TRL. The authors' code has e^-10 for ε and 1 for 1 - ε.
+
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
         rejected_logps: of the rejected answers, (P,).
         reference_chosen_logps: of the chosen answers under the reference, no gradient, (P,).
         reference_rejected_logps: of the rejected answers under the reference, (P,).
         beta: β_π of the paper, pull towards the reference [1/nat], above 0.
-        label_smoothing: ε in (0, 0.5). Not 0: the divergence from a label that is certain is infinite. TRL's default;
-            the authors' code has e^-10 for ε and 1 for 1 - ε.
+        label_smoothing: ε in (0, 0.5). Not 0: the divergence from a label that is certain is infinite.
 
     Returns:
         Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
@@ -254,8 +262,11 @@ def f_dpo_loss(
     - ``js``: ``f'(u) = log(2u / (1 + u))``;
     - ``alpha``: ``f'(u) = (1 - u^-α) / α``, between reverse (α → 0) and forward KL (α = 1).
 
-    Constants are such that f'(1) = 0; they cancel in h. TRL's ``f_alpha_divergence_coef`` is 1 - α. Where u^-α
-    exceeds e^30, f' goes on along its tangent (``bounded_expm1``); TRL clamps at e^80, which ends the gradient.
+    Constants are such that f'(1) = 0; they cancel in h. TRL's ``f_alpha_divergence_coef`` is 1 - α.
+
+    Departures:
+        Where u^-α exceeds e^30, f' goes on along its tangent (``bounded_expm1``). TRL clamps at e^80, which ends the
+        gradient.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -310,14 +321,19 @@ def ada_dpo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO with a temperature for each pair, small where the preference is unclear and large where it is clear.
 
-    The defaults are those of the authors' code for language models, which leaves the term ρτ out of the loss: it has no
-    gradient, as τ is fixed.
+    The paper is arXiv:2406.02764. The defaults are those of the authors' code for language models.
 
     ``loss = min over τ in [τ_min, τ_max] of -τ log σ(h/τ) + ρ τ``, ``ρ = ρ0 - log 2``, ``h`` as in DPO. No gradient
     flows through τ; at the minimum there is none anyway (envelope theorem). With τ_min = τ_max = 1 it is DPO plus ρ.
 
     The slope of the objective in τ is ``H(σ(h/τ)) - (log 2 - ρ0)`` with H the entropy of a coin in nats. It depends
     on τ through h/τ alone, so the minimum is at ``τ = |h| / u`` with one u for all pairs, cut to the interval.
+
+    Departures:
+        τ is the exact minimum, which costs one division. The authors take a few projected Newton steps from τ = 1
+        (Algorithm 1; five in their code), which may jump from one end of the interval to the other where the objective
+        is nearly linear.
+        The loss has the term ρτ, as in the paper. The authors' code leaves it out: it has no gradient, as τ is fixed.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -346,8 +362,6 @@ def ada_dpo_loss(
         raise ValueError(f"rho0={rho0} must be above 0 and below log 2 = {math.log(2):.4f}")
     chosen, rejected = beta * chosen_ratios, beta * rejected_ratios
     h = chosen - rejected
-    # The authors take a few projected Newton steps from τ = 1 (Algorithm 1; five in their code). They may jump from one
-    # end of the interval to the other where the objective is nearly linear; the exact minimum costs one division.
     tau = (h.detach().abs() / _stationary_ratio(rho0)).clamp(tau_min, tau_max)
     losses = -tau * logsigmoid(h / tau) + (rho0 - math.log(2)) * tau
     return losses, {**reward_metrics(chosen, rejected), "tau": tau}

@@ -30,8 +30,11 @@ TPOLossType = Literal["sigmoid", "hinge"]
 def chosen_sft_loss(chosen_logps: Tensor, chosen_lengths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """``sft_loss`` of the chosen answers of pairs; the rejected ones take no part.
 
-    TRL's ``sft`` is the mean over all chosen tokens of a batch, so that a long answer counts for more; here every
-    answer counts the same, as in ``sft_loss``.
+    ``loss = -m_chosen``, with m the mean log-probability of an answer's tokens.
+
+    Departures:
+        Every answer counts the same, as in ``sft_loss``. TRL's ``sft`` is the mean over all chosen tokens of a batch,
+        so that a long answer counts for more.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -65,7 +68,11 @@ def simpo_loss(
     the mean log-probability of an answer's tokens, and ``nll = -m``. ε and w are options of the authors' code.
 
     With ``alpha`` the reward is AlphaPO's (arXiv:2501.03884): ``r = β (1 - e^(-α m)) / α``, which is SimPO's
-    for α → 0. Where -α m exceeds 30 it goes on along its tangent.
+    for α → 0.
+
+    Departures:
+        Where -α m exceeds 30, AlphaPO's reward goes on along its tangent, so that it does not overflow.
+        The nll is that of each answer. TRL (``cpo_alpha``) takes the mean over all chosen tokens of the batch.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -76,8 +83,7 @@ def simpo_loss(
         gamma_over_beta: target margin γ divided by β, at least 0; the authors' ``gamma_beta_ratio``, which they advise
             to search from 0.5 on (their code's default is 0.25). TRL's ``simpo_gamma`` is γ itself.
         label_smoothing: ε in [0, 0.5).
-        sft_weight: w, at least 0. The nll is that of each answer; TRL (``cpo_alpha``) takes the mean over all chosen
-            tokens of the batch.
+        sft_weight: w, at least 0; TRL's ``cpo_alpha``.
         alpha: shape of the reward; 0 for SimPO.
 
     Returns:
@@ -124,8 +130,9 @@ def cpo_loss(
     - ``hinge``: ``max(0, 1 - βΔ)``;
     - ``ipo``: ``(Δ - 1/(2β))²`` with log-probabilities per token, as in TRL.
 
-    The nll is per token of each answer. The paper writes a sum over tokens; TRL takes the mean over all chosen tokens
-    of the batch, which weights long answers more.
+    Departures:
+        The nll is per token of each answer. The paper writes a sum over tokens. TRL takes the mean over all chosen
+        tokens of the batch, which weights long answers more.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -232,7 +239,7 @@ def asft_loss(
     beta: float = 0.1,
     max_odds: float = 100.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Likelihood of the chosen answer up, of the rejected one down, each by itself and without a reference (arXiv:2409.10571).
+    """Likelihood of the chosen answer up, of the rejected one down, each by itself (arXiv:2409.10571).
 
     ``loss = nll_w + β [-log σ(logit p_w) - log σ(-logit p_l)]``, ``p = exp(a)``, ``a`` the mean log-probability of a
     token, ``nll_w = -a_w``. As ``σ(logit p) = p``, that is ``-(1 + β) a_w - β log(1 - p_l)``, which is what is
@@ -285,9 +292,12 @@ def tpo_loss(
     """Preference without a reference, and the likelihood of a gold answer (arXiv:2405.16681).
 
     ``loss = -log σ(h) + α nll_gold``, ``h = r_chosen - r_rejected``, ``r = β log π``; ``hinge`` takes
-    ``max(0, 1 - h)`` instead. The nll is per token of each gold answer. The paper writes a sum over tokens; the
-    authors' code and TRL take the mean over all gold tokens of the batch. The defaults are those of the authors'
-    recipes for base models; for instruction-tuned ones they set α to 0.05, which is their code's default.
+    ``max(0, 1 - h)`` instead. The defaults are those of the authors' recipes for base models. For instruction-tuned
+    ones they set α to 0.05, which is their code's default.
+
+    Departures:
+        The nll is per token of each gold answer. The paper writes a sum over tokens. The authors' code and TRL take the
+        mean over all gold tokens of the batch.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -333,6 +343,9 @@ def tpo_l_loss(
 
     ``loss = -log σ(r_chosen - r_rejected - γ) + α nll_gold``, ``r = β m``, with m the mean log-probability of an
     answer's tokens; without the gold answer it is SimPO.
+
+    Departures:
+        The nll is per token of each gold answer, as in ``tpo_loss``.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).

@@ -22,7 +22,9 @@ def gdpo_loss(
     *,
     beta: float = 0.1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Geometric DPO: ``loss = -log σ((2p̂ - 1) h)`` with ``h`` as in DPO, which it is where p̂ = 1.
+    """Geometric DPO, which weights a pair by how sure its label is (arXiv:2409.06691).
+
+    ``loss = -log σ((2p̂ - 1) h)`` with ``h`` as in DPO, which it is where p̂ = 1.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -55,7 +57,9 @@ def gipo_loss(
     *,
     beta: float = 0.1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Geometric IPO: ``loss = ((2p̂ - 1) d - 1/(2β))²``, ``d = h/β`` the difference of log-ratios; IPO where p̂ = 1.
+    """Geometric IPO, which weights a pair by how sure its label is (arXiv:2409.06691).
+
+    ``loss = ((2p̂ - 1) d - 1/(2β))²``, ``d = h/β`` the difference of log-ratios; IPO where p̂ = 1.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).

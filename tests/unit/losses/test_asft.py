@@ -82,7 +82,7 @@ def test_the_slope_of_the_rejected_answer_is_bounded() -> None:
     losses, metrics = asft_loss(-ones, rejected, ones, ones, max_odds=8e6)
     assert losses[2].item() == pytest.approx(1.1 - 0.1 * math.log(-math.expm1(bound + 1e-3)), abs=1e-9)
     assert metrics["odds_bounded"].tolist() == [0, 0, 0, 1]
-    with pytest.raises(ValueError, match="max_odds=0.5 must be at least 1"):
+    with pytest.raises(ValueError, match=r"max_odds=0\.5 must be at least 1"):
         asft_loss(-ones, rejected, ones, ones, max_odds=0.5)
 
 
