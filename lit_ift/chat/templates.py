@@ -80,6 +80,15 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     """
     if not tokenizer.chat_template:
         raise UserError(f"The tokenizer {tokenizer_name(tokenizer)} has no chat template. {NO_TEMPLATE_REMEDY}.")
+    check_fast(tokenizer)
+
+
+def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Do nothing if `tokenizer` gives character offsets.
+
+    Raises:
+        UserError: it does not.
+    """
     if not tokenizer.is_fast:
         raise UserError(
             f"The tokenizer {tokenizer_name(tokenizer)} is a slow one, which cannot tell which characters a token "

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from lit_ift.chat.conversation import Conversation
-from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
+from lit_ift.data.encode_sides import SideEncoder
 from lit_ift.data.parse.layouts import RowParser
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report.builder import ReportBuilder
-from lit_ift.data.rows import EncodedRow, Row, RowKind
-from lit_ift.data.truncation import Truncation, truncate
+from lit_ift.data.rows import Document, EncodedRow, Row, RowKind, Side
+from lit_ift.data.truncation import Truncation, fitted
 from lit_ift.errors import RowError, UserError
 
 if TYPE_CHECKING:
@@ -57,16 +56,16 @@ class EncodingOptions:
     """How rows become token ids.
 
     Args:
-        tokenizer: a fast tokenizer with a chat template.
+        tokenizer: a fast tokenizer; with a chat template if there are conversations.
         max_length: longest conversation [tokens].
-        truncation: what happens to longer ones.
+        truncation: what happens to longer ones; see `fitted`.
         kinds: rows that are taken.
         needs_answer: refuse rows that do not end with an answer; otherwise they become mere prompts.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     max_length: int
-    truncation: Truncation
+    truncation: Truncation | None
     kinds: frozenset[RowKind]
     needs_answer: bool = True
 
@@ -80,7 +79,7 @@ def encode_parts(
     takes: Callable[[Row], bool] = lambda row: True,
     progress: str | None = None,
 ) -> Iterator[EncodedRow]:
-    """Yield the rows of all parts in their order, each of which `report` hears of.
+    """Yield the rows of all parts in their order, each of which `report` hears of; a long text as several.
 
     Args:
         parts: where the rows come from.
@@ -100,7 +99,7 @@ def encode_parts(
     # Rows that cannot be read are reported at once: a source may have nothing else.
     skip = None if is_strict else report.skip
 
-    def conversations() -> Iterator[list[tuple[Conversation, str]]]:
+    def sides() -> Iterator[list[tuple[Side, str]]]:
         for part in parts:
             for read in _chunks(part, options, skip):
                 rows = [row for row in read if isinstance(row, RowError) or takes(row)]
@@ -109,9 +108,9 @@ def encode_parts(
                 if is_strict and isinstance(read[-1], RowError):
                     return
 
-    encoder = ConversationEncoder(options.tokenizer)
+    encoder = SideEncoder(options.tokenizer, needs_answer=options.needs_answer)
     with tqdm(desc=progress, unit=" rows", disable=progress is None) as bar:
-        for examples in encoder.encode_batches(conversations()):
+        for examples in encoder.encode_batches(sides()):
             chunk = waiting.popleft()
             for row, result in zip(chunk.rows, _assembled(chunk.rows, examples, options), strict=True):
                 if isinstance(result, RowError):
@@ -122,8 +121,8 @@ def encode_parts(
                     report.skip(result)
                 else:
                     assert isinstance(row, Row)
-                    report.keep(row, result, source=chunk.part)
-                    yield result
+                    report.keep(row, *result, source=chunk.part)
+                    yield from result
             bar.update(chunk.num_read)
 
 
@@ -181,7 +180,10 @@ def _chunks(part: Part, options: EncodingOptions, skip: OnRowError | None) -> It
 
 
 def _num_chars(row: Row) -> int:
-    return sum(len(message["content"]) for side in row.sides.values() for message in side.messages)
+    return sum(
+        len(side.text) if isinstance(side, Document) else sum(len(message["content"]) for message in side.messages)
+        for side in row.sides.values()
+    )
 
 
 def _without_frames(error: RowError) -> RowError:
@@ -210,7 +212,7 @@ def _check_kind(row: Row, kinds: frozenset[RowKind], layout: str | None) -> None
 
 def _assembled(
     rows: Sequence[Row | RowError], examples: Sequence[Example | RowError], options: EncodingOptions
-) -> Iterator[EncodedRow | RowError]:
+) -> Iterator[list[EncodedRow] | RowError]:
     """The rows of a chunk from the examples of their sides, which stand in one list."""
     of_sides = iter(examples)
     for row in rows:
@@ -220,15 +222,16 @@ def _assembled(
             yield _assemble(row, {name: next(of_sides) for name in row.sides}, options)
 
 
-def _assemble(row: Row, sides: dict[str, Example | RowError], options: EncodingOptions) -> EncodedRow | RowError:
+def _assemble(row: Row, sides: dict[str, Example | RowError], options: EncodingOptions) -> list[EncodedRow] | RowError:
     examples = {name: side for name, side in sides.items() if isinstance(side, Example)}
     for side in sides.values():
         if isinstance(side, RowError):
             return side
     encoded = EncodedRow(row.kind, row.origin, examples, row.score)
     try:
-        return truncate(
+        return fitted(
             encoded,
+            is_text=row.is_text and options.needs_answer,
             max_length=options.max_length,
             policy=options.truncation,
             bos_token_id=options.tokenizer.bos_token_id,

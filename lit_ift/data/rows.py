@@ -6,6 +6,7 @@ from typing import Final, Literal, get_args
 
 from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.example import Example
+from lit_ift.data.parse.messages import normalise, prompt_key
 
 RowKind = Literal["instruction", "preference", "unpaired", "scored"]
 
@@ -25,6 +26,21 @@ ANSWER_SIDES: Final = ("answer", "chosen", "rejected", "gold", "mismatched")
 
 
 @dataclass(frozen=True)
+class Document:
+    """A raw text to learn, or in rows that need no answer one to go on from.
+
+    Args:
+        text: all of it, without control tokens.
+    """
+
+    text: str
+
+
+Side = Conversation | Document
+"""What a side of a row may be."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One checked row: the answers to one prompt and what is known of their worth.
 
@@ -32,15 +48,26 @@ class Row:
         kind: which of the other fields there are.
         origin: where it came from, as ``file:line`` or ``source#index``.
         sides: a conversation for each name in ``SIDES[kind]``, and perhaps ``gold``, in that order. All begin with
-            the same prompt.
+            the same prompt. An instruction row may have a document instead.
         score: scored: worth of the answer in [0, 1]; unpaired: 1 for a good answer, 0 for a bad one; preference: how
             likely the chosen answer is the better one, in [0.5, 1], None where it was simply chosen.
     """
 
     kind: RowKind
     origin: str
-    sides: Mapping[str, Conversation]
+    sides: Mapping[str, Side]
     score: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for rows that ask the same thing or, without a question, say it; case and white space aside."""
+        side = next(iter(self.sides.values()))
+        return normalise(side.text) if isinstance(side, Document) else prompt_key(side)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a document rather than a conversation."""
+        return any(isinstance(side, Document) for side in self.sides.values())
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,83 @@
 """What happens to rows that are longer than the maximum length."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import RowError
 
-Truncation = Literal["right", "left_of_prompt", "drop"]
+Truncation = Literal["right", "left_of_prompt", "drop", "split"]
 """``right`` cuts tokens off the end of each answer. ``left_of_prompt`` first takes them from the start of the prompt,
-after the bos_token, as long as one token of it is left, and only the rest from the end. ``drop`` leaves the row out."""
+after the bos_token, as long as one token of it is left, and only the rest from the end. ``drop`` leaves the row out.
+``split`` cuts a text into consecutive pieces, which lose nothing."""
+
+DEFAULT_OF_TEXTS: Final[Truncation] = "split"
+DEFAULT_OF_CONVERSATIONS: Final[Truncation] = "right"
+
+
+def fitted(
+    row: EncodedRow, *, is_text: bool, max_length: int, policy: Truncation | None, bos_token_id: int | None = None
+) -> list[EncodedRow]:
+    """What of a row is trained on within `max_length` tokens: one row, or the pieces of a text.
+
+    Args:
+        row: a row of full length.
+        is_text: whether it is a raw text to learn, and no conversation or prompt.
+        max_length: most tokens a side may have, at least 2.
+        policy: what to do with longer ones; None splits texts and cuts conversations on the right.
+        bos_token_id: a token that stays first where it is first.
+
+    Raises:
+        RowError: as `truncate`, or the row is longer and the policy does not apply to it (``too_long``).
+    """
+    chosen = policy or (DEFAULT_OF_TEXTS if is_text else DEFAULT_OF_CONVERSATIONS)
+    length = max(len(example.input_ids) for example in row.sides.values())
+    if length > max_length and chosen == ("left_of_prompt" if is_text else "split"):
+        raise RowError(
+            row.row_id,
+            "",
+            f"has {length} tokens, but max_length={max_length}, and data.truncation={chosen} is not for "
+            + ("a text, which has no prompt" if is_text else "conversations, which lose their sense in pieces"),
+            f"Leave data.truncation out, which {'splits texts' if is_text else 'cuts off the end of the answer'}, "
+            "or set it to another policy",
+            reason="too_long",
+        )
+    if is_text and chosen == "split":
+        return pieces(row, max_length)
+    return [truncate(row, max_length=max_length, policy=chosen, bos_token_id=bos_token_id)]
+
+
+def pieces(row: EncodedRow, max_length: int) -> list[EncodedRow]:
+    """Cut a text into consecutive pieces, which together have its tokens.
+
+    All have `max_length` tokens but for the last one. The first token of a piece is no target, for nothing in the piece
+    predicts it. So the last piece has two tokens at least, unless that would leave the piece before it with one.
+
+    Args:
+        row: with a single side.
+        max_length: most tokens of a piece, at least 2.
+    """
+    ((side, whole),) = row.sides.items()
+    starts = list(range(0, len(whole.input_ids), max_length))
+    if len(starts) > 1 and max_length > 2 and len(whole.input_ids) - starts[-1] == 1:
+        starts[-1] -= 1
+    if len(starts) == 1:
+        return [row]
+    ends = [*starts[1:], len(whole.input_ids)]
+    made = []
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
+        row_id = f"{row.row_id} (piece {number} of {len(starts)})"
+        piece = replace(
+            whole,
+            input_ids=whole.input_ids[start:end],
+            labels=[IGNORE_INDEX, *whole.labels[start + 1 : end]],
+            row_id=row_id,
+            num_lookalikes=whole.num_lookalikes if number == 1 else 0,
+        )
+        made.append(replace(row, row_id=row_id, sides={side: piece}))
+    return made
 
 
 def truncate(row: EncodedRow, *, max_length: int, policy: Truncation, bos_token_id: int | None = None) -> EncodedRow:

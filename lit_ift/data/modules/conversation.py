@@ -14,8 +14,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lit_ift.chat.encoder import check_tokenizer, is_built_in_template, resolve_chat_template, with_bos
+from lit_ift.chat.encoder import is_built_in_template, resolve_chat_template, with_bos
 from lit_ift.chat.example import Example
+from lit_ift.chat.templates import check_fast
 from lit_ift.data.batch.collate import Batch, PackedBatch, collate, collate_packed
 from lit_ift.data.batch.cursor import TrainingCursor
 from lit_ift.data.batch.dataset import EncodedDataset
@@ -69,7 +70,8 @@ class ConversationDataModule(L.LightningDataModule):
             writes the bos_token first if the tokenizer by itself starts a text with it.
         max_length: longest row [tokens].
         truncation: what happens to longer rows: they lose their end (``right``), the start of their prompt first
-            (``left_of_prompt``), or are left out (``drop``). The report counts them.
+            (``left_of_prompt``), are left out (``drop``) or, if they are texts, split into pieces (``split``). By
+            default texts are split and conversations lose their end. The report counts them.
         batch_size: training rows a process and batch; 8 unless `tokens_per_batch` is given.
         tokens_per_batch: input tokens a process and batch at most, instead of `batch_size`; padding counts, unless
             rows are packed. All epochs have equally many batches. Without `packing` rows of similar length share a
@@ -101,7 +103,7 @@ class ConversationDataModule(L.LightningDataModule):
         tokenizer: str | Any | None = None,
         chat_template: str | None = None,
         max_length: int = 1024,
-        truncation: Truncation = "right",
+        truncation: Truncation | None = None,
         batch_size: int | None = None,
         tokens_per_batch: int | None = None,
         eval_batch_size: int | None = None,
@@ -142,7 +144,7 @@ class ConversationDataModule(L.LightningDataModule):
             ("on_bad_row", on_bad_row, get_args(OnBadRow)),
             ("truncation", truncation, get_args(Truncation)),
         ):
-            if value not in choices:
+            if value not in choices and not (option == "truncation" and value is None):
                 raise UserError(f"data.{option}={value!r} must be one of {', '.join(choices)}.")
         _check_batching(batch_size, tokens_per_batch, packing, padding_free, group_by_length)
         # Checkpoints are loaded with weights_only, which takes plain values and no tokenizer object.
@@ -152,7 +154,7 @@ class ConversationDataModule(L.LightningDataModule):
         self.chat_template = None if chat_template is None else resolve_chat_template(chat_template)
         self.template_is_built_in = chat_template is not None and is_built_in_template(chat_template)
         self.max_length = max_length
-        self.truncation: Truncation = truncation
+        self.truncation: Truncation | None = truncation
         self.batch_size = DEFAULT_BATCH_SIZE if batch_size is None and tokens_per_batch is None else batch_size
         self.tokens_per_batch = tokens_per_batch
         self.eval_batch_size = eval_batch_size
@@ -524,7 +526,7 @@ class ConversationDataModule(L.LightningDataModule):
                 "data.tokenizer has another chat template than the model's tokenizer, which is the one that is "
                 "exported. Set data.chat_template, or remove data.tokenizer."
             )
-        check_tokenizer(chosen)
+        check_fast(chosen)
         return chosen
 
 

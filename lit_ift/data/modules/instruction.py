@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ift.data.modules.conversation import ConversationDataModule, Split, require_type
 from lit_ift.data.parse.layouts import check_layout
-from lit_ift.data.parse.messages import prompt_key
 from lit_ift.data.pipeline import Part
 from lit_ift.data.read.known_datasets import KnownDataset, known_dataset
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
@@ -244,6 +243,5 @@ def _known(source: Source) -> KnownDataset | None:
 
 def in_validation(row: Row, val_fraction: float) -> bool:
     """Whether the hash of the row's question falls into the lowest `val_fraction` of all hashes."""
-    question = prompt_key(next(iter(row.sides.values())))
-    digest = hashlib.sha256(question.encode()).digest()
+    digest = hashlib.sha256(row.key.encode()).digest()
     return int.from_bytes(digest[:8]) < val_fraction * 2**64

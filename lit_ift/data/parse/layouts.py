@@ -11,6 +11,7 @@ from lit_ift.chat.conversation import Conversation, Message
 from lit_ift.data.parse import instruction as instruct_formats
 from lit_ift.data.parse import pairs as pair_formats
 from lit_ift.data.parse import scores as score_formats
+from lit_ift.data.parse import texts as text_format
 from lit_ift.data.parse.messages import PROMPT_ENDS, check_opening, parse_tools
 from lit_ift.data.parse.scores import HELPSTEER2_ATTRIBUTES, ScoreRange
 from lit_ift.data.read.records import Record
@@ -39,6 +40,7 @@ class Layout:
         parse_prompt: from a row without an answer to the messages to answer; None if such rows are not taken.
         prompt_required: the column that such a row must have.
         declared_only: whether it is a choice that the columns do not tell.
+        fallback: whether it is taken only where no other layout fits.
     """
 
     kind: RowKind
@@ -51,6 +53,7 @@ class Layout:
     parse_prompt: Callable[[Record], list[Message]] | None = None
     prompt_required: str = ""
     declared_only: bool = False
+    fallback: bool = False
 
     def columns_in(self, present: Columns) -> Columns:
         """Those of the present columns that make a row this layout's; none if one is lacking."""
@@ -78,6 +81,12 @@ def _parse_chosen(record: Record, _: ScoreRange | None) -> Row:
 
 
 _COMMON: Final = frozenset({"system", "tools"})
+
+_OF_CONVERSATIONS: Final = (
+    *("messages", "conversations", "system", "tools", "prompt", "completion", "instruction", "input", "output"),
+    *("question", "answer", "response", "chosen", "rejected"),
+)
+"""Columns that say something beside a text only if it is no raw text."""
 
 LAYOUTS: Final[dict[str, Layout]] = {
     "messages": Layout(
@@ -190,6 +199,13 @@ LAYOUTS: Final[dict[str, Layout]] = {
         _rated(score_formats.parse_helpsteer2),
         optional=_COMMON,
     ),
+    "text": Layout(
+        "instruction",
+        (("text",),),
+        _rated(text_format.parse_document),
+        foreign=dict.fromkeys(_OF_CONVERSATIONS, "A text has no turns: write them as messages"),
+        fallback=True,
+    ),
 }
 """Known layouts, by the names that users declare. A new data format is one function and one entry here."""
 
@@ -200,7 +216,6 @@ _SYNONYMS: Final = {
     "response": "completion",
     "answer": "completion",
     "question": "prompt",
-    "text": "messages",
     **_MARKS,
 }
 """Columns of rows that fit no layout, and what they are mostly called."""
@@ -338,6 +353,7 @@ class RowParser:
                 remedy = _near_misses(present) or f"Rename the columns to one of: {_known()}"
                 problem = f"columns {_quoted(record)} fit no known layout"
                 raise RowError(record.origin, "", problem, remedy, reason="layout")
+            _check_foreign(record, fitting[0])
             self._check_spelling(record, fitting[0], present)
             self._check_score_options_used(fitting[0], record.origin)
             self._layout, self._first = fitting[0], record
@@ -356,6 +372,7 @@ class RowParser:
                 name for name, layout in LAYOUTS.items() if not layout.declared_only and layout.columns_in(present)
             ]
         names = [name for name in self._candidates[present] if (holds := LAYOUTS[name].holds) is None or holds(record)]
+        names = [name for name in names if not LAYOUTS[name].fallback] or names
         if len(names) > 1:
             columns = {name: LAYOUTS[name].columns_in(present) for name in names}
             names = [

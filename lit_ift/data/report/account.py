@@ -64,7 +64,7 @@ class TokenCount:
     """What a source, or a side of preference rows, holds.
 
     Args:
-        rows: kept rows.
+        rows: of the data set: kept rows, a text that was split as often as it has pieces.
         tokens: input tokens.
         target_tokens: tokens that are trained on.
         weight: how often an epoch takes the rows.
@@ -88,6 +88,8 @@ class DataReport:
         rows_kept: rows in the data set.
         rows_skipped: rows left out because they were bad.
         rows_truncated: kept rows that lost tokens to the maximum length.
+        rows_split: kept rows, each a text that was split into pieces.
+        pieces: what they became. Lengths are those of pieces.
         rows_with_split_start: kept rows in which a token merges the end of a prompt with the start of an answer.
         rows_with_stop: kept rows that train the tokenizer's end-of-sequence token.
         rows_without_bos: kept rows that do not start with the bos_token, where the tokenizer by itself would start
@@ -124,6 +126,8 @@ class DataReport:
     rows_kept: int
     rows_skipped: int
     rows_truncated: int
+    rows_split: int
+    pieces: int
     rows_with_split_start: int
     rows_with_stop: int
     rows_without_bos: int

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from lit_ift.chat.encoder import adds_bos
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.parse.messages import prompt_key
 from lit_ift.data.report.account import DataReport, Lengths, TokenCount, TurnEnd
-from lit_ift.data.rows import EncodedRow, Row, RowKind
+from lit_ift.data.rows import Document, EncodedRow, Row, RowKind
+from lit_ift.data.truncation import DEFAULT_OF_CONVERSATIONS, DEFAULT_OF_TEXTS, Truncation
 from lit_ift.errors import RowError
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ NUM_BINS: Final = 20
 USUAL_END: Final = 0.99
 """A token that is no control token still is a turn's stop if so large a share of the complete turns end in it."""
 
-FINDINGS: Final = ("truncated", "duplicate", "no_target", "lookalike", "split_start", "without_bos", "cut_turn")
+FINDINGS: Final = (
+    *("truncated", "split", "duplicate", "no_target", "lookalike", "split_start", "without_bos", "cut_turn"),
+)
 """What is found of kept rows as they pass; whether a turn is unstopped shows at the end."""
 
 
@@ -70,7 +72,7 @@ class ReportBuilder:
         split: train, val, test or predict.
         tokenizer: the one that encoded the rows.
         max_length: longest allowed conversation [tokens].
-        truncation: what is done with longer ones, in a word.
+        truncation: what is done with longer ones, in a word; None for what is usual for their kind.
         weights: how often an epoch takes the rows of a source; once where it is not named.
     """
 
@@ -80,7 +82,7 @@ class ReportBuilder:
         tokenizer: "PreTrainedTokenizerBase",
         *,
         max_length: int,
-        truncation: str,
+        truncation: Truncation | None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self.split = split
@@ -90,7 +92,7 @@ class ReportBuilder:
         self.weights = weights or {}
         self._bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
         self._control_ids = control_ids(tokenizer)
-        self._rows_kept = 0
+        self._rows_kept = self._num_texts = self._num_pieces = 0
         self._rows_with_stop = 0
         self._tokens_cut = 0
         self._findings = {name: _Tally() for name in FINDINGS}
@@ -116,45 +118,48 @@ class ReportBuilder:
             text = str(error)
             messages.append(text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 1]}…")
 
-    def keep(self, row: Row, encoded: EncodedRow, *, source: str = "") -> None:
+    def keep(self, row: Row, *encoded: EncodedRow, source: str = "") -> None:
         """Count a row that is trained on, as it is after truncation.
 
         Args:
             row: before it was tokenized.
-            encoded: the same row tokenized.
+            *encoded: the same row tokenized; several where a text was split into pieces.
             source: the name under which its tokens are counted.
         """
-        row_id = encoded.row_id
+        row_id = row.origin
         self._rows_kept += 1
-        self._kinds[encoded.kind] += 1
-        prompt = next(iter(row.sides.values()))
-        self._turns[min(len(prompt.messages), MOST_TURNS)] += 1
-        self._note_prompt(prompt_key(prompt), row_id)
+        self._kinds[row.kind] += 1
+        self._note_messages(row)
+        self._note_prompt(row.key, row_id)
+        if len(encoded) > 1:
+            self._findings["split"].add(row_id)
+            self._num_pieces += len(encoded)
         of_source = self._sources.setdefault(source, _TokenTally())
-        of_source.rows += 1
-        examples = encoded.sides.values()
+        of_source.rows += len(encoded)
+        examples = [example for piece in encoded for example in piece.sides.values()]
         num_cut = sum(example.num_cut for example in examples)
         self._tokens_cut += num_cut
         num_targets = 0
-        for side, example in encoded.sides.items():
+        for side, example in ((side, example) for piece in encoded for side, example in piece.sides.items()):
             tokens, targets = len(example.input_ids), example.num_targets
             num_targets += targets
             self._input_lengths[tokens] += 1
             self._target_lengths[targets] += 1
             of_source.tokens += tokens
             of_source.target_tokens += targets
-            if encoded.kind == "preference":
+            if row.kind == "preference":
                 of_side = self._sides.setdefault(side, _TokenTally())
                 of_side.rows += 1
                 of_side.tokens += tokens
                 of_side.target_tokens += targets
-        self._note_turn_ends(examples, row_id)
+        starts = encoded[0].sides.values()  # A text begins with its first piece and ends with its last one.
+        self._note_turn_ends(encoded[-1].sides.values(), row_id)
         found = {
             "truncated": num_cut > 0,
             "no_target": num_targets == 0,
             "lookalike": any(example.num_lookalikes for example in examples),
             "split_start": any(example.num_split_starts for example in examples),
-            "without_bos": self._bos is not None and any(e.input_ids[:1] != [self._bos] for e in examples),
+            "without_bos": self._bos is not None and any(e.input_ids[:1] != [self._bos] for e in starts),
         }
         for name, is_so in found.items():
             if is_so:
@@ -174,11 +179,13 @@ class ReportBuilder:
         return DataReport(
             split=self.split,
             max_length=self.max_length,
-            truncation=self.truncation,
+            truncation=self._truncation(),
             rows_read=self._rows_kept + num_skipped,
             rows_kept=self._rows_kept,
             rows_skipped=num_skipped,
             rows_truncated=counts["truncated"],
+            rows_split=counts["split"],
+            pieces=self._num_pieces,
             rows_with_split_start=counts["split_start"],
             rows_with_stop=self._rows_with_stop,
             rows_without_bos=counts["without_bos"],
@@ -209,6 +216,21 @@ class ReportBuilder:
             input_lengths=input_lengths,
             target_lengths=target_lengths,
         )
+
+    def _note_messages(self, row: Row) -> None:
+        side = next(iter(row.sides.values()))
+        if isinstance(side, Document):
+            self._num_texts += 1
+        else:
+            self._turns[min(len(side.messages), MOST_TURNS)] += 1
+
+    def _truncation(self) -> str:
+        if self.truncation is not None:
+            return self.truncation
+        if not self._num_texts:
+            return DEFAULT_OF_CONVERSATIONS
+        only_texts = self._num_texts == self._rows_kept
+        return DEFAULT_OF_TEXTS if only_texts else f"{DEFAULT_OF_CONVERSATIONS}, of texts {DEFAULT_OF_TEXTS}"
 
     def _note_prompt(self, prompt: str, row_id: str) -> None:
         key = hash(prompt)

@@ -47,6 +47,9 @@ LEGEND: Final[dict[str, str]] = {
 MOST_BYTES: Final = 4
 """Tokens that may share one character: UTF-8 takes four bytes at most."""
 
+PIECE: Final = re.compile(r" \(piece \d+ of \d+\)$")
+"""What a piece's id ends with, after that of the text."""
+
 WHITE: Final = {"\n": "↵\n", "\t": "⇥", "\r": "␍"}
 
 
@@ -206,17 +209,23 @@ def pick(dataset: "EncodedDataset", *, rows: int, row_id: str | None = None, see
     Args:
         dataset: the rows.
         rows: how many.
-        row_id: the id, or how it ends after a folder.
+        row_id: the id, or how it ends after a folder; of a text that was split all pieces are shown.
         seed: draws rows at random.
 
     Raises:
         UserError: no row has the id.
     """
     if row_id is not None:
+        pieces: list[Shown] = []
         for index in range(len(dataset)):
             found = shown(dataset.rows[index])
-            if found[0].example.row_id == row_id or found[0].example.row_id.endswith(f"/{row_id}"):
-                return found
+            name = PIECE.sub("", found[0].example.row_id)
+            if name == row_id or name.endswith(f"/{row_id}"):
+                pieces += found
+            elif pieces:
+                break
+        if pieces:
+            return pieces
         raise UserError(
             f"None of the {len(dataset):,} encoded rows has the id {row_id!r}. Ids look like "
             f"{dataset.rows[0].row_id!r}; `lit-ift data check` says whether the row was skipped, and why."

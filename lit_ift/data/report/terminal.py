@@ -99,6 +99,9 @@ def figures(report: DataReport) -> Iterator[Figure]:
             yield Figure(words, count, read, ids.get(f"skipped/{reason}", ()), is_part=True)
     cut = f"{counted(report.tokens_cut, 'token')} cut" if report.tokens_cut else ""
     yield Figure("truncated", report.rows_truncated, kept, ids.get("truncated", ()), cut)
+    if report.rows_split:
+        pieces = counted(report.pieces, "piece")
+        yield Figure("texts split", report.rows_split, kept, ids.get("split", ()), f"into {pieces}", is_fault=False)
     prompts = counted(report.duplicate_prompts, "prompt") if report.duplicate_prompts else ""
     yield Figure("prompt seen before", report.rows_duplicate, kept, ids.get("duplicate", ()), prompts)
     yield Figure("nothing to train on", report.rows_without_target, kept, ids.get("no_target", ()))
@@ -184,7 +187,7 @@ def facts(report: DataReport) -> list[tuple[str, str]]:
     return [
         ("max_length", f"{report.max_length:,} tokens, truncation {report.truncation}"),
         ("kinds of rows", _listed(report.kinds)),
-        ("messages a conversation", _listed(report.turns)),
+        *([("messages a conversation", _listed(report.turns))] if report.turns else []),
     ]
 
 
