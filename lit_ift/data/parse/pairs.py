@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, cast
 
 from lit_ift.chat.conversation import Conversation, Message
 from lit_ift.data.parse.instruction import prompt_alone
@@ -75,7 +75,7 @@ def with_two_answers(pair: Row) -> Row:
     Raises:
         RowError: they are the same, white space at the ends of turns aside.
     """
-    chosen, rejected = pair.sides["chosen"].messages, pair.sides["rejected"].messages
+    chosen, rejected = (cast(Conversation, pair.sides[side]).messages for side in ("chosen", "rejected"))
     if len(chosen) == len(rejected) and all(map(_same_turn, chosen, rejected)):
         problem = "is the same answer as 'chosen', so there is nothing to prefer"
         raise RowError(pair.origin, "rejected", problem, "Remove the row, or set layout: chosen to train on one answer")
