@@ -2,7 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
+
+LOSS: Final = "loss"
+"""Key of a turn that says whether to train on it."""
+
+THINKING_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a turn that hold its thinking apart from its text."""
+
+THINK, END_THINK = "<think>", "</think>"
 
 
 class Message(TypedDict):
@@ -13,6 +21,7 @@ class Message(TypedDict):
     name: NotRequired[str]
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
+    loss: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -20,22 +29,43 @@ class Conversation:
     """A checked conversation, with at least one assistant turn to train on unless it is a mere prompt.
 
     Args:
-        messages: the turns, in order; the first one is never the assistant's.
+        messages: the turns, in order; the first one is never the assistant's. One whose ``loss`` is false is shown to
+            the model, but not trained on; the key itself is taken out.
         tools: declarations of the functions the assistant may call, as the chat template takes them.
         num_prompt_messages: assistant turns before this index are context, not targets.
+        untrained: indices of turns that are not trained on, wherever they stand.
     """
 
     messages: Sequence[Message]
     tools: Sequence[dict[str, Any]] | None = None
     num_prompt_messages: int = 0
+    untrained: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        flags = [message.get(LOSS) for message in self.messages]
+        if any(flag is not None for flag in flags):
+            off = {index for index, flag in enumerate(flags) if flag is False}
+            bare = [{key: value for key, value in message.items() if key != LOSS} for message in self.messages]
+            object.__setattr__(self, "untrained", self.untrained | off)
+            object.__setattr__(self, "messages", bare)
 
     @property
     def target_turns(self) -> list[int]:
         """Indices of the assistant turns that are trained on."""
         first = self.num_prompt_messages
-        return [i for i, m in enumerate(self.messages) if i >= first and m["role"] == "assistant"]
+        return [
+            i
+            for i, m in enumerate(self.messages)
+            if i >= first and m["role"] == "assistant" and i not in self.untrained
+        ]
 
     @property
     def is_prompt(self) -> bool:
         """Whether all of it is for the model to answer, and nothing to train on."""
         return self.num_prompt_messages == len(self.messages)
+
+
+def split_thinking(content: str) -> tuple[str, str]:
+    """What stands through the last ``</think>`` of an assistant's text, and the rest."""
+    head, found, answer = content.rpartition(END_THINK)
+    return (head + found, answer) if found else ("", content)

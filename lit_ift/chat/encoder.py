@@ -188,6 +188,7 @@ class ConversationEncoder:
 
     def _render(self, conversation: Conversation, origin: str) -> _Rendered | RowError:
         try:
+            check_conversation(conversation, origin)
             template = self._template(has_tools=bool(conversation.tools))
             controls = self._controls[bool(conversation.tools)]
             strings = [message["content"] for message in conversation.messages]
@@ -383,6 +384,22 @@ def _chars(encoding: "Encoding", token: int) -> Span:
     """The characters of a token; none for one that has no text."""
     found: Span | None = encoding.token_to_chars(token)
     return found or (0, 0)
+
+
+def check_conversation(conversation: Conversation, origin: str) -> None:
+    """Do nothing if something of a conversation can be trained on, or it is a mere prompt.
+
+    Raises:
+        RowError: all its answers are marked as not to be trained on.
+    """
+    if not conversation.is_prompt and not conversation.target_turns:
+        raise RowError(
+            origin,
+            "messages",
+            "every answer in it is marked as not to be trained on",
+            "Leave the row out, or mark an answer as one to train on (loss: true)",
+            reason="no_target",
+        )
 
 
 def _check_unreserved(strings: list[str], pattern: re.Pattern[str], origin: str) -> None:

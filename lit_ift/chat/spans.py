@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from lit_ift.chat.control_tokens import map_strings, strings_in
-from lit_ift.chat.conversation import Conversation, Message
+from lit_ift.chat.conversation import END_THINK, THINK, THINKING_FIELDS, Conversation, Message, split_thinking
 from lit_ift.chat.templates import STAND_IN, ChatTemplate, Span, TurnKind
 from lit_ift.errors import RowError
 
@@ -30,10 +30,6 @@ MARKS_PER_MESSAGE: Final = 8
 TEXT, THINKING, ARGUMENT = 0, 2, 4
 
 MARKS: Final = re.compile(f"{OPEN}([0-9]+){CLOSE}")
-
-THINKING_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
-
-THINK, END_THINK = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -163,12 +159,6 @@ def _marked_call(call: dict[str, Any], index: int) -> dict[str, Any]:
     arguments = map_strings(holder["arguments"], lambda text: _wrapped(text, index, ARGUMENT))
     changed = {**holder, "arguments": arguments}
     return {**call, "function": changed} if isinstance(function, dict) else changed
-
-
-def split_thinking(content: str) -> tuple[str, str]:
-    """What stands through the last ``</think>`` of an assistant's text, and the rest."""
-    head, found, answer = content.rpartition(END_THINK)
-    return (head + found, answer) if found else ("", content)
 
 
 def _check_shown(conversation: Conversation, marks: _Marks, origin: str) -> None:

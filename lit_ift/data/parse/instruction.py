@@ -6,7 +6,6 @@ from lit_ift.chat.conversation import Conversation, Message
 from lit_ift.data.parse.messages import (
     check_nested,
     check_trainable,
-    check_trained_whole,
     did_you_mean,
     parse_json,
     parse_message,
@@ -16,6 +15,7 @@ from lit_ift.data.parse.messages import (
     parse_tools,
     parse_turn,
     shown,
+    with_flags,
     with_system,
     wrong_type,
 )
@@ -24,6 +24,7 @@ from lit_ift.errors import RowError
 
 SHAREGPT_ROLES: Final = {
     "system": "system",
+    "developer": "system",
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -127,10 +128,7 @@ def sharegpt_prompt(record: Record) -> list[Message]:
     turns = record.data["conversations"]
     if not isinstance(turns, list):
         raise wrong_type(record, "conversations", turns, "It must be a list of {from, value} objects")
-    if not turns:
-        raise RowError(record.origin, "conversations", "is an empty list", "Give it at least one turn")
-    messages = [_sharegpt_turn(record, f"conversations[{index}]", turn) for index, turn in enumerate(turns)]
-    return with_system(record, messages)
+    return with_system(record, with_flags(record, "conversations", turns, _sharegpt_turn))
 
 
 def _sharegpt_turn(record: Record, path: str, turn: Any) -> Message:
@@ -145,9 +143,10 @@ def _sharegpt_turn(record: Record, path: str, turn: Any) -> Message:
         raise RowError(record.origin, f"{path}.from", problem, remedy)
     if "value" not in turn:
         raise RowError(record.origin, f"{path}.value", "is missing", "Give every turn a text")
-    check_trained_whole(record, path, SHAREGPT_ROLES[speaker], turn)
     if speaker != "function_call":
-        return parse_turn(record, f"{path}.value", SHAREGPT_ROLES[speaker], turn["value"])
+        others = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        message = {**others, "role": SHAREGPT_ROLES[speaker], "content": turn["value"]}
+        return parse_message(record, path, message, text_key="value")
     value = turn["value"]
     if isinstance(value, str):
         value = parse_json(record, f"{path}.value", parse_text(record, f"{path}.value", value))

@@ -186,10 +186,22 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and _clean(value)
 
 
+def _is_said(value: Any) -> bool:
+    return value != [] and not (isinstance(value, str) and not value.strip())
+
+
 def _turns(turns: list[tuple[str, Any]]) -> list[tuple[str, bool]] | None:
     """ChatML, written out: the assistant's text and end-of-turn mark are trained on, nothing else is."""
+    # An empty system turn is none.
+    turns = [(role, text) for role, text in turns if role != "system" or (text is not None and _is_said(text))]
     roles = [role for role, _ in turns]
-    if "?" in roles or "assistant" not in roles or roles[0] == "assistant" or not all(_text(c) for _, c in turns):
+    if (
+        not roles
+        or "?" in roles
+        or "assistant" not in roles
+        or roles[0] == "assistant"
+        or not all(_text(c) for _, c in turns)
+    ):
         return None
     pieces: list[tuple[str, bool]] = []
     for role, content in turns:
