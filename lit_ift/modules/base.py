@@ -9,7 +9,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import torch
-from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -44,11 +43,13 @@ from lit_ift.modules.optim import (
     LRSchedulerCallable,
     OptimizerCallable,
     WarmupSchedule,
+    check_eps,
     lost_updates,
     parameter_groups,
     vector_names,
 )
 from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
+from lit_ift.modules.precision import convert_weights, float32_by_default, keep_batches_exact
 from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
 
 if TYPE_CHECKING:
@@ -301,7 +302,10 @@ class CausalLMModule(ExampleMeanModule):
         sharding = sharding_of(self._trainer)
         if sharding is not None and self.quantization is not None:
             raise _not_sharded(self.quantization)
-        self._load(in_parts=sharding is not None)
+        with float32_by_default():  # An adapter's first weights are the same under every precision.
+            self._load(in_parts=sharding is not None)
+        convert_weights(self._trainer, self.model)
+        keep_batches_exact(self._trainer)
         if self._trainer is not None and str(self.trainer.precision) in COMPUTE_DTYPES:
             compute_in(self.model, COMPUTE_DTYPES[str(self.trainer.precision)])
         fits = self._trainer is not None and self.trainer.state.fn == "fit"
@@ -374,9 +378,6 @@ class CausalLMModule(ExampleMeanModule):
             return
         if is_quantized(self.model):
             raise _not_sharded("stored in the model's folder")
-        if self._trainer is not None and isinstance(self.trainer.precision_plugin, HalfPrecision):
-            # Lightning would do so only once shards have been used.
-            self.trainer.precision_plugin.convert_module(self.model)
         if self.lora is not None or not isinstance(self.model_spec, str):  # Else all ranks read the same file.
             same_on_all_ranks(self.model, sharding.device, all_of_it=not isinstance(self.model_spec, str))
         shard_model(self.model, sharding, keep_root=keep_root)
@@ -485,6 +486,7 @@ class CausalLMModule(ExampleMeanModule):
             optimizer = self._build_optimizer(parameter_groups(self, self._vector_names))
         except ValueError as error:  # As torch's have it for a learning rate below 0.
             raise UserError(f"The optimizer refuses its options: {error}") from error
+        check_eps(optimizer)
         scheduler = self._build_scheduler(optimizer)
         if isinstance(scheduler, WarmupSchedule) and scheduler.needs_total_steps:
             scheduler.bind(self.total_steps())

@@ -81,6 +81,27 @@ def lost_updates(optimizer: Optimizer) -> tuple[float, float]:
     return lost / max(total, 1), largest
 
 
+def check_eps(optimizer: Optimizer) -> None:
+    """Check that what one of torch's optimizers adds to a denominator is not 0 in the dtype of its weights.
+
+    Their state has that dtype: where a gradient's square is 0 too, the first step would be 0 / 0.
+
+    Raises:
+        UserError: it is 0.
+    """
+    if not any(cls.__module__.startswith("torch.optim.") for cls in type(optimizer).__mro__ if cls is not Optimizer):
+        return  # Others may keep their state in float32.
+    for group in optimizer.param_groups:
+        eps = group.get("eps")
+        for dtype in {parameter.dtype for parameter in group["params"]} if isinstance(eps, float) and eps > 0 else ():
+            if torch.tensor(eps, dtype=dtype) == 0:
+                raise UserError(
+                    f"{type(optimizer).__name__}'s eps={eps:g} is 0 in {str(dtype).removeprefix('torch.')}, the dtype "
+                    "of the weights (trainer.precision=16-true, or model.dtype), so the first step would make them "
+                    "NaN. Set trainer.precision=bf16-mixed or bf16-true, or eps of the optimizer to 1e-4 or more."
+                )
+
+
 def configured_options(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The options of each parameter group as they are now, to compare with after a checkpoint was restored."""
     return [{name: group[name] for name in _OPTIONS if name in group} for group in optimizer.param_groups]

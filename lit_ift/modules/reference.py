@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from lit_ift.models.lora import adapters_off, adds_nothing, is_adapted
 from lit_ift.models.quantized import compute_dtype_of, compute_in
 from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.packed import unpacked
+from lit_ift.modules.precision import convert_weights
 from lit_ift.modules.reference_cache import CachedReference
 from lit_ift.modules.stepping import Batch
 
@@ -222,8 +222,7 @@ class ReferencePolicy:
         )
         second.quantization = module.quantization if isinstance(spec, str) else None  # The policy began from it, too.
         second._load(in_parts=sharding_of(trainer) is not None)
-        if trainer is not None and isinstance(trainer.precision_plugin, HalfPrecision):
-            trainer.precision_plugin.convert_module(second)
+        convert_weights(trainer, second)
         if (compute_dtype := compute_dtype_of(module.model)) is not None:
             compute_in(second.model, compute_dtype)
         second.requires_grad_(False)

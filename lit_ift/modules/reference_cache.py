@@ -20,7 +20,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
@@ -35,6 +34,7 @@ from lit_ift.models import lora as adapter
 from lit_ift.models.eval_mode import evaluating
 from lit_ift.modules import base
 from lit_ift.modules.base import CausalLMModule
+from lit_ift.modules.precision import float32_by_default
 
 Logps = npt.NDArray[np.floating[Any]]
 
@@ -203,7 +203,7 @@ def _score(module: CausalLMModule, dataset: Any, split: str) -> Logps:
     rows = np.searchsorted(dataset.answer_offsets, np.arange(dataset.num_answers), side="right") - 1
     sums = torch.zeros(dataset.num_answers, dtype=torch.float64)
     dtype: type[np.floating[Any]] = np.float32
-    with _ready(module), torch.no_grad(), trainer.precision_plugin.forward_context():
+    with _ready(module), torch.no_grad(), trainer.precision_plugin.forward_context(), float32_by_default():
         with tqdm(
             total=sum(map(len, batches)),
             desc=f"reference {split}",
@@ -236,12 +236,9 @@ def _score(module: CausalLMModule, dataset: Any, split: str) -> Logps:
 
 @contextlib.contextmanager
 def _ready(module: CausalLMModule) -> Iterator[None]:
-    """The module in eval mode, in the dtype and on the device that it will train in."""
-    trainer = module.trainer
-    if isinstance(trainer.precision_plugin, HalfPrecision):  # The strategy would do so, but only after this.
-        trainer.precision_plugin.convert_module(module)
+    """The module in eval mode, on the device that it will train on."""
     if not is_sharded(module.model):
-        module.to(trainer.strategy.root_device)
+        module.to(module.trainer.strategy.root_device)
     with evaluating(module):
         yield
 

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_ift.errors import NonFiniteLossError, UserError
 from lit_ift.modules.optim import configured_options, keep_configuration
+from lit_ift.modules.precision import float32_by_default
 from lit_ift.modules.window import AccumulationWindow, Weighted
 
 T = TypeVar("T")
@@ -100,8 +101,9 @@ class ExampleMeanModule(L.LightningModule):
                 )
             self.check_batch(batch)
             self._batch_checked = True
-        losses, metrics = self.in_forward(lambda: self.example_losses(batch))
-        weights = self.example_weights(batch)
+        with float32_by_default():
+            losses, metrics = self.in_forward(lambda: self.example_losses(batch))
+            weights = self.example_weights(batch)
         plain = {name: m.values if isinstance(m, Weighted) else m for name, m in metrics.items()}
         for name, values in {"losses": losses, **plain}.items():
             # Broadcasting would quietly turn anything else into another mean.

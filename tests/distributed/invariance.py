@@ -337,7 +337,9 @@ def sources(folder: Path, kinds: Sequence[str]) -> list[str]:
     return paths
 
 
-def fit(folder: Path, objective: Objective, split: Split, *, dtype: str | None, epochs: int) -> dict[str, Any]:
+def fit(
+    folder: Path, objective: Objective, split: Split, *, dtype: str | None, epochs: int, precision: str | None = None
+) -> dict[str, Any]:
     """One run, seen from this rank."""
     model = str(folder / "model")
     # A cache of its own, so that reference log-probabilities are computed under this split too.
@@ -366,6 +368,7 @@ def fit(folder: Path, objective: Objective, split: Split, *, dtype: str | None, 
     strategy = strategies[split.strategy]
     trainer = L.Trainer(
         accelerator="cpu",
+        precision=precision,
         devices=split.ranks,
         strategy=strategy if split.strategy == "single" else strategy(),
         max_epochs=epochs,

@@ -1,0 +1,36 @@
+"""Every objective under every precision that Lightning offers on a CPU, on the rows of the invariance tests."""
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parent / "distributed"))
+
+from invariance import OBJECTIVES, SPLITS, fit
+
+TOLERANCES: Final = {
+    "64-true": (1e-6, 1e-4),
+    "bf16-mixed": (1e-3, 0.02),
+    "16-mixed": (1e-3, 0.02),
+    "bf16-true": (1e-3, 0.04),
+    "16-true": (1e-4, 0.004),
+}
+"""How far the loss of the first step, and that of later ones, may be from that under 32-true, as a share of it.
+
+Lightning takes 16-mixed for bf16-mixed on a CPU.
+"""
+
+PRECISIONS: Final = ("32-true", *TOLERANCES)
+
+
+def first_epoch(folder: Path, objective: str, precision: str) -> list[dict[str, float]]:
+    """Loss and norm of the gradient of each step of an epoch.
+
+    Args:
+        folder: as ``invariance.write_inputs`` leaves it.
+        objective: a name in ``OBJECTIVES``; the model is loaded in float32, whatever that asks for.
+        precision: of the Trainer.
+    """
+    seen: dict[str, Any] = fit(folder, OBJECTIVES[objective], SPLITS[0], dtype="float32", epochs=1, precision=precision)
+    steps: list[dict[str, float]] = seen["steps"]
+    return steps
