@@ -1,6 +1,6 @@
 """How far the steps of one global batch are apart when it is split in other ways, for every objective.
 
-Usage: python benchmarks/batch_invariance.py [--dtype float64] [--epochs 4] [--only dpo ift] [--out FILE.csv]
+Usage: python benchmarks/batch_invariance.py [--dtype float32] [--epochs 4] [--only dpo ift] [--out FILE.csv]
 
 Tiny models and rows, steps of 8 rows, on a CPU: see tests/distributed/invariance.py, whose rows and splits these are. A
 split is rows of a micro-batch x micro-batches x ranks. The table tells the relative deviations of each split from the
