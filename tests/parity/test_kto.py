@@ -1,4 +1,4 @@
-"""KTO and unpaired APO-zero against TRL's values and gradients, from ``../shared/golden``.
+"""KTO and unpaired APO-zero against TRL's values and gradients, as ``data`` has them.
 
 There the 8 chosen answers are desirable, then the 8 rejected ones undesirable; gradients are of the mean over all 16.
 ``kl_swapped`` swaps policy and reference in the baseline alone, which makes it negative before it is cut at 0.
@@ -13,14 +13,13 @@ import torch
 
 from lit_ift.losses.kto import kto_loss
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+DATA = Path(__file__).parent / "data"
 VARIANTS = {"kto": "kto", "apo_zero_unpaired": "apo_zero"}
 TOLERANCE = {"rtol": 0.0, "atol": 1e-9}
 
 
-@pytest.mark.skipif(not (GOLDEN / "preference.json").is_file(), reason="../shared/golden is not here")
-def test_golden_kto() -> None:
-    index, arrays = json.loads((GOLDEN / "preference.json").read_text()), np.load(GOLDEN / "preference.npz")
+def test_kto_equals_trl() -> None:
+    index, arrays = json.loads((DATA / "preference.json").read_text()), np.load(DATA / "preference.npz")
     cases = [case for case in index["cases"] if case["key"].startswith("trl_kto_")]
     assert len(cases) == 3
     sides = torch.arange(16) < 8
