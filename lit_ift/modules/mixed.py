@@ -53,6 +53,9 @@ class MixedModule(CausalLMModule):
     to say (the ``weight`` of its sources). Every part has a forward pass of its own, in every step. With
     ``data.interleave_parts`` a step has rows of one part alone, and the parts take turns.
 
+    Rows must count alike: ``reduction: token`` in one part, which counts a row by its tokens, would drown the rows of
+    the others. So either all parts have it, or none.
+
     The data module routes rows by their source's ``part``, or else by their kind. A part is best named after the
     kind of rows that it takes, then: instruction, preference, unpaired, scored.
 
@@ -65,7 +68,8 @@ class MixedModule(CausalLMModule):
         **kwargs: see ``CausalLMModule``; of the model and the run as a whole.
 
     Raises:
-        ValueError: there is no part, a part's objective is none, or its options are unfit.
+        ValueError: there is no part, a part's objective is none, its options are unfit, or rows count by tokens in some
+            parts alone.
     """
 
     def __init__(self, model: "str | PreTrainedModel", *, parts: dict[str, ObjectivePart], **kwargs: Any) -> None:
@@ -90,6 +94,13 @@ class MixedModule(CausalLMModule):
         self.parts: dict[str, CausalLMModule] = {
             name: self._build(name, part, of_model) for name, part in parts.items()
         }
+        by_tokens = [name for name, part in self.parts.items() if part.reduction == "token"]
+        if by_tokens and len(by_tokens) < len(self.parts):
+            others = ", ".join(name for name in self.parts if name not in by_tokens)
+            raise ValueError(
+                f"parts.{by_tokens[0]}.options.reduction=token counts a row by its tokens, while a row of {others} "
+                "counts once, so that it would hardly be learnt from. Leave reduction out, and give the parts a weight."
+            )
 
     @property
     def kinds(self) -> frozenset[RowKind]:  # type: ignore[override]

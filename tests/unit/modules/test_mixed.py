@@ -108,6 +108,18 @@ def test_unfit_parts_are_refused(part: Any, message: str) -> None:
         MixedModule("never loaded", parts={"x": part})
 
 
+def test_rows_of_all_parts_count_alike() -> None:
+    """Three rows of 4 trained tokens beside two pairs of weight 0.5: 12 to 1, where 3 to 1 was asked for."""
+    by_tokens = ObjectivePart("IFTModule", {"reduction": "token"})
+    with pytest.raises(
+        ValueError, match=r"parts\.instruction\.options\.reduction=token .* a row of preference counts once"
+    ):
+        MixedModule("never loaded", parts=PARTS | {"instruction": by_tokens})
+    module = MixedModule(tiny_model(), parts={"a": by_tokens, "b": ObjectivePart("SFTModule", {"reduction": "token"})})
+    weights = module.example_weights({"a": feedback_batch(INSTRUCTIONS[:1]), "b": feedback_batch(INSTRUCTIONS[1:])})
+    assert weights.tolist() == [sum(label != -100 for label in row.sides["answer"].labels) for row in INSTRUCTIONS]
+
+
 def test_a_batch_that_is_not_divided_is_refused() -> None:
     with pytest.raises(UserError, match="a batch for each of the parts instruction, preference"):
         mixed(tiny_model()).check_batch(feedback_batch(INSTRUCTIONS))
