@@ -26,7 +26,13 @@ def pair_loss_table() -> str:
         found = re.search(r"``(loss.*?)``", doc, re.DOTALL)
         value = f"<br>`{_one_line(found[1])}`" if found else ""
         file = function.__module__.rpartition(".")[2] + ".py"
-        cells = [f"`{name}`", _one_line(summary).replace("``", "`") + value, _options(function), _papers(doc), f"`{file}`"]
+        cells = [
+            f"`{name}`",
+            _one_line(summary).replace("``", "`") + value,
+            _options(function),
+            _papers(doc),
+            f"`{file}`",
+        ]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -61,11 +67,11 @@ def _functions() -> Iterator[Callable[..., Any]]:
 
 def _options(function: Callable[..., Any]) -> str:
     parameters = inspect.signature(function).parameters.values()
-    return ", ".join(f"`{p.name}` {_plain(p.default)}" for p in parameters if p.kind is p.KEYWORD_ONLY)
+    return ", ".join(f"`{p.name}` {_as_in_yaml(p.default)}" for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
-def _plain(default: Any) -> str:
-    return {None: "none", False: "false", True: "true"}.get(default, str(default)) if default in (None, False, True) else str(default)
+def _as_in_yaml(default: Any) -> str:
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default)
 
 
 def _papers(doc: str) -> str:

@@ -68,8 +68,9 @@ def aot_unpaired_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Make chosen rewards dominate rejected ones as a distribution (arXiv:2406.05882, unpaired).
 
-    As ``aot_loss``, with the sorted log-ratios ``log π - log π_ref`` of the chosen answers against those of the
-    rejected ones, whichever pair they are from.
+    ``loss_(k) = -(1 - ε) log σ(βδ_(k)) - ε log σ(-βδ_(k))``, ``δ_(k) = c_(k) - d_(k)``: the k-th smallest log-ratio
+    ``log π - log π_ref`` of the chosen answers, c, against the k-th smallest of the rejected ones, d, whichever pair
+    they are from.
 
     Departures:
         As ``aot_loss``.
