@@ -1,6 +1,7 @@
 """Errors that tell the user what to mend. The command line prints them without a traceback."""
 
 from typing import Literal
+from unicodedata import category
 
 RowReason = Literal["unreadable", "layout", "field", "template", "mask_disagreement", "too_long", "no_target"]
 """Why a row was left out, for counting: it is not valid JSON or text; its columns fit no layout; a field is missing or
@@ -8,11 +9,28 @@ has a wrong value; the chat template cannot render it; two ways to find the answ
 it; no target is left."""
 
 
+def printable(text: str) -> str:
+    """`text` with an escape for every character that prints nothing, such as those that steer a terminal.
+
+    Line breaks, tabs and blanks of every width stay.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else escaped(c) for c in text)
+
+
+def escaped(character: str) -> str:
+    """A character as Python source writes it in ASCII."""
+    return character.encode("unicode_escape").decode()
+
+
 class UserError(Exception):
     """Something in the data, the configuration or the machine that the user can mend.
 
-    The message says what is wrong, where (file, line, field or option) and what to do about it.
+    The message says what is wrong, where (file, line, field or option) and what to do about it. It may quote names
+    from files, so whatever could steer a terminal is escaped here.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class RowError(UserError, ValueError):

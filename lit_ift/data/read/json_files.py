@@ -3,12 +3,24 @@
 import json
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from lit_ift.data.read.record import MAX_DEPTH, MAX_TEXT_CHARS, OnRowError, Record, check_values, unreadable
-from lit_ift.data.read.text_files import DAMAGE, ByteFile, damaged, decode, open_bytes, read_lines, too_long
+from lit_ift.data.read.text_files import (
+    DAMAGE,
+    HEAD_BYTES,
+    MAX_LINE_BYTES,
+    ByteFile,
+    damaged,
+    decode,
+    open_bytes,
+    read_lines,
+    too_long,
+)
 from lit_ift.errors import RowError, UserError
 
 MAX_JSON_BYTES: Final = 2 * 2**30
@@ -21,6 +33,22 @@ CHUNK_BYTES: Final = 2**20
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+LOOK_BACK: Final = 1000
+"""Characters before a fault in which the comma is looked for that may be its cause."""
+
+FOREIGN_JSON: Final = (
+    (
+        re.compile("['\u2018\u2019]"),
+        "a text in single quotes",
+        "Write double quotes, as json.dumps does; Python's str() writes single ones",
+    ),
+    (re.compile("[\u201c\u201d\u201e]"), "the typographic quote {}", 'Write plain double quotes (")'),
+    (re.compile(r"(None|True|False|undefined)\b"), "{} is not JSON", "Write null, true or false"),
+    (re.compile(r"//|/\*|#"), "a comment", "Remove it: JSON has no comments"),
+)
+"""What people write where JSON expects something else, what it is, and the remedy."""
+
+_TRAILING_COMMA: Final = re.compile(r",\s*([}\]])")
 _NOT_JSON: Final = object()
 """Stands for a value that Python's decoder takes although it is not JSON."""
 
@@ -101,16 +129,21 @@ def _short(digits: str) -> str:
 
 
 def read_jsonl(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
-    """The rows of a JSON Lines file, one line at a time.
+    """The rows of a JSON Lines file, one line at a time; of a list, if the file holds one.
 
     Raises:
-        UserError: the file cannot be opened, is damaged or cut off.
+        UserError: the file cannot be opened, is damaged or cut off, or begins a list that `read_json` refuses.
     """
     decoder = StrictDecoder()
     with open_bytes(path) as file:
+        is_first = True
         for number, line in read_lines(file, path):
             if line is not None and not line.strip():
                 continue
+            if is_first and line is not None and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+                yield from _read_document(path, on_row_error)  # A list can be no row, so this one holds all rows.
+                return
+            is_first = False
             try:
                 if line is None:
                     raise too_long(path, number)
@@ -129,12 +162,25 @@ def _parse_line(decoder: StrictDecoder, text: str, origin: str) -> dict[str, Any
         if rest < len(text):
             raise json.JSONDecodeError("Extra data", text, rest)
     except json.JSONDecodeError as error:
-        raise unreadable(
-            origin,
-            f"not valid JSON: {error.msg} at column {error.colno}",
-            "Mend the line; each line must be one whole JSON object",
-        ) from error
+        raise _not_json(error, origin, "Mend the line; each line must be one whole JSON object") from error
     return _check_row(row, fault, text, start, end, origin)
+
+
+def _not_json(error: json.JSONDecodeError, origin: str, remedy: str) -> RowError:
+    """The error of text that is not JSON, which names the commonest mistakes."""
+    what = error.msg
+    comma = error.doc.rfind(",", max(0, error.pos - LOOK_BACK), error.pos + 1)
+    trailing = _TRAILING_COMMA.match(error.doc, comma) if comma >= 0 else None
+    if trailing is not None and trailing.end() > error.pos:
+        what, remedy = f"a comma before the closing '{trailing[1]}'", "Remove the comma"
+    elif error.msg == "Extra data" and error.doc.startswith(",", error.pos):
+        what, remedy = "a comma behind the row", "Remove the comma, or put all rows into one list: [row, row]"
+    else:
+        for pattern, name, cure in FOREIGN_JSON:
+            if found := pattern.match(error.doc, _skip_space(error.doc, error.pos)):
+                what, remedy = name.format(found[0]), cure
+                break
+    return unreadable(origin, f"not valid JSON: {what} at column {error.colno}", remedy)
 
 
 def _skip_space(text: str, start: int) -> int:
@@ -163,10 +209,30 @@ def _check_row(row: Any, fault: RowError | None, text: str, start: int, end: int
 def read_json(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
     """The rows of a JSON file, which is a list of objects or an object with such a list under ``data``.
 
+    A file of several objects, one a line, is read as JSON Lines.
+
     Raises:
         RowError: from some place on the file is not JSON.
         UserError: the file cannot be opened, is damaged, cut off or too large, or is something else than a list.
     """
+    return (read_jsonl if _holds_lines(path) else _read_document)(path, on_row_error)
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether the first line ends an object and the next one begins another, which JSON has no place for."""
+    with open_bytes(path) as file:
+        if not file.peek(HEAD_BYTES).removeprefix(BOM_UTF8).lstrip().startswith(b"{"):
+            return False
+        try:
+            lines = (line.strip() for line in iter(lambda: file.readline(MAX_LINE_BYTES), b""))
+            first, second = islice(filter(None, chain(lines, (b".", b"."))), 2)
+        except DAMAGE:
+            return False  # Whoever reads the file says where it is damaged.
+    return first.endswith(b"}") and second.startswith(b"{")
+
+
+def _read_document(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
+    """The rows of a file that is one JSON value; the same errors as `read_json`."""
     with open_bytes(path) as file:
         data = _read_whole(file, path)
     if not data.strip():
@@ -176,10 +242,10 @@ def read_json(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
     try:
         yield from _JsonFile(text, path, on_row_error).rows()
     except json.JSONDecodeError as error:
-        hint = "If it holds one object a line, name it .jsonl" if "Extra data" in error.msg else "Mend the file"
-        raise unreadable(
-            f"{path}:{error.lineno}", f"not valid JSON: {error.msg} at column {error.colno}", hint
-        ) from error
+        hint = "Mend the file"
+        if error.msg == "Extra data":
+            hint = "Put all rows into one list, or write one object a line: jq -c . FILE > FILE.jsonl"
+        raise _not_json(error, f"{path}:{error.lineno}", hint) from error
 
 
 def _read_whole(file: ByteFile, path: Path) -> bytes:
@@ -256,7 +322,7 @@ class _JsonFile:
         if "data" not in keys:
             raise UserError(
                 f"{self.path}: the top level is an object with the keys {sorted(keys)}. It must be a list of rows, or "
-                '{"data": [rows]}.'
+                '{"data": [rows]}. If the object itself is a row, name the file .jsonl.'
             )
 
     def _list(self) -> Iterator[Record]:

@@ -16,7 +16,7 @@ from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.report.builder import control_ids
 from lit_ift.data.rows import ANSWER_SIDES, EncodedRow
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, escaped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -200,7 +200,7 @@ def _escaped(character: str) -> str:
     # Among them those that start terminal commands or turn the direction of writing.
     if unicodedata.category(character) == "Zs":
         return "·"
-    return character.encode("unicode_escape").decode()
+    return escaped(character)
 
 
 def pick(dataset: "EncodedDataset", *, rows: int, row_id: str | None = None, seed: int | None = None) -> list[Shown]:

@@ -39,7 +39,18 @@ def nested(levels: int) -> bytes:
 BROKEN = [
     (b'{"a": 1', "", r"not valid JSON: .* at column \d+\. Mend the line"),
     (b'{"a": 1} {"a": 2}', "", r"not valid JSON: Extra data at column 10\. Mend the line"),
-    (b"{'a': 1}", "", r"not valid JSON: Expecting property name.* at column 2\. Mend the line"),
+    (b"{a: 1}", "", r"not valid JSON: Expecting property name.* at column 2\. Mend the line"),
+    (b"{'a': 1}", "", r"not valid JSON: a text in single quotes at column 2\. Write double quotes"),
+    (
+        b'{"a": \xe2\x80\x9cx\xe2\x80\x9d}',
+        "",
+        r"not valid JSON: the typographic quote . at column 7\. Write plain",
+    ),
+    (b'{"a": 1,}', "", r"not valid JSON: a comma before the closing '}' at column \d\. Remove the comma"),
+    (b'{"a": [1, 2 , ] }', "", r"not valid JSON: a comma before the closing '\]' at column \d+\. Remove the comma"),
+    (b'{"a": 1},', "", r"not valid JSON: a comma behind the row at column 9\. Remove the comma, or put all rows"),
+    (b'{"a": True}', "", r"not valid JSON: True is not JSON at column 7\. Write null, true or false"),
+    (b'{"a": 1} // one', "", r"not valid JSON: a comment at column 10\. Remove it"),
     (b'{"a": "\xff"}', "", r"not UTF-8: byte 0xff at byte 8\. Save the file again as UTF-8.*Latin-1"),
     ('{"a": "né"}'.encode("latin-1"), "", r"not UTF-8: byte 0xe9 at byte 9\. Save the file again"),
     (b'{"a": "\x00"}', "", r"null byte at byte 8\. The file is damaged or not text"),
@@ -104,7 +115,11 @@ def test_rows_at_the_limits_are_read(tmp_path: Path, line: bytes) -> None:
         (b'[{"a": 1}\n{"a": 2}]', r"rows\.json:2: not valid JSON: Expecting ',' delimiter at column 1"),
         (b'[{"a": 1},\n', r"rows\.json:2: not valid JSON: Expecting value at column 1"),
         (b'{"data" [{"a": 1}]}', r"rows\.json:1: not valid JSON: Expecting ':' delimiter at column 9"),
-        (b'{"a": 1}\n{"a": 2}', r"rows\.json:2: not valid JSON: Extra data at column 1\. .*name it \.jsonl"),
+        (b'{"a": 1} {"a": 2}', r"rows\.json:1: not valid JSON: Extra data at column 10\. .*one object a line: jq"),
+        (b'{\n"a": 1}\n{"a": 2}', r"rows\.json:3: not valid JSON: Extra data at column 1\. .*one object a line: jq"),
+        (b'{"a": 1},\n{"a": 2},\n', r"rows\.json:1: not valid JSON: a comma behind the row at column 9\. Remove"),
+        (b'[{"a": 1},\n{"a": 2},\n]', r"rows\.json:\d: not valid JSON: a comma before the closing '\]' at column \d+"),
+        (b'{"a": 1}', r"rows\.json: the top level is an object with the keys \['a'\]\. .*row, name the file \.jsonl"),
         (b"[" + nested(100_000) + b"]", r"rows\.json#0: nested deeper than 100 levels"),
         (b'[{"a": 1},\n{"a": "\xe9"}]', r"rows\.json:2: not UTF-8: byte 0xe9 at byte 8\. Save the file again"),
         (b'\xef\xbb\xbf[{"a":\n"\xe9"}]', r"rows\.json:2: not UTF-8: byte 0xe9 at byte 2\. Save the file again"),
@@ -132,3 +147,33 @@ def test_empty_files(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, b"[]" if name == "f.json" else b"\n" if name == "a.jsonl" else b"")
     with pytest.raises(UserError, match=rf"{name}: there is no row in it"):
         list(read_records(path))
+
+
+LISTS = [b'[{"a": 1}, {"a": 2}]', b'\n [\n {\n"a": 1\n},\n{"a": 2}]\n', b'\xef\xbb\xbf[{"a": 1},\n{"a": 2}]']
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.ndjson", "rows.jsonl.gz"])
+@pytest.mark.parametrize("text", LISTS)
+def test_a_list_named_jsonl_is_read_as_a_list(tmp_path: Path, name: str, text: bytes) -> None:
+    path = write(tmp_path / name, text)
+    assert list(read_records(path)) == [Record({"a": 1}, f"{path}#0"), Record({"a": 2}, f"{path}#1")]
+
+
+def test_a_list_further_down_in_json_lines_is_a_bad_row(tmp_path: Path) -> None:
+    records, errors = read_all(write(tmp_path / "rows.jsonl", b'{"a": 1}\n[{"a": 2}]\n{"a": 3}\n'))
+    assert [record.data["a"] for record in records] == [1, 3]
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.json.zst"])
+@pytest.mark.parametrize("start", [b"", b"\n", b"\xef\xbb\xbf"])
+def test_json_lines_named_json_are_read_by_lines(tmp_path: Path, name: str, start: bytes) -> None:
+    path = write(tmp_path / name, start + b'{"a": 1}\r\n\n{"data": [{"a": 2}]}\n{"a": 3,}\n{"a": 4}')
+    first = 1 + start.count(b"\n")
+    records, errors = read_all(path)
+    assert records == [
+        Record({"a": 1}, f"{path}:{first}"),
+        Record({"data": [{"a": 2}]}, f"{path}:{first + 2}"),
+        Record({"a": 4}, f"{path}:{first + 4}"),
+    ]
+    assert [error.origin for error in errors] == [f"{path}:{first + 3}"]

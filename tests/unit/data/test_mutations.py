@@ -125,6 +125,8 @@ def read_by_hand(data: bytes) -> Sides | None:
         pairs = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_no_double_keys, parse_constant=_refused)
     except (ValueError, RecursionError):
         return None
+    if isinstance(pairs, list) and len(pairs) == 1:
+        (pairs,) = pairs  # A file that holds one list is the rows in it.
     if not isinstance(pairs, dict) or b"\0" in data:
         return None
     row = {key: value for key, value in pairs.items() if value is not None}
