@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
-from lit_ift.errors import RowError
+from lit_ift.errors import RowError, UserError
 
 MAX_TEXT_CHARS: Final = 4_000_000
 """Characters that all text of one row may have, about a million tokens."""
@@ -32,6 +32,17 @@ class Record:
 
 OnRowError = Callable[[RowError], None]
 """Told about a row that cannot be read, so that reading can go on with the next one."""
+
+
+@runtime_checkable
+class FaultListener(Protocol):
+    """An `OnRowError` that also hears of files whose rest cannot be read, so that reading goes on with the next one."""
+
+    def __call__(self, error: RowError) -> None:
+        """A row cannot be read."""
+
+    def file_fault(self, error: UserError) -> None:
+        """Nothing of a file can be read, or nothing from some place on."""
 
 
 def raise_row_error(error: RowError) -> None:

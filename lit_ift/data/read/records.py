@@ -3,16 +3,18 @@
 import difflib
 import glob
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from lit_ift.data.read.hub import read_hub, read_saved_dataset
 from lit_ift.data.read.json_files import read_json, read_jsonl
-from lit_ift.data.read.record import OnRowError, Record, raise_row_error
-from lit_ift.data.read.tables import read_csv, read_parquet
+from lit_ift.data.read.parquet import read_parquet
+from lit_ift.data.read.record import FaultListener, OnRowError, Record, raise_row_error
+from lit_ift.data.read.tables import read_csv
 from lit_ift.data.read.text_files import COMPRESSIONS, did_you_mean
-from lit_ift.errors import UserError
+from lit_ift.errors import RowError, UserError
 
 __all__ = ["OnRowError", "Record", "SourceKind", "data_files", "raise_row_error", "read_records", "source_kind"]
 
@@ -85,7 +87,8 @@ def read_records(
         revision: commit, tag or branch of a hub data set.
         streaming: fetch the rows of a hub data set while they are read instead of all of it first.
         on_row_error: receives each row that cannot be read, always with the reason ``unreadable``; the default raises
-            it. Damage that hides the rest of the file (a truncated archive, an unclosed quote) is always raised.
+            it. Damage that hides the rest of a file (a truncated archive, an unclosed quote) is raised, unless it is a
+            `FaultListener`.
 
     Raises:
         RowError: a row is not valid JSON, CSV or UTF-8, is not an object, or is beyond the limits of length and depth.
@@ -94,26 +97,42 @@ def read_records(
     kind = source_kind(source)
     check_options(source, kind, split=split, name=name, revision=revision, streaming=streaming)
     if kind == "hub":
-        yield from _not_empty(
-            read_hub(
-                str(source), split=split, name=name, revision=revision, streaming=streaming, on_row_error=on_row_error
-            ),
-            source,
-        )
+        options: dict[str, Any] = {"split": split, "name": name, "revision": revision, "streaming": streaming}
+        yield from _read_place(source, lambda told: read_hub(str(source), **options, on_row_error=told), on_row_error)
     elif kind in ("dataset", "dataset_dict"):
-        yield from _not_empty(read_saved_dataset(local_path(source), split, on_row_error), source)
+        path = local_path(source)
+        yield from _read_place(source, lambda told: read_saved_dataset(path, split, told), on_row_error)
     else:
-        for path in data_files(source):
-            yield from _not_empty(READERS[_format(path)](path, on_row_error), path)
+        yield from read_files(data_files(source), on_row_error)
 
 
-def _not_empty(rows: Iterator[Record], source: str | Path) -> Iterator[Record]:
-    empty = True
-    for row in rows:
-        empty = False
-        yield row
-    if empty:
-        raise UserError(f"{source}: there is no row in it. Check that the export finished, or leave it out.")
+def read_files(files: Iterable[Path], on_row_error: OnRowError = raise_row_error) -> Iterator[Record]:
+    """The rows of files, as `read_records` gives them."""
+    for path in files:
+        yield from _read_place(path, partial(READERS[_format(path)], path), on_row_error)
+
+
+def _read_place(
+    place: str | Path, read: Callable[[OnRowError], Iterator[Record]], on_row_error: OnRowError
+) -> Iterator[Record]:
+    """The rows of one file or data set; there must be one, if only one that cannot be read."""
+    is_empty = True
+
+    def note(error: RowError) -> None:
+        nonlocal is_empty
+        is_empty = False
+        on_row_error(error)
+
+    try:
+        for row in read(note):
+            is_empty = False
+            yield row
+        if is_empty:
+            raise UserError(f"{place}: there is no row in it. Check that the export finished, or leave it out.")
+    except UserError as error:
+        if not isinstance(on_row_error, FaultListener):
+            raise
+        on_row_error.file_fault(error)
 
 
 def check_options(
@@ -180,10 +199,14 @@ def data_files(source: str | Path) -> list[Path]:
         found = sorted(path.iterdir() if is_folder else map(Path, glob.glob(str(path), recursive=True)))
     except OSError as error:
         raise UserError(f"{source}: cannot be listed ({error.strerror}). Check its permissions.") from error
-    files = [file for file in found if file.is_file() and not NOT_DATA.fullmatch(file.name)]
-    data = [file for file in files if file.name.lower().endswith(SUFFIXES)]
-    if unknown := [file.name for file in files if file not in data and file.name.lower().endswith(OTHER_DATA_SUFFIXES)]:
-        raise UserError(f"{source}: {unknown[0]} cannot be read. Move it away, or convert it to {ENDINGS}.")
+    data = []
+    for file in found:
+        name = file.name.lower()
+        if NOT_DATA.fullmatch(name) or not name.endswith(SUFFIXES + OTHER_DATA_SUFFIXES) or not file.is_file():
+            continue
+        if not name.endswith(SUFFIXES):
+            raise UserError(f"{source}: {file.name} cannot be read. Move it away, or convert it to {ENDINGS}.")
+        data.append(file)
     if not data:
         folders = ", ".join(str(entry) for entry in found if entry.is_dir() and not entry.name.startswith("."))
         hint = f"Its subfolders are not searched; name one of them: {folders}" if folders else "Check the path"
@@ -196,12 +219,14 @@ def data_files(source: str | Path) -> list[Path]:
 
 
 def _check_alike(source: str | Path, files: list[Path]) -> None:
-    formats = {READERS[_format(file)]: file for file in reversed(files)}
+    by_name: dict[str, list[Path]] = {}
+    for file in files:
+        by_name.setdefault(_without_compression(file), []).append(file)
+    formats = {READERS[Path(name).suffix]: same[0] for name, same in reversed(by_name.items())}
     if len(formats) > 1:
         named = ", ".join(sorted(file.name for file in formats.values()))
         raise UserError(f"{source}: files of several formats ({named}). Name the files of one, or use a pattern.")
-    bare = [_without_compression(file) for file in files]
-    twice = sorted(file.name for file, name in zip(files, bare, strict=True) if bare.count(name) > 1)
+    twice = sorted(file.name for same in by_name.values() if len(same) > 1 for file in same)
     if twice:
         raise UserError(f"{source}: the same file in several compressions ({', '.join(twice)}). Keep one of them.")
 

@@ -22,11 +22,14 @@ from lit_ift.data.read.records import (
     check_options,
     data_files,
     local_path,
+    read_files,
     read_records,
     source_kind,
 )
 from lit_ift.data.read.text_files import cannot_open
 from lit_ift.errors import UserError
+
+KINDS_OF_FILES: Final[tuple[SourceKind, ...]] = ("file", "folder", "pattern")
 
 KINDS_WITH_SPLITS: Final[tuple[SourceKind, ...]] = ("hub", "dataset_dict")
 
@@ -104,7 +107,7 @@ class Source:
             self.path, kind, split=self.split, name=self.name, revision=self.revision, streaming=self.streaming
         )
         if kind in ("folder", "pattern"):
-            data_files(self.path)
+            _ = self.files  # Refuses what cannot be read together.
 
     def _check_types(self) -> None:
         """Python takes any value; the command line has checked them already."""
@@ -125,10 +128,15 @@ class Source:
             if not is_good:
                 raise UserError(f"{self.path}: {option}={value!r} must be {what}.")
 
-    @property
+    @functools.cached_property
     def kind(self) -> SourceKind:
-        """What the path names; looked up anew each time."""
+        """What the path names; looked up once."""
         return source_kind(self.path)
+
+    @functools.cached_property
+    def files(self) -> list[Path]:
+        """The files of a source of the kind file, folder or pattern; listed once."""
+        return data_files(self.path)
 
     def split_in(self, default_split: str | None) -> str | None:
         """The split that is read: `default_split` if none was named, None where there are no splits."""
@@ -141,14 +149,17 @@ class Source:
             default_split: split of a source that has several where `split` names none.
             on_row_error: receives each row that cannot be read; such rows do not count for `max_rows`.
         """
-        rows = read_records(
-            self.path,
-            split=self.split_in(default_split),
-            name=self.name,
-            revision=self.revision,
-            streaming=self.streaming,
-            on_row_error=on_row_error,
-        )
+        if self.kind in KINDS_OF_FILES:
+            rows = read_files(self.files, on_row_error)
+        else:
+            rows = read_records(
+                self.path,
+                split=self.split_in(default_split),
+                name=self.name,
+                revision=self.revision,
+                streaming=self.streaming,
+                on_row_error=on_row_error,
+            )
         return islice(rows, self.max_rows)
 
     def fingerprint(self, default_split: str | None = None) -> dict[str, Any]:
@@ -184,9 +195,9 @@ class Source:
         path = local_path(self.path)
         if kind == "pattern":
             fixed = re.split(r"[*?\[]", str(path), maxsplit=1)[0]
-            return Path(os.path.dirname(fixed)), data_files(path)
+            return Path(os.path.dirname(fixed)), self.files
         if kind in ("file", "folder"):
-            return (path.parent if kind == "file" else path), data_files(path)
+            return (path.parent if kind == "file" else path), self.files
         if kind == "dataset_dict":
             splits = [entry.name for entry in path.iterdir() if (entry / "state.json").exists()]
             path = path / pick_split(splits, self.path, split)
@@ -271,7 +282,7 @@ def _parts(source: Source) -> list[str]:
         return [source.path]
     if kind in ("dataset", "dataset_dict"):
         return [str(local_path(source.path).resolve())]
-    return [str(file.resolve()) for file in data_files(source.path)]
+    return [str(file.resolve()) for file in source.files]
 
 
 def _file_identity(path: Path, folder: Path) -> dict[str, Any]:

@@ -1,33 +1,42 @@
-"""Rows of .csv, .tsv and .parquet files."""
+"""Rows of .csv and .tsv files."""
 
 import csv
+import re
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from lit_ift.data.read.record import MAX_TEXT_CHARS, OnRowError, Record, check_values, unreadable
 from lit_ift.data.read.text_files import (
-    HEAD_BYTES,
     MAX_LINE_BYTES,
-    cannot_open,
     decode,
     open_bytes,
     read_lines,
 )
 from lit_ift.errors import RowError, UserError
 
-PARQUET_BATCH_ROWS: Final = 1024
-PARQUET_BATCH_BYTES: Final = 64 * 2**20
-"""Most rows, and about how many bytes, of a Parquet file that are in memory at once."""
+DELIMITER_NAMES: Final = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""Delimiters that are found without being told, and what they are called."""
+
+SAMPLE_LINES: Final = 50
+SAMPLE_BYTES: Final = 2**16
+"""Lines at the start of a file, as far as they have so many bytes, that show the delimiter."""
+
+_SEPARATOR_LINE: Final = re.compile(r'"?sep=([^"\w])"?\s*', re.IGNORECASE)
+"""What Excel takes for the first line of a file that names its delimiter."""
+
+NumberedLines = Iterator[tuple[int, bytes | None]]
 
 
 class _CsvLines:
     """Lines for the csv module, which loses its place if one of them raises: faults wait for the end of the row."""
 
-    def __init__(self, lines: Iterator[tuple[int, bytes | None]], path: Path) -> None:
+    def __init__(self, lines: NumberedLines, path: Path, before: int = 0) -> None:
         self._lines = lines
         self._path = path
-        self.number = 0
+        self.number = before
         self.begin_row()
 
     def begin_row(self) -> None:
@@ -60,8 +69,13 @@ class _CsvLines:
             return line.decode("utf-8", errors="replace").replace("\0", "\ufffd")
 
 
-def read_csv(path: Path, delimiter: str, on_row_error: OnRowError) -> Iterator[Record]:
+def read_csv(path: Path, usual: str, on_row_error: OnRowError) -> Iterator[Record]:
     """The rows of a CSV or TSV file with a header; every value is a string, an empty field the empty string.
+
+    Args:
+        path: the file.
+        usual: the delimiter where the file itself does not show another one.
+        on_row_error: told of rows that cannot be read.
 
     Raises:
         UserError: the file cannot be opened, is damaged or cut off, has no usable header, or a quoting error, behind
@@ -70,19 +84,73 @@ def read_csv(path: Path, delimiter: str, on_row_error: OnRowError) -> Iterator[R
     # The limit belongs to the whole process, so it is only ever raised; `_CsvLines` has a limit of its own.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
     with open_bytes(path) as file:
-        lines = _CsvLines(read_lines(file, path), path)
+        numbered, declared = _without_separator_line(read_lines(file, path))
+        numbered, sample = _with_sample(numbered)
+        delimiter = declared or _delimiter(sample, usual)
+        lines = _CsvLines(numbered, path, before=int(declared is not None))
         rows = _csv_rows(lines, delimiter)
         header = next(rows, None)
         if header is None:
             return
         if lines.fault is not None:
             raise lines.fault
-        _check_header(header, lines.origin)
+        _check_header(header, lines.origin, declared)
         for fields in rows:
             try:
-                yield Record(_csv_row(header, fields, lines), lines.origin)
+                yield Record(_csv_row(header, fields, lines, delimiter), lines.origin)
             except RowError as error:
                 on_row_error(error)
+
+
+def _without_separator_line(lines: NumberedLines) -> tuple[NumberedLines, str | None]:
+    """The lines behind a first one such as ``sep=;``, and the delimiter that it names."""
+    number, first = next(lines, (0, None))
+    if first is not None and (match := _SEPARATOR_LINE.fullmatch(_text(first))):
+        return lines, match[1]
+    return (chain([(number, first)], lines) if number else lines), None
+
+
+class _Sample(NamedTuple):
+    """The first lines of a file, and whether more follow, perhaps of the same row."""
+
+    lines: list[str]
+    is_cut: bool
+
+
+def _with_sample(lines: NumberedLines) -> tuple[NumberedLines, _Sample]:
+    """The lines, and a sample of them."""
+    seen: list[tuple[int, bytes | None]] = []
+    num_bytes = 0
+    for number, line in lines:
+        seen.append((number, line))
+        num_bytes += MAX_LINE_BYTES if line is None else len(line)
+        if len(seen) == SAMPLE_LINES or num_bytes > SAMPLE_BYTES:
+            break
+    is_cut = len(seen) == SAMPLE_LINES or num_bytes > SAMPLE_BYTES
+    return chain(seen, lines), _Sample([_text(line) for _, line in seen if line is not None], is_cut)
+
+
+def _text(line: bytes) -> str:
+    return line[:SAMPLE_BYTES].decode("utf-8-sig", errors="replace")
+
+
+def _delimiter(sample: _Sample, usual: str) -> str:
+    """The delimiter that divides the header, and best into as many fields as the rows have; `usual` if none does."""
+    found = {delimiter: _fit(sample, delimiter) for delimiter in DELIMITER_NAMES}
+    dividing = [delimiter for delimiter, (_, columns) in found.items() if columns > 1]
+    return max(dividing, key=lambda delimiter: (found[delimiter], delimiter == usual), default=usual)
+
+
+def _fit(sample: _Sample, delimiter: str) -> tuple[float, int]:
+    """The share of rows that a delimiter divides into as many fields as the header, and the number of these."""
+    rows: list[list[str]] = []
+    with suppress(csv.Error):  # What is wrong is said when the row is read; here the rows before it do.
+        for row in csv.reader(sample.lines, delimiter=delimiter):
+            rows += [row] if row else []
+    if not rows:
+        return 0.0, 0
+    complete = rows[1:-1] if sample.is_cut else rows[1:]
+    return sum(len(row) == len(rows[0]) for row in complete) / max(1, len(complete)), len(rows[0])
 
 
 def _csv_rows(lines: _CsvLines, delimiter: str) -> Iterator[list[str]]:
@@ -104,7 +172,13 @@ def _csv_rows(lines: _CsvLines, delimiter: str) -> Iterator[list[str]]:
             yield fields
 
 
-def _check_header(names: list[str], origin: str) -> None:
+def _check_header(names: list[str], origin: str, declared: str | None) -> None:
+    foreign = re.search(r"[|^~]", names[0])
+    if len(names) == 1 and declared is None and foreign is not None:
+        raise UserError(
+            f"{origin}: no comma, semicolon or tab divides the header {names[0]!r}. If '{foreign[0]}' does, put the "
+            f"line sep={foreign[0]} before it."
+        )
     if "" in names:
         raise UserError(
             f"{origin}: column {names.index('') + 1} of the header has no name (columns: {names}). Name it, or leave "
@@ -115,7 +189,7 @@ def _check_header(names: list[str], origin: str) -> None:
         raise UserError(f"{origin}: the header names the column '{twice}' more than once. Rename or remove one.")
 
 
-def _csv_row(header: list[str], fields: list[str], lines: _CsvLines) -> dict[str, Any]:
+def _csv_row(header: list[str], fields: list[str], lines: _CsvLines, delimiter: str) -> dict[str, Any]:
     if lines.fault is not None:
         raise lines.fault
     if len(fields) != len(header):
@@ -123,79 +197,11 @@ def _csv_row(header: list[str], fields: list[str], lines: _CsvLines) -> dict[str
         raise unreadable(
             lines.origin,
             f"the row has {len(fields)} fields, but the header has {len(header)}",
-            "Put fields with delimiters or line breaks in them into double quotes",
+            f"Put fields with delimiters ({DELIMITER_NAMES.get(delimiter, repr(delimiter))}) or line breaks in them "
+            "into double quotes",
             field=missing,
         )
     row = dict(zip(header, fields, strict=True))
     if sum(map(len, fields)) > MAX_TEXT_CHARS:
         check_values(row, lines.origin)
-    return row
-
-
-def read_parquet(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
-    """The rows of a Parquet file, some at a time.
-
-    Raises:
-        UserError: the file cannot be opened, is damaged, or has two columns of one name.
-    """
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    try:
-        with path.open("rb") as raw:
-            is_pointer = raw.read(HEAD_BYTES).startswith(b"version https://git-lfs")
-    except OSError as error:
-        raise cannot_open(path, error) from error
-    if is_pointer:
-        raise UserError(f"{path}: the file is a Git LFS pointer, not the data. Run git lfs pull.")
-    index = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            twice = next((name for name in names if names.count(name) > 1), None)
-            if twice is not None:
-                raise UserError(f"{path}: there are two columns named '{twice}'. Rename or remove one.")
-            for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
-                yield from _batch_records(batch, path, index, on_row_error)
-                index += batch.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}#{index}: not a readable Parquet file from here on ({error}). Copy or write the file again."
-        ) from error
-
-
-def _batch_rows(metadata: Any) -> int:
-    """How many rows to decode at once, by the row group with the longest rows."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    row_bytes = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
-    return max(1, min(PARQUET_BATCH_ROWS, int(PARQUET_BATCH_BYTES / max(1.0, row_bytes))))
-
-
-def _batch_records(batch: Any, path: Path, first: int, on_row_error: OnRowError) -> Iterator[Record]:
-    may_be_too_long = batch.nbytes > MAX_TEXT_CHARS
-    try:
-        rows = batch.to_pylist()
-    except (ValueError, OverflowError):
-        rows = None  # One of the rows cannot be converted; find it below.
-    for index in range(batch.num_rows):
-        origin = f"{path}#{first + index}"
-        try:
-            row = rows[index] if rows is not None else _convert(batch, index, origin)
-            if may_be_too_long:
-                check_values(row, origin)
-        except RowError as error:
-            on_row_error(error)
-            continue
-        yield Record(row, origin, has_gaps=True)
-
-
-def _convert(batch: Any, index: int, origin: str) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            row[name] = column[index].as_py()
-        except (ValueError, OverflowError) as error:
-            raise unreadable(
-                origin, f"the value cannot be read ({error})", "Write it as UTF-8 text or as a number", field=name
-            ) from error
     return row

@@ -6,7 +6,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lit_ift.data.read.record import unreadable
 from lit_ift.errors import UserError
@@ -23,8 +23,16 @@ SKIP_BYTES: Final = 2**20
 DAMAGE: Final = (EOFError, OSError, zlib.error)
 """What reading from a damaged or cut off file raises."""
 
+BUFFER_BYTES: Final = 2**17
+
 HEAD_BYTES: Final = 4096
 """Bytes at the start of a file that tell its encoding."""
+
+MAX_EXPANSION: Final = 1000
+"""How many bytes of rows a byte of a compressed file may stand for. Text and rows that repeat much reach 100."""
+
+MIN_EXPANDED_BYTES: Final = 64 * 2**20
+"""What any compressed file may hold, however small it is."""
 
 FOREIGN_HEADS: Final[dict[bytes, tuple[str, str]]] = {
     b"\x1f\x8b": ("is compressed with gzip", "End its name in .gz"),
@@ -37,7 +45,56 @@ FOREIGN_HEADS: Final[dict[bytes, tuple[str, str]]] = {
 }
 """How files begin that are not UTF-8 text: what they are, and the remedy."""
 
-ByteFile = io.BufferedReader | gzip.GzipFile
+ByteFile = io.BufferedReader
+
+
+class ExpandedSize:
+    """Bytes that have come out of a compressed file so far. A few bytes may stand for more than a machine holds.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = path.stat().st_size
+        self._most = max(MIN_EXPANDED_BYTES, MAX_EXPANSION * self._size)
+        self._total = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Count some more.
+
+        Raises:
+            UserError: that makes more than a file of data of this size holds.
+        """
+        self._total += num_bytes
+        if self._total > self._most:
+            raise UserError(
+                f"{self._path}: the file has {self._size:,} bytes, but stands for more than {self._most:,}: it repeats "
+                "itself as no training data does, or is made to fill the memory. Remove the repetitions, or write the "
+                "rows uncompressed as JSON Lines."
+            )
+
+
+class _Decompressed(io.RawIOBase):
+    """A decompressed stream whose length is bounded."""
+
+    def __init__(self, stream: Any, size: ExpandedSize) -> None:
+        self._stream = stream
+        self._expanded = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._expanded.add(len(data))
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def open_bytes(path: Path) -> ByteFile:
@@ -50,14 +107,14 @@ def open_bytes(path: Path) -> ByteFile:
     """
     name = path.name.lower()
     try:
-        file: ByteFile
         if name.endswith(".gz"):
-            file = gzip.GzipFile(path, "rb")
+            file = io.BufferedReader(_Decompressed(gzip.GzipFile(path, "rb"), ExpandedSize(path)), BUFFER_BYTES)
         elif name.endswith(".zst"):
             import pyarrow  # type: ignore[import-untyped]
 
             # Unlike the stream reader of the package zstandard, this one notices a file that was cut off.
-            file = io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+            stream = pyarrow.input_stream(str(path), compression="zstd")
+            file = io.BufferedReader(_Decompressed(stream, ExpandedSize(path)), BUFFER_BYTES)
         else:
             file = path.open("rb")
     except OSError as error:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from rowfiles import compress, jsonl, parquet, table, write
 
+from lit_ift.data.read import records
 from lit_ift.data.read.records import data_files, read_records, source_kind
-from lit_ift.errors import UserError
+from lit_ift.errors import RowError, UserError
 
 ROW = b'{"a": 1}\n'
 
@@ -177,3 +178,68 @@ def test_compression_is_by_the_name(tmp_path: Path) -> None:
     path = tmp_path / "rows.JSONL.GZ"
     path.write_bytes(compress("x.gz", ROW))
     assert [record.data for record in read_records(path)] == [{"a": 1}]
+
+
+def test_four_thousand_files_are_listed_in_one_pass(tmp_path: Path) -> None:
+    """By the number of looks at a name, for a test that took its time would depend on the machine."""
+    for i in range(4000):
+        (tmp_path / f"{i:04}.jsonl").touch()
+    looks = 0
+
+    class Name(str):
+        def __eq__(self, other: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_without_compression", lambda path: Name(path))
+        assert len(data_files(tmp_path)) == 4000
+    assert looks < 40_000
+
+
+class Listener:
+    """Collects bad rows and bad files."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+        self.files: list[str] = []
+
+    def __call__(self, error: RowError) -> None:
+        self.rows.append(str(error))
+
+    def file_fault(self, error: UserError) -> None:
+        self.files.append(str(error))
+
+
+BAD_FILES = {
+    "a_quote.csv": (b'x\n1\n"2', "quoting error"),
+    "b_header.csv": (b"x,x\n1,2\n", "more than once"),
+    "c_empty.csv": (b"", "no row in it"),
+    "d_utf16.csv": ("x\n1\n".encode("utf-16"), "UTF-16"),
+    "e_cut.csv.gz": (b"\x1f\x8b\x08", "damaged or cut off"),
+}
+
+
+def test_a_listener_hears_of_every_bad_file_and_gets_the_rows_of_the_others(tmp_path: Path) -> None:
+    for name, (content, _) in BAD_FILES.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "f_good.csv").write_bytes(b"x\n3\n")
+    listener = Listener()
+    assert [record.data["x"] for record in read_records(tmp_path, on_row_error=listener)] == ["1", "3"]
+    assert len(listener.files) == len(BAD_FILES)
+    for told, (name, (_, problem)) in zip(listener.files, BAD_FILES.items(), strict=True):
+        assert name in told
+        assert problem in told
+    with pytest.raises(UserError, match="a_quote"):
+        list(read_records(tmp_path, on_row_error=listener.rows.append))
+
+
+@pytest.mark.parametrize(("line", "reason"), [(b'{"a": "\xe9"}', "UTF-8"), (b'{"a": NaN}', "NaN"), (b"{a}", "JSON")])
+def test_a_file_of_bad_rows_is_not_called_empty(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = write(tmp_path / "rows.jsonl", line + b"\n")
+    errors: list[RowError] = []
+    assert list(read_records(path, on_row_error=errors.append)) == []
+    assert [reason in str(error) for error in errors] == [True]

@@ -289,3 +289,16 @@ def test_a_file_that_cannot_be_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_sha256", refuse)
     with pytest.raises(UserError, match=r"secret\.jsonl: cannot be opened \(Permission denied\)"):
         source.fingerprint()
+
+
+def test_files_are_listed_once_for_reading_and_for_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("many").mkdir()
+    for name in ("a", "b"):
+        write(Path(f"many/{name}.jsonl"), b'{"a": 1}\n')
+    calls = []
+    listed = sources.data_files
+    monkeypatch.setattr(sources, "data_files", lambda path: calls.append(path) or listed(path))
+    (source,) = sources.as_sources("many")
+    source.fingerprint()
+    assert len(list(source.records())) == len(list(source.records())) == 2
+    assert calls == ["many"]

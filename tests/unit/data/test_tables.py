@@ -3,12 +3,14 @@
 import io
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rowfiles import ROWS, parquet, read_all, table, write
 
+from lit_ift.data.read import parquet as parquet_reader
 from lit_ift.data.read import tables
 from lit_ift.data.read import text_files as textfiles
 from lit_ift.data.read.record import Record
@@ -21,6 +23,45 @@ from lit_ift.errors import UserError
 def test_table_gives_rows_with_the_lines_they_start_in(tmp_path: Path, name: str, mark: bytes) -> None:
     path = write(tmp_path / name, mark + table(ROWS, "\t" if ".tsv" in name else ","))
     assert list(read_records(path)) == [Record(ROWS[0], f"{path}:2"), Record(ROWS[1], f"{path}:4")]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.csv.gz"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_the_delimiter_is_found(tmp_path: Path, name: str, delimiter: str, mark: bytes) -> None:
+    rows = [*ROWS, {"prompt": "a, b; c\td", "completion": "e, f, g"}]
+    path = write(tmp_path / name, mark + table(rows, delimiter))
+    assert [record.data for record in read_records(path)] == rows
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("line", ["sep={}\r\n", "\ufeffsep={}\n", '"SEP={}"\n'])
+def test_a_line_may_name_the_delimiter(tmp_path: Path, delimiter: str, line: str) -> None:
+    path = write(tmp_path / "rows.csv", line.format(delimiter).encode() + table(ROWS, delimiter))
+    assert list(read_records(path)) == [Record(ROWS[0], f"{path}:3"), Record(ROWS[1], f"{path}:5")]
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("a;b,c;d\n1;2;3\n", {"a": "1", "b,c": "2", "d": "3"}),
+        ("a;b,c\n1,5;2\n3,5;4\n1;2\n", {"a": "1,5", "b,c": "2"}),
+        ("text\nHello; you\n", {"text": "Hello; you"}),
+        ('"a;b",c\n1,"x;y"\n', {"a;b": "1", "c": "x;y"}),
+        ('a;b\n1;"no, yes, no\n2;3"\n', {"a": "1", "b": "no, yes, no\n2;3"}),
+    ],
+)
+def test_other_delimiters_in_texts_do_not_mislead(tmp_path: Path, text: str, row: dict[str, str]) -> None:
+    assert next(read_records(write(tmp_path / "rows.csv", text.encode()))).data == row
+
+
+def test_a_foreign_delimiter_and_the_one_in_use_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", b"prompt|completion\na|b\n")
+    with pytest.raises(UserError, match=r"rows\.csv:1: no comma, .*'prompt\|completion'\. .*line sep=\| before it"):
+        list(read_records(path))
+    path = write(tmp_path / "rows.csv", b"prompt;completion\na;b;c\n")
+    with pytest.raises(UserError, match=r"rows\.csv:2: .* 3 fields, but the header has 2\. .*\(semicolons\)"):
+        list(read_records(path))
 
 
 def test_long_fields_and_blank_lines(tmp_path: Path) -> None:
@@ -98,17 +139,17 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_parquet_rows_are_numbered_over_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "PARQUET_BATCH_ROWS", 4)
+    monkeypatch.setattr(parquet_reader, "BATCH_ROWS", 4)
     path = write(tmp_path / "rows.parquet", parquet([{"a": i} for i in range(10)]))
     assert [(r.data["a"], r.origin) for r in read_records(path)] == [(i, f"{path}#{i}") for i in range(10)]
 
 
 def test_long_parquet_rows_come_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "PARQUET_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(parquet_reader, "BATCH_BYTES", 10_000)
     file = io.BytesIO()
     rows = [{"a": f"{i}" * 1000} for i in range(1000, 1100)]
     pq.write_table(pa.Table.from_pylist(rows), file, use_dictionary=False)
-    assert tables._batch_rows(pq.ParquetFile(file).metadata) == 2
+    assert parquet_reader._batch_rows(pq.ParquetFile(file).metadata) == 2
 
 
 def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:
@@ -142,3 +183,50 @@ def test_parquet_with_two_columns_of_one_name(tmp_path: Path) -> None:
     pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), path)
     with pytest.raises(UserError, match=r"rows\.parquet: there are two columns named 'a'"):
         list(read_records(path))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompt": ["q"] * 100, "completion": ["a" * 1_000_000] * 100},
+        {"texts": [["a" * 1_000_000] * 100]},
+        {"messages": [[{"role": "user", "content": "a" * 500_000}] * 2] * 100},
+        {"nothing": pa.nulls(1_000_000)},
+    ],
+)
+@pytest.mark.parametrize("encoding", ["dictionary", "plain"])
+def test_a_small_parquet_file_that_stands_for_much_is_refused(
+    tmp_path: Path, columns: dict[str, Any], encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(textfiles, "MIN_EXPANDED_BYTES", 2**20)
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=encoding == "dictionary")
+    seen = []
+    with pytest.raises(UserError, match=r"rows\.parquet: the file has [\d,]+ bytes, but stands for more than"):
+        seen.extend(read_records(path, on_row_error=lambda error: None))
+    assert sum(len(str(record.data)) for record in seen) < 2**21
+
+
+def test_texts_that_repeat_are_the_same_rows_with_and_without_a_dictionary(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "é" * (i % 3)}, {"role": None, "content": "x"}]} for i in range(9)
+    ]
+    for dictionary in (True, False):
+        path = tmp_path / "rows.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path, use_dictionary=dictionary)
+        assert [record.data for record in read_records(path)] == rows
+
+
+def test_long_repeated_texts_are_written_out_a_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_reader, "BATCH_BYTES", 3_000_000)
+    path = write(tmp_path / "rows.parquet", parquet([{"i": i, "a": "x" * 1_000_000} for i in range(40)]))
+    tracemalloc.start()
+    try:
+        assert [(record.data["i"], len(record.data["a"])) for record in read_records(path)] == [
+            (i, 1_000_000) for i in range(40)
+        ]
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()

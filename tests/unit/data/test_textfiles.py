@@ -120,3 +120,15 @@ def test_did_you_mean_names_what_exists_nearby(tmp_path: Path, monkeypatch: pyte
     assert textfiles.did_you_mean(Path("alpacca.jsonl")) == "Did you mean alpaca.jsonl?"
     assert textfiles.did_you_mean(Path("foldr/any/thing.jsonl")) == "Did you mean folder?"
     assert textfiles.did_you_mean(tmp_path / "folder" / "x") == ""
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.json.zst", "a.csv.gz", "a.csv.zst"])
+def test_a_small_archive_that_stands_for_much_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(textfiles, "MIN_EXPANDED_BYTES", 2**16)
+    monkeypatch.setattr(textfiles, "MAX_EXPANSION", 10)
+    row = b"x,y\n" if ".csv" in name else b'{"a": 1}\n'
+    path = write(tmp_path / name, row * 100_000)
+    with pytest.raises(UserError, match=r"the file has [\d,]+ bytes, but stands for more than 65,536"):
+        list(read_records(path))
