@@ -150,6 +150,9 @@ class CausalLMModule(ExampleMeanModule):
     A subclass with more of them names them beside these.
     """
 
+    lora_rate: float = 2e-4
+    """Learning rate that suits an adapter; one for all weights is about a tenth of it."""
+
     needs_mismatched: bool = False
     """Whether its thumbs and pairs must come with the answer to another prompt."""
 
@@ -497,6 +500,11 @@ class CausalLMModule(ExampleMeanModule):
                 f"{share:.0%} of the trained weights would not move: they are kept in half precision, in which a step "
                 f"of the learning rate's size ({rate:g}) is rounded away. Set trainer.precision=bf16-mixed and leave "
                 "model.dtype at float32, which computes in bfloat16 and keeps the weights in float32."
+            )
+        if is_adapted(self.model) and rate < self.lora_rate / 4:
+            rank_zero_warn(
+                f"The learning rate {rate:g} is one for training all weights. An adapter learns little with it: set "
+                f"model.optimizer's lr to about {self.lora_rate:g}, as configs/lora/lora.yaml does for SFT and IFT."
             )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -60,6 +60,8 @@ class FeedbackModule(CausalLMModule):
         ValueError: an option has an unknown value, or none is made use of.
     """
 
+    lora_rate = 2e-5
+
     def __init__(
         self,
         model: "str | PreTrainedModel",

@@ -94,6 +94,7 @@ class MixedModule(CausalLMModule):
         self.parts: dict[str, CausalLMModule] = {
             name: self._build(name, part, of_model) for name, part in parts.items()
         }
+        self.lora_rate = min(part.lora_rate for part in self.parts.values())
         by_tokens = [name for name, part in self.parts.items() if part.reduction == "token"]
         if by_tokens and len(by_tokens) < len(self.parts):
             others = ", ".join(name for name in self.parts if name not in by_tokens)

@@ -1,5 +1,6 @@
 """Parameter groups and schedules."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from tiny import tiny_model
 from torch import nn
 
-from lit_ift import InstructionDataModule, SFTModule
+from lit_ift import InstructionDataModule, PreferenceModule, SFTModule
 from lit_ift.errors import UserError
 from lit_ift.modules.optim import (
     ConstantSchedule,
@@ -159,3 +161,24 @@ def test_a_run_that_would_not_learn_is_warned_of(model_folder: Path, data_file: 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*would not move")
             fit(precision, rate)
+
+
+@pytest.mark.parametrize(
+    ("module", "rate", "warned"),
+    [
+        (SFTModule(tiny_model(), lora={"r": 2}), 2e-5, "2e-05 is one for training all weights.*0.0002.*lora.yaml"),
+        (SFTModule(tiny_model(), lora={"r": 2}), 2e-4, None),
+        (SFTModule(tiny_model()), 2e-5, None),
+        (PreferenceModule(tiny_model(), lora={"r": 2}), 2e-6, "2e-06 is one for training all weights.*2e-05"),
+        (PreferenceModule(tiny_model(), lora={"r": 2}), 2e-5, None),
+    ],
+)
+def test_an_adapter_with_a_rate_for_all_weights_is_warned_of(module: Any, rate: float, warned: str | None) -> None:
+    module._build_optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=rate)
+    module._build_scheduler = lambda optimizer: ConstantSchedule(optimizer, warmup=0)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        module.configure_optimizers()
+    told = [str(warning.message) for warning in seen if "learning rate" in str(warning.message)]
+    assert len(told) == (warned is not None)
+    assert warned is None or re.search(warned, told[0])
