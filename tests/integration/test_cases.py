@@ -29,15 +29,7 @@ PENDING = frozenset(
         "thinking_twice.jsonl",
         #
         # What a column says.
-        "alpaca_label.jsonl",
-        "sharegpt_kto_tag.jsonl",
-        "alpaca_rating.jsonl",
         "alpaca_rating_ignored.jsonl",
-        "messages_rejected_response.jsonl",
-        "sharegpt_pair.jsonl",
-        "score_1_to_5.jsonl",
-        "column_images.jsonl",
-        "question_answer.csv",
         "own_columns.jsonl",
         #
         # Prompts that are templated already.

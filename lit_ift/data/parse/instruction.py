@@ -7,6 +7,7 @@ from lit_ift.data.parse.messages import (
     check_nested,
     check_trainable,
     did_you_mean,
+    parse_answer,
     parse_json,
     parse_message,
     parse_messages,
@@ -49,18 +50,8 @@ def messages_prompt(record: Record) -> list[Message]:
 
 
 def parse_prompt_completion(record: Record) -> Conversation:
-    """``prompt`` and ``completion``, both strings or both lists of messages; the completion is the target."""
-    prompt, completion = record.data["prompt"], record.data["completion"]
-    if not (isinstance(prompt, str) and isinstance(completion, str)):
-        for field, value in (("prompt", prompt), ("completion", completion)):
-            if not isinstance(value, list):
-                remedy = "prompt and completion must both be strings, or both be lists of messages"
-                raise RowError(record.origin, field, f"is a {type(value).__name__}", remedy)
-    before = prompt_alone(record)
-    if isinstance(completion, str):
-        after = [parse_turn(record, "completion", "assistant", completion)]
-    else:
-        after = parse_messages(record, "completion")
+    """``prompt`` and ``completion``, each a string or a list of messages; the completion is the target."""
+    before, after = prompt_alone(record), parse_answer(record, "completion")
     # An assistant turn inside the prompt is context by definition of this layout.
     conversation = Conversation([*before, *after], tools=parse_tools(record), num_prompt_messages=len(before))
     return check_trainable(record, conversation, prompt_field="prompt", answer_field="completion")
@@ -125,13 +116,27 @@ def parse_sharegpt(record: Record) -> Conversation:
 
 def sharegpt_prompt(record: Record) -> list[Message]:
     """All turns of ``conversations``."""
-    turns = record.data["conversations"]
+    return with_system(record, parse_turns(record, "conversations"))
+
+
+def parse_turns(record: Record, field: str) -> list[Message]:
+    """The column `field` as a list of at least one {from, value} or {role, content} object.
+
+    Raises:
+        RowError: it is no such list, or a turn has a wrong role, text or tool call.
+    """
+    turns = record.data[field]
     if not isinstance(turns, list):
-        raise wrong_type(record, "conversations", turns, "It must be a list of {from, value} objects")
-    return with_system(record, with_flags(record, "conversations", turns, _sharegpt_turn))
+        raise wrong_type(record, field, turns, "It must be a list of {from, value} objects")
+    return with_flags(record, field, turns, parse_sharegpt_turn)
 
 
-def _sharegpt_turn(record: Record, path: str, turn: Any) -> Message:
+def parse_sharegpt_turn(record: Record, path: str, turn: Any) -> Message:
+    """One turn from a {from, value} or a {role, content} object.
+
+    Raises:
+        RowError: it has a wrong role, text or tool call.
+    """
     if not isinstance(turn, dict):
         raise wrong_type(record, path, turn, "A turn must be a {from, value} object")
     if turn.get("from") is None and "role" in turn:

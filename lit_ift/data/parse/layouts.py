@@ -3,8 +3,8 @@
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from lit_ift.chat.conversation import Conversation, Message
@@ -12,13 +12,23 @@ from lit_ift.data.parse import instruction as instruct_formats
 from lit_ift.data.parse import pairs as pair_formats
 from lit_ift.data.parse import scores as score_formats
 from lit_ift.data.parse import texts as text_format
+from lit_ift.data.parse.columns import (
+    ColumnMap,
+    ColumnNames,
+    Columns,
+    check_columns,
+    check_read,
+    null_option,
+    present_columns,
+)
+from lit_ift.data.parse.content import check_no_placeholder
 from lit_ift.data.parse.messages import PROMPT_ENDS, check_opening, parse_tools
 from lit_ift.data.parse.scores import HELPSTEER2_ATTRIBUTES, ScoreRange
+from lit_ift.data.parse.tool_calls import TOOL_COLUMNS
+from lit_ift.data.parse.training_flags import FLAG_COLUMNS
 from lit_ift.data.read.records import Record
 from lit_ift.data.rows import Row, RowKind
 from lit_ift.errors import RowError, UserError
-
-Columns = frozenset[str]
 
 NEAR: Final = 0.8
 """How alike two column names are from which on one may be a misspelling of the other, 1 being the same."""
@@ -33,10 +43,11 @@ class Layout:
         required: columns that must be there and not null; several sets if any one of them will do.
         parse: from a row that has them to a checked `Row`; the second argument is the declared range of scores.
         optional: further columns that it reads.
-        holds: whether the row's values are of this layout, for a layout whose columns are those of another or have
+        holds: true if the row's values are of this layout, for a layout whose columns are those of another or have
             common names.
         before: layouts whose columns are there too in rows of this one.
         foreign: columns of another layout that would be ignored although they belong into the prompt, and what to do.
+            What `columns.MEANINGS` lists needs no mention here.
         parse_prompt: from a row without an answer to the messages to answer; None if such rows are not taken.
         prompt_required: the column that such a row must have.
         declared_only: whether it is a choice that the columns do not tell.
@@ -47,7 +58,7 @@ class Layout:
     required: tuple[tuple[str, ...], ...]
     parse: Callable[[Record, ScoreRange | None], Row]
     optional: Columns = frozenset()
-    holds: Callable[[Record], bool] | None = None
+    holds: Callable[[Record], object] | None = None
     before: tuple[str, ...] = ()
     foreign: Mapping[str, str] = field(default_factory=dict)
     parse_prompt: Callable[[Record], list[Message]] | None = None
@@ -59,28 +70,53 @@ class Layout:
         """Those of the present columns that make a row this layout's; none if one is lacking."""
         return frozenset().union(*(columns for columns in self.required if present.issuperset(columns)))
 
+    @property
+    def columns(self) -> Columns:
+        """All columns that it reads."""
+        return self.optional.union(*self.required)
 
-def _instruction(parse: Callable[[Record], Conversation]) -> Callable[[Record, ScoreRange | None], Row]:
-    return lambda record, _: Row("instruction", record.origin, {"answer": parse(record)})
+
+Parse = Callable[[Record, ScoreRange | None], Row]
 
 
-def _pair(parse: Callable[[Record], Row]) -> Callable[[Record, ScoreRange | None], Row]:
+def _instruction(parse: Callable[[Record], Conversation]) -> Parse:
+    return lambda record, score_range: score_formats.judged(record, parse(record), score_range)
+
+
+def _pair(parse: Callable[[Record], Row]) -> Parse:
     return lambda record, _: pair_formats.with_two_answers(parse(record))
 
 
-def _rated(parse: Callable[[Record], Row]) -> Callable[[Record, ScoreRange | None], Row]:
-    return lambda record, _: parse(record)
+def _judged(record: Record, score_range: ScoreRange | None) -> Row:
+    """A row with a label or a score: its answer stands in the one instruction layout whose columns it has."""
+    names = _holding_answers(record)
+    if len(names) > 1:
+        problem = f"hold an answer each (layouts {' and '.join(names)})"
+        columns = sorted(set().union(*(ANSWERED[name].columns_in(present_columns(record)) for name in names)))
+        remedy = f"Say which ones the score or label is not about, as in {null_option(columns[:1])}"
+        raise RowError(record.origin, ", ".join(columns), problem, remedy)
+    return ANSWERED[names[0]].parse(record, score_range)
+
+
+def _holding_answers(record: Record) -> list[str]:
+    present = present_columns(record)
+    fitting = ((name, layout) for name, layout in ANSWERED.items() if layout.columns_in(present))
+    return [name for name, layout in fitting if layout.holds is None or layout.holds(record)]
 
 
 def _parse_chosen(record: Record, _: ScoreRange | None) -> Row:
-    present = _present(record)
+    present = present_columns(record)
     if "question" in present and "prompt" not in present:
         return pair_formats.chosen_only(pair_formats.parse_orca(record))
     parse = pair_formats.parse_hh if pair_formats.is_hh(record) else pair_formats.parse_preference
     return pair_formats.chosen_only(parse(record))
 
 
-_COMMON: Final = frozenset({"system", "tools"})
+_COMMON: Final = frozenset({"system", *TOOL_COLUMNS})
+_JUDGED: Final = _COMMON | {"label", "score"}
+_TURNS: Final = frozenset(FLAG_COLUMNS)
+_OF_JUDGED: Final = _COMMON | _TURNS | {"input", "context"}
+_SCORES: Final = frozenset({"score_chosen", "score_rejected"})
 
 _OF_CONVERSATIONS: Final = (
     *("messages", "conversations", "system", "tools", "prompt", "completion", "instruction", "input", "output"),
@@ -88,12 +124,12 @@ _OF_CONVERSATIONS: Final = (
 )
 """Columns that say something beside a text only if it is no raw text."""
 
-LAYOUTS: Final[dict[str, Layout]] = {
+ANSWERED: Final[dict[str, Layout]] = {
     "messages": Layout(
         "instruction",
         (("messages",),),
         _instruction(instruct_formats.parse_messages_row),
-        optional=_COMMON,
+        optional=_JUDGED | _TURNS,
         parse_prompt=instruct_formats.messages_prompt,
         prompt_required="messages",
     ),
@@ -101,8 +137,9 @@ LAYOUTS: Final[dict[str, Layout]] = {
         "instruction",
         (("prompt", "completion"),),
         _instruction(instruct_formats.parse_prompt_completion),
-        optional=_COMMON,
+        optional=_JUDGED,
         foreign={
+            "response": "Keep one answer",
             "context": "Write it into the prompt",
             "input": "Write it into the prompt",
             "history": "Write conversations of several turns as messages",
@@ -114,7 +151,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
         "instruction",
         (("instruction", "output"),),
         _instruction(instruct_formats.parse_alpaca),
-        optional=_COMMON | {"input"},
+        optional=_JUDGED | {"input"},
         foreign={
             "context": "Rename it to 'input', or 'output' to 'response' for layout dolly",
             "history": "Write conversations of several turns as messages",
@@ -126,7 +163,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
         "instruction",
         (("instruction", "response"),),
         _instruction(instruct_formats.parse_dolly),
-        optional=_COMMON | {"context"},
+        optional=_JUDGED | {"context"},
         foreign={"input": "Rename it to 'context', or 'response' to 'output' for layout alpaca"},
         parse_prompt=instruct_formats.dolly_prompt,
         prompt_required="instruction",
@@ -135,7 +172,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
         "instruction",
         (("conversations",),),
         _instruction(instruct_formats.parse_sharegpt),
-        optional=_COMMON,
+        optional=_JUDGED | _TURNS,
         parse_prompt=instruct_formats.sharegpt_prompt,
         prompt_required="conversations",
     ),
@@ -143,22 +180,33 @@ LAYOUTS: Final[dict[str, Layout]] = {
         "instruction",
         (("data",),),
         _instruction(instruct_formats.parse_ultrachat),
-        optional=_COMMON,
+        optional=_JUDGED,
         holds=instruct_formats.is_ultrachat,
     ),
+}
+"""Layouts of one answer. With a label its row is unpaired, with a score scored."""
+
+
+def _with_answer(mark: str) -> tuple[tuple[str, ...], ...]:
+    return tuple((*columns, mark) for layout in ANSWERED.values() for columns in layout.required)
+
+
+LAYOUTS: Final[dict[str, Layout]] = {
+    **ANSWERED,
     "preference": Layout(
         "preference",
-        (("chosen", "rejected"),),
+        (("chosen", "rejected"), *((*columns, "rejected") for columns in pair_formats.WITH_CHOSEN)),
         _pair(pair_formats.parse_preference),
-        optional=_COMMON | {"prompt", "preference", "gold"},
+        optional=_COMMON | _SCORES | pair_formats.PROMPT_COLUMNS | {"preference", "gold"},
         # UltraFeedback has the chosen conversation once more as messages.
         before=("messages",),
+        foreign={"history": "Write conversations of several turns as messages"},
     ),
     "hh_rlhf": Layout(
         "preference",
         (("chosen", "rejected"),),
         _pair(pair_formats.parse_hh),
-        optional=_COMMON | {"prompt", "preference"},
+        optional=_COMMON | _SCORES | {"prompt", "preference"},
         holds=pair_formats.is_hh,
         before=("preference", "messages"),
     ),
@@ -166,58 +214,36 @@ LAYOUTS: Final[dict[str, Layout]] = {
         "preference",
         (("question", "chosen", "rejected"),),
         _pair(pair_formats.parse_orca),
-        optional=_COMMON | {"preference"},
+        optional=_COMMON | _SCORES | {"preference"},
         before=("hh_rlhf", "messages"),
-        foreign={"prompt": "Keep one of 'prompt' and 'question', or set layout: preference to read 'prompt'"},
+        foreign={"prompt": "Keep one of 'prompt' and 'question'"},
     ),
     "chosen": Layout(
         "instruction",
         (("chosen", "rejected"),),
         _parse_chosen,
-        optional=_COMMON | {"prompt", "question"},
+        optional=_COMMON | _SCORES | pair_formats.PROMPT_COLUMNS | {"question", "preference", "gold"},
         declared_only=True,
     ),
-    "unpaired": Layout(
-        "unpaired",
-        (("messages", "label"), ("prompt", "completion", "label")),
-        _rated(score_formats.parse_unpaired),
-        optional=_COMMON,
-    ),
-    "scored": Layout(
-        "scored",
-        (
-            ("messages", "score"),
-            ("prompt", "completion", "score"),
-            ("prompt", "response", "score"),
-        ),
-        score_formats.parse_scored,
-        optional=_COMMON,
-    ),
+    "unpaired": Layout("unpaired", _with_answer("label"), _judged, optional=_OF_JUDGED, holds=_holding_answers),
+    "scored": Layout("scored", _with_answer("score"), _judged, optional=_OF_JUDGED, holds=_holding_answers),
     "helpsteer2": Layout(
         "scored",
         (("prompt", "response", *HELPSTEER2_ATTRIBUTES),),
-        _rated(score_formats.parse_helpsteer2),
+        lambda record, _: score_formats.parse_helpsteer2(record),
         optional=_COMMON,
     ),
     "text": Layout(
         "instruction",
         (("text",),),
-        _rated(text_format.parse_document),
+        lambda record, _: text_format.parse_document(record),
         foreign=dict.fromkeys(_OF_CONVERSATIONS, "A text has no turns: write them as messages"),
         fallback=True,
     ),
 }
 """Known layouts, by the names that users declare. A new data format is one function and one entry here."""
 
-_MARKS: Final = {"rating": "score", "reward": "score"}
-"""Columns that would be ignored although they make an answer to learn from a scored one, and what they are called."""
-
-_SYNONYMS: Final = {
-    "response": "completion",
-    "answer": "completion",
-    "question": "prompt",
-    **_MARKS,
-}
+_SYNONYMS: Final = {"response": "completion", "answer": "completion", "question": "prompt"}
 """Columns of rows that fit no layout, and what they are mostly called."""
 
 _FOREIGN: Final = {"system_prompt": "Rename it to 'system'", "system_message": "Rename it to 'system'"}
@@ -284,6 +310,7 @@ class RowParser:
         score_range: lowest and highest score that a row of layout ``scored`` can have; by default 0 and 1.
         preference_scale: of pairs with scores, from which `with_soft_label` makes a soft label.
         needs_answer: refuse instruction rows without an answer; otherwise they become mere prompts.
+        columns: what columns of the source are, where their names do not say it; see `columns.ColumnMap`.
 
     Raises:
         UserError: an argument is wrong, or `score_range` or `preference_scale` has no effect with `layout`.
@@ -296,6 +323,7 @@ class RowParser:
         score_range: ScoreRange | None = None,
         preference_scale: float | None = None,
         needs_answer: bool = True,
+        columns: ColumnMap | None = None,
     ) -> None:
         if layout is not None:
             check_layout(layout)
@@ -309,8 +337,10 @@ class RowParser:
         self._first: Record | None = None
         self._candidates: dict[Columns, list[str]] = {}
         self._suspects: dict[Columns, str] = {}
-        if layout is not None:
-            self._check_score_options_used(layout, "")
+        self._kind: RowKind | None = None
+        self.names = self._column_names(columns)
+        if layout is not None and layout not in ANSWERED:
+            self._check_score_options_used(LAYOUTS[layout].kind, layout, "")
 
     @property
     def layout(self) -> str | None:
@@ -321,26 +351,64 @@ class RowParser:
         """Turn a row into a checked one.
 
         Raises:
-            RowError: no layout fits, or a field has the wrong type or value.
-            UserError: the row fits more than one layout, or another one than the rows before.
+            RowError: no layout fits, a field has the wrong type or value, or a column that changes what the row means
+                would be ignored.
+            UserError: the row fits more than one layout, or another one than the rows before; or its values show that
+                an option of the source is wrong.
         """
+        named = self.names.read(record)
+        try:
+            return self._parse(named)
+        except RowError as error:
+            raise self.names.in_source_words(error) from error.__cause__
+
+    def _parse(self, record: Record) -> Row:
         name = self._layout if self._declared else self._recognise(record)
         assert name is not None
         layout = LAYOUTS[name]
         if not self._declared:
             _check_foreign(record, name)
-        if not self.needs_answer and (prompt := _mere_prompt(record, layout)) is not None:
-            return Row("instruction", record.origin, {"answer": prompt})
-        present = _present(record)
-        if not layout.columns_in(present):
+        present = present_columns(record)
+        prompt = None if self.needs_answer else _mere_prompt(record, layout)
+        if prompt is None and not layout.columns_in(present):
             raise _lacking(record, name, present)
+        check_read(record, name, layout.columns_in(present) | layout.optional)
+        if prompt is not None:
+            return Row("instruction", record.origin, {"answer": prompt})
         row = layout.parse(record, self.score_range)
+        check_no_placeholder(record, _texts(row))
+        self._check_kind(row, name)
         scale = self.preference_scale
         return row if scale is None else pair_formats.with_soft_label(record, row, scale)
 
+    def _column_names(self, columns: ColumnMap | None) -> ColumnNames:
+        own = LAYOUTS if self._layout is None else {self._layout: replace(LAYOUTS[self._layout], fallback=False)}
+        check_columns(columns, frozenset().union(*(layout.columns for layout in LAYOUTS.values())), "columns")
+        return ColumnNames(
+            columns,
+            frozenset().union(*(layout.columns for layout in LAYOUTS.values())),
+            lambda present: any(not layout.fallback and layout.columns_in(present) for layout in own.values()),
+            takes_prompts=not self.needs_answer and any(layout.prompt_required == "prompt" for layout in own.values()),
+        )
+
+    def _check_kind(self, row: Row, name: str) -> None:
+        """Refuse a row without the label or score that the rows before it have, or with one that they have not."""
+        if self._kind is None:
+            self._check_score_options_used(row.kind, name, row.origin)
+            self._kind = row.kind
+        if row.kind == self._kind:
+            return
+        if row.kind == "instruction":
+            mark = "label" if self._kind == "unpaired" else "score"
+            raise RowError(row.origin, mark, "is missing, but the rows before have one", "Add it or remove the row")
+        raise UserError(
+            f"{row.origin}: the row is {row.kind} data, but the rows before are {self._kind} data. Split the source "
+            "into one for each."
+        )
+
     def _recognise(self, record: Record) -> str:
         """The layout of the source, which this row fits."""
-        present = _present(record)
+        present = present_columns(record)
         fitting = self._fitting(record, present)
         locked = self._layout
         if len(fitting) > 1:
@@ -350,12 +418,14 @@ class RowParser:
             )
         if locked is None:
             if not fitting:
-                remedy = _near_misses(present) or f"Rename the columns to one of: {_known()}"
+                remedy = _near_misses(present) or (
+                    "Say what they are, as in --columns '{prompt: Question, completion: Answer}', or rename them to "
+                    f"those of one layout: {_known()}"
+                )
                 problem = f"columns {_quoted(record)} fit no known layout"
                 raise RowError(record.origin, "", problem, remedy, reason="layout")
             _check_foreign(record, fitting[0])
             self._check_spelling(record, fitting[0], present)
-            self._check_score_options_used(fitting[0], record.origin)
             self._layout, self._first = fitting[0], record
             return fitting[0]
         if fitting and fitting[0] != locked and not _is_flawed(record, LAYOUTS[locked], fitting[0], present):
@@ -397,17 +467,19 @@ class RowParser:
         if suspect := self._suspects[present]:
             column, _, known = suspect.partition("\n")
             problem = f"is no column of layout '{name}', but '{known}' would be"
-            remedy = f"Rename it to '{known}', or set layout: {name} to read the rows without it"
+            remedy = (
+                f"If it is that, say --columns '{{{known}: {column}}}'; if it means nothing, {null_option([column])}"
+            )
             raise RowError(record.origin, column, problem, remedy, reason="layout")
 
-    def _check_score_options_used(self, name: str, origin: str) -> None:
+    def _check_score_options_used(self, kind: RowKind, name: str, origin: str) -> None:
         where = f"{origin}: " if origin else ""
-        if self.preference_scale is not None and LAYOUTS[name].kind != "preference":
+        if self.preference_scale is not None and kind != "preference":
             raise UserError(
                 f"{where}preference_scale={self.preference_scale:g} is set, but layout '{name}' has no pairs. Remove "
                 "preference_scale, or correct the layout."
             )
-        if self.score_range is not None and name != "scored":
+        if self.score_range is not None and (kind != "scored" or name == "helpsteer2"):
             raise UserError(
                 f"{where}score_range={list(self.score_range)} is set, but layout '{name}' has no score to scale. "
                 "Remove score_range, or correct the layout."
@@ -420,6 +492,12 @@ class RowParser:
             f"layout '{self._layout}' (columns {_quoted(self._first)}). Split the source into one per "
             "layout, or set layout to read all rows by one."
         )
+
+
+def _texts(row: Row) -> Iterator[str]:
+    for side in row.sides.values():
+        if isinstance(side, Conversation):
+            yield from (message["content"] for message in side.messages)
 
 
 def _bound(cache: dict[Columns, Any]) -> None:
@@ -441,14 +519,9 @@ def _is_flawed(record: Record, locked: Layout, fitting: str, present: Columns) -
     )
 
 
-def _present(record: Record) -> Columns:
-    # Arrow tables give every row every column, None where it was absent.
-    return frozenset(name for name, value in record.data.items() if value is not None)
-
-
 def _lacking(record: Record, name: str, present: Columns) -> RowError:
     """The error of a row without a column that its layout needs."""
-    nearest = max(LAYOUTS[name].required, key=lambda columns: len(present.intersection(columns)))
+    nearest = min(LAYOUTS[name].required, key=lambda columns: len({*columns} - present))
     missing = next(column for column in nearest if column not in present)
     problem = "is null" if missing in record.data else "missing"
     return RowError(
@@ -461,16 +534,18 @@ def _lacking(record: Record, name: str, present: Columns) -> RowError:
 
 
 def _check_foreign(record: Record, name: str) -> None:
-    for column, remedy in {**_FOREIGN, **LAYOUTS[name].foreign}.items():
+    layouts = [name, *_holding_answers(record)] if LAYOUTS[name].parse is _judged else [name]
+    foreign = [LAYOUTS[layout].foreign.items() for layout in layouts]
+    for column, remedy in (*_FOREIGN.items(), *(item for items in foreign for item in items)):
         if record.data.get(column) not in (None, "", []):
-            problem = f"is ignored by layout '{name}', although it looks like a part of the prompt"
-            remedy = f"{remedy}, or set layout: {name} to read the rows without it"
+            problem = f"is ignored by layout '{name}', although it looks like a part of the conversation"
+            remedy = f"{remedy}. If it means nothing, say {null_option([column])}"
             raise RowError(record.origin, column, problem, remedy, reason="layout")
 
 
 def _mere_prompt(record: Record, layout: Layout) -> Conversation | None:
     """The row as a mere prompt; None if it has an answer, or too few columns for a prompt."""
-    present = _present(record)
+    present = present_columns(record)
     field = layout.prompt_required
     if layout.parse_prompt is None or field not in present:
         return None
@@ -500,8 +575,7 @@ def _suspect(layout: Layout, present: Columns) -> str:
     richer = (columns for other in LAYOUTS.values() for columns in other.required if own < frozenset(columns))
     wanted = layout.optional.union(*richer) - present
     for column in sorted(present - own - layout.optional):
-        mark = _MARKS.get(column)
-        if known := mark if mark in wanted else _near(column, wanted):
+        if known := _near(column, wanted):
             return f"{column}\n{known}"
     return ""
 
@@ -520,13 +594,14 @@ def _near(column: str, known: Columns) -> str:
 def _near_misses(present: Columns) -> str:
     """Spelling suggestions for columns that nearly have a known name; empty if there are none."""
     known = frozenset().union(*(columns for layout in LAYOUTS.values() for columns in layout.required))
-    hints = [f"'{column}' should be '{near}'" for column in sorted(present - known) if (near := _near(column, known))]
-    hints = hints or [
-        f"'{column}' should be '{usual}'"
-        for column, usual in _SYNONYMS.items()
-        if column in present and usual not in present
-    ]
-    return f"Perhaps {', '.join(hints)}" if hints else ""
+    near = {column: _near(column, known) for column in sorted(present - known)}
+    usual = {column: name for column, name in _SYNONYMS.items() if column in present and name not in present}
+    hints = {column: name for column, name in near.items() if name} or usual
+    if not hints:
+        return ""
+    said = ", ".join(f"'{column}' should be '{name}'" for column, name in hints.items())
+    option = ", ".join(f"{name}: {column}" for column, name in hints.items())
+    return f"Perhaps {said}: rename it, or say --columns '{{{option}}}'"
 
 
 def _quoted(record: Record) -> str:

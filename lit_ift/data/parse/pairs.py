@@ -7,42 +7,100 @@ from dataclasses import replace
 from typing import Final, cast
 
 from lit_ift.chat.conversation import Conversation, Message
-from lit_ift.data.parse.instruction import prompt_alone
+from lit_ift.data.parse.instruction import (
+    alpaca_prompt,
+    dolly_prompt,
+    messages_prompt,
+    parse_sharegpt_turn,
+    parse_turns,
+    prompt_alone,
+    sharegpt_prompt,
+)
 from lit_ift.data.parse.messages import (
     REPLY_ROLES,
     check_opening,
     check_reply,
     parse_answer,
-    parse_messages,
     parse_text,
     parse_tools,
     parse_turn,
     reply_start,
+    with_flags,
     with_system,
 )
 from lit_ift.data.parse.scores import parse_number
 from lit_ift.data.read.records import Record
 from lit_ift.data.rows import Row
-from lit_ift.errors import RowError
+from lit_ift.errors import RowError, UserError
 
 _HH_MARK: Final = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES: Final = {"Human": "user", "Assistant": "assistant"}
 _SIDES: Final = ("chosen", "rejected")
 _SCORES: Final = ("score_chosen", "score_rejected")
 
+WITH_CHOSEN: Final = (
+    ("messages",),
+    ("conversations",),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+)
+"""Columns that hold a prompt and the chosen answer, beside which the rejected one stands alone."""
+
+_PROMPT_HOLDERS: Final = ("prompt", "instruction", "conversations", "messages")
+
+PROMPT_COLUMNS: Final = frozenset({*_PROMPT_HOLDERS, "input", "context"})
+"""Columns that may hold the prompt of a pair, or a part of it."""
+
 
 def parse_preference(record: Record) -> Row:
-    """``chosen`` and ``rejected``, with ``prompt`` or with the turns that both begin with as the prompt.
+    """``chosen`` and ``rejected``, after the prompt of any layout or the turns that both begin with.
 
-    ``preference`` says how likely the chosen answer is the better one, ``gold`` adds a reference answer.
+    Without ``chosen``, the answer of the row itself is the chosen one. ``preference`` says how likely the chosen answer
+    is the better one, ``gold`` adds a reference answer.
     """
-    fields = (*_SIDES, "gold") if record.data.get("gold") is not None else _SIDES
-    if record.data.get("prompt") is None:
+    fields = [field for field in (*_SIDES, "gold") if record.data.get(field) is not None]
+    prompt, own_answer = _own_turns(record)
+    if not prompt:
         prompt, answers = _implicit_prompt(record, fields)
     else:
-        prompt = prompt_alone(record)
         answers = {field: _without_prompt(record, field, prompt) for field in fields}
+        if own_answer and not all(map(_same_turn, own_answer, answers.setdefault("chosen", own_answer))):
+            problem = "is not the answer that the conversation ends with"
+            raise RowError(record.origin, "chosen", problem, "End the conversation before the answers, or mend the row")
+        answers = {field: answers[field] for field in (*_SIDES, "gold") if field in answers}
     return _row(record, prompt, answers)
+
+
+def _own_turns(record: Record) -> tuple[list[Message], list[Message]]:
+    """The prompt that stands beside the two answers, and the answer that follows it; empty where there is none."""
+    data = record.data
+    chosen = data.get("chosen")
+    holders = [column for column in _PROMPT_HOLDERS if data.get(column) is not None]
+    if "messages" in holders and chosen is not None and len(holders) > 1:
+        # UltraFeedback has the chosen conversation once more as messages.
+        holders.remove("messages")
+    if len(holders) > 1:
+        remedy = f"Keep one of the two, or say --columns '{{{holders[1]}: null}}'"
+        raise RowError(record.origin, holders[1], f"holds a prompt, and so does '{holders[0]}'", remedy)
+    if not holders:
+        return [], []
+    if holders[0] in ("messages", "conversations"):
+        turns = messages_prompt(record) if holders[0] == "messages" else sharegpt_prompt(record)
+        start = reply_start(turns)
+        if chosen is None:
+            check_reply(record, turns[start:], holders[0])
+        return turns[:start], turns[start:]
+    if holders[0] == "prompt":
+        prompt, answers = prompt_alone(record), ("completion",)
+    elif data.get("context") is None:
+        prompt, answers = alpaca_prompt(record), ("output", "response")
+    elif not data.get("input"):
+        prompt, answers = dolly_prompt(record), ("response", "output")
+    else:
+        raise RowError(record.origin, "context", "is there, and so is 'input'", "Keep one of the two")
+    own = [field for field in answers if chosen is None and data.get(field) is not None]
+    return prompt, _answer(record, own[0]) if own else []
 
 
 def parse_orca(record: Record) -> Row:
@@ -110,7 +168,7 @@ def _implicit_prompt(record: Record, fields: Sequence[str]) -> tuple[list[Messag
         if isinstance(record.data[field], str):
             remedy = "Add a prompt column, or write chosen and rejected as lists of messages that begin with the prompt"
             raise RowError(record.origin, field, "is a string, and there is no prompt column", remedy)
-    sides = {field: parse_messages(record, field) for field in _SIDES}
+    sides = {field: _answer(record, field) for field in _SIDES}
     chosen, rejected = sides.values()
     # The last reply of each side is never part of the prompt, not even where both are the same.
     most = min(reply_start(chosen), reply_start(rejected))
@@ -131,7 +189,7 @@ def _implicit_prompt(record: Record, fields: Sequence[str]) -> tuple[list[Messag
 
 def _without_prompt(record: Record, field: str, prompt: Sequence[Message]) -> list[Message]:
     """The answer in the column `field`, without the prompt that some data sets repeat there."""
-    answer = parse_answer(record, field)
+    answer = _answer(record, field)
     if answer[0]["role"] == "assistant":
         return answer
     # The system turn may stand on one of the two only.
@@ -139,6 +197,16 @@ def _without_prompt(record: Record, field: str, prompt: Sequence[Message]) -> li
         if len(answer) > len(start) and all(map(_same_turn, answer, start)):
             return answer[len(start) :]
     raise _prompts_differ(record, field, "prompt")
+
+
+def _answer(record: Record, field: str) -> list[Message]:
+    """The column `field`: a text, a turn, or a list of turns, of {role, content} or {from, value}."""
+    value = record.data[field]
+    if isinstance(value, dict):
+        return with_flags(record, field, [value], parse_sharegpt_turn)
+    if isinstance(value, list) and any(isinstance(turn, dict) and turn.get("from") is not None for turn in value):
+        return parse_turns(record, field)
+    return parse_answer(record, field)
 
 
 def _same_turn(one: Message, other: Message) -> bool:
@@ -199,14 +267,22 @@ def _check_order(record: Record) -> None:
     chosen, rejected = (parse_number(record, column) for column in _SCORES)
     if chosen < rejected:
         problem = f"is {chosen:g}, below score_rejected ({rejected:g}), as if the answers were swapped"
-        raise RowError(record.origin, "score_chosen", problem, "Swap the answers, or remove the row or both columns")
+        remedy = "Swap the answers or remove the row. If the scores mean nothing, say --columns "
+        remedy += "'{score_chosen: null, score_rejected: null}'"
+        raise RowError(record.origin, "score_chosen", problem, remedy)
 
 
 def _preference(record: Record) -> float | None:
     if record.data.get("preference") is None:
         return None
     likely = parse_number(record, "preference")
-    if not 0.5 <= likely <= 1.0:
+    if not 0.0 <= likely <= 1.0:
+        # To skip such rows alone would keep those with 1, of which nobody knows what it means beside other numbers.
+        raise UserError(
+            f"{record.origin}: field 'preference' is {likely:g}, but it is how likely the chosen answer is the better "
+            "one, from 0.5 to 1. If the column is something else, say --columns '{preference: null}'."
+        )
+    if likely < 0.5:
         remedy = "Give the probability that chosen is better than rejected; below a half, swap the two"
         raise RowError(record.origin, "preference", f"is {likely:g}, outside [0.5, 1]", remedy)
     return likely

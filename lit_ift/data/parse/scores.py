@@ -2,14 +2,13 @@
 
 import math
 import re
+from dataclasses import replace
 from typing import Final
 
-from lit_ift.chat.conversation import Conversation, Message
-from lit_ift.data.parse.instruction import messages_prompt, prompt_alone
+from lit_ift.chat.conversation import Conversation
 from lit_ift.data.parse.messages import (
     check_opening,
     check_reply,
-    parse_answer,
     parse_text,
     parse_tools,
     parse_turn,
@@ -20,7 +19,7 @@ from lit_ift.data.parse.messages import (
 )
 from lit_ift.data.read.records import Record
 from lit_ift.data.rows import Row
-from lit_ift.errors import RowError
+from lit_ift.errors import RowError, UserError
 
 ScoreRange = tuple[float, float]
 
@@ -29,30 +28,55 @@ UNIT_RANGE: Final[ScoreRange] = (0.0, 1.0)
 HELPSTEER2_RANGE: Final[ScoreRange] = (0.0, 4.0)
 HELPSTEER2_ATTRIBUTES: Final = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
-ANSWER_FIELDS: Final = ("messages", "completion", "response")
-"""Columns that hold the answer of a scored or labelled row; it has one of them."""
+_ANSWERS: Final = frozenset({"messages", "conversations", "data", "output", "response"})
+"""Columns that end with an answer."""
 
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _HELPSTEER2_TURN: Final = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")
 
 
-def parse_scored(record: Record, score_range: ScoreRange | None) -> Row:
-    """``score`` of the last reply, scaled from `score_range` to [0, 1]."""
+def judged(record: Record, conversation: Conversation, score_range: ScoreRange | None) -> Row:
+    """The row of a conversation: unpaired with a ``label`` of its last reply, scored with a ``score`` of it.
+
+    Args:
+        record: the row as it was read.
+        conversation: its turns. What was judged is the last reply; where a prompt stands apart, it is all that follows.
+        score_range: lowest and highest score, which are scaled to [0, 1].
+
+    Raises:
+        RowError: the value is none, there are both, or the conversation does not end with one reply.
+        UserError: scores lie outside [0, 1] and `score_range` does not say where they do; or a label is a number that
+            is none.
+    """
+    marks = [column for column in ("label", "score") if record.data.get(column) is not None]
+    if not marks:
+        return Row("instruction", record.origin, {"answer": conversation})
+    if len(marks) > 1:
+        remedy = "If one of them means nothing, say --columns '{label: null}' or --columns '{score: null}'"
+        raise RowError(record.origin, "label", "is there, and so is 'score'", remedy)
+    messages = conversation.messages
+    start = conversation.num_prompt_messages or reply_start(messages)
+    answer = "completion" if conversation.num_prompt_messages else next(iter(_ANSWERS & record.data.keys()))
+    check_reply(record, messages[start:], answer)
+    sides = {"answer": replace(conversation, num_prompt_messages=start)}
+    if marks == ["label"]:
+        return Row("unpaired", record.origin, sides, float(_label(record)))
+    return Row("scored", record.origin, sides, _score(record, score_range))
+
+
+def _score(record: Record, score_range: ScoreRange | None) -> float:
     low, high = score_range or UNIT_RANGE
     score = parse_number(record, "score")
-    if not low <= score <= high:
-        declared = "the declared score_range" if score_range else "the range of scores"
-        remedy = (
-            "Correct it, or declare the range of all scores, such as score_range: [1, 10]. If the column is something "
-            "else, set layout to read the rows without it"
-        )
-        raise RowError(record.origin, "score", f"is {score:g}, outside [{low:g}, {high:g}], {declared}", remedy)
-    return Row("scored", record.origin, {"answer": _judged_reply(record)}, (score - low) / (high - low))
-
-
-def parse_unpaired(record: Record) -> Row:
-    """``label`` of the last reply: true or 1 for a good one, false or 0 for a bad one."""
-    return Row("unpaired", record.origin, {"answer": _judged_reply(record)}, float(_label(record)))
+    if low <= score <= high:
+        return (score - low) / (high - low)
+    problem = f"is {score:g}, outside [{low:g}, {high:g}]"
+    if score_range:
+        raise RowError(record.origin, "score", f"{problem}, the declared score_range", "Correct it or remove the row")
+    # To skip such rows alone would keep the worst answers, those below 1, as the best.
+    raise UserError(
+        f"{record.origin}: field 'score' {problem}. Declare the range of all scores, such as score_range: [1, 10]. If "
+        "the column is something else, say --columns '{score: null}'."
+    )
 
 
 def parse_helpsteer2(record: Record) -> Row:
@@ -74,7 +98,9 @@ def parse_helpsteer2(record: Record) -> Row:
         remedy = "End it with the user's turn; the answer belongs in response"
         raise RowError(record.origin, "prompt", "ends with the turn of the assistant", remedy)
     reply = [parse_turn(record, "response", "assistant", record.data["response"])]
-    answer = _answer(record, with_system(record, turns), reply, "prompt")
+    messages = [*with_system(record, turns), *reply]
+    check_opening(record, messages, "prompt")
+    answer = Conversation(messages, tools=parse_tools(record), num_prompt_messages=len(messages) - 1)
     return Row("scored", record.origin, {"answer": answer}, (marks["helpfulness"] - low) / (high - low))
 
 
@@ -102,40 +128,19 @@ def parse_number(record: Record, field: str) -> float:
 
 def _label(record: Record) -> bool:
     value = record.data.get("label")
-    text = value.strip().lower() if isinstance(value, str) else None
-    if value is True or value is False:
-        return value
+    text = value.strip().lower() if isinstance(value, str) else ""
     if text in ("true", "false"):
         return text == "true"
-    if text in ("0", "1"):
-        return text == "1"
-    if isinstance(value, int | float) and value in (0, 1):
-        return value == 1
-    remedy = (
-        "It must be true or 1 for a good answer, false or 0 for a bad one. If the column is something else, set layout "
-        "to read the rows without it"
-    )
-    raise RowError(record.origin, "label", f"is {shown(value)}", remedy)
-
-
-def _judged_reply(record: Record) -> Conversation:
-    """The conversation with its last reply as the only target: that is what was judged."""
-    answers = [field for field in ANSWER_FIELDS if record.data.get(field) is not None]
-    if len(answers) > 1:
-        problem = f"holds an answer, and so does '{answers[0]}'"
-        raise RowError(record.origin, answers[1], problem, "Keep the column that the score or label is about")
-    if answers == ["messages"]:
-        turns = messages_prompt(record)
-        start = reply_start(turns)
-        return _answer(record, turns[:start], turns[start:], "messages")
-    field = answers[0]
-    return _answer(record, prompt_alone(record), parse_answer(record, field), "prompt", field)
-
-
-def _answer(
-    record: Record, prompt: list[Message], reply: list[Message], prompt_field: str, answer_field: str | None = None
-) -> Conversation:
-    check_reply(record, reply, answer_field or prompt_field)
-    messages = [*prompt, *reply]
-    check_opening(record, messages, prompt_field)
-    return Conversation(messages, tools=parse_tools(record), num_prompt_messages=len(prompt))
+    # A column of whole numbers with gaps has become one of floats in many a CSV file.
+    number = float(text) if _NUMBER.fullmatch(text) else value
+    if isinstance(number, bool | int | float) and number in (0, 1):
+        return number == 1
+    remedy = "It must be true or 1 for a good answer, false or 0 for a bad one"
+    ignored = "If the column is something else, say --columns '{label: null}'"
+    if isinstance(number, int | float) and number == number:
+        # To skip such rows alone would keep those with 1, of which nobody knows what it means beside other numbers.
+        raise UserError(
+            f"{record.origin}: field 'label' is {shown(value)}. {remedy}. If it is a score, say --columns "
+            f"'{{score: label}}'. {ignored}."
+        )
+    raise RowError(record.origin, "label", f"is {shown(value)}", f"{remedy}. {ignored}")

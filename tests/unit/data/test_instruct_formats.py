@@ -81,7 +81,6 @@ def test_sharegpt_function_calls(result: str) -> None:
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"prompt": "a", "completion": [ASSISTANT]}, "field 'prompt': is a str.*both be strings, or both be lists"),
         ({"prompt": [USER, ASSISTANT], "completion": [USER]}, "field 'completion': has no assistant turn"),
         ({"instruction": "a", "output": ""}, "field 'output': the assistant text is empty"),
         ({"instruction": "a", "output": "b", "input": 4}, r"field 'input': is a int \(4\)"),

@@ -110,7 +110,6 @@ def test_soft_preference(value: object, score: float | None, transcript: bool) -
     ("value", "problem"),
     [
         (0.49, r"is 0.49, outside \[0.5, 1\].*swap the two"),
-        (1.01, r"is 1.01, outside \[0.5, 1\]"),
         (math.nan, "is nan"),
         (True, "is a bool"),
         ("chosen", "is a str"),
@@ -119,6 +118,13 @@ def test_soft_preference(value: object, score: float | None, transcript: bool) -
 def test_bad_soft_preference(value: object, problem: str) -> None:
     with pytest.raises(RowError, match=f"field 'preference': {problem}"):
         parse(prompt="q", chosen="a", rejected="b", preference=value)
+
+
+@pytest.mark.parametrize("value", [1.01, 5, -1])
+def test_a_preference_that_is_no_probability_stops_the_source(value: float) -> None:
+    with pytest.raises(UserError, match=r"field 'preference' is .*from 0.5 to 1.*{preference: null}") as raised:
+        parse(prompt="q", chosen="a", rejected="b", preference=value)
+    assert not isinstance(raised.value, RowError)
 
 
 def test_transcripts_of_several_turns() -> None:
@@ -146,7 +152,8 @@ def test_transcripts_of_several_turns() -> None:
         ({"prompt": "q", "chosen": [GOOD, MORE, GOOD], "rejected": [BAD]}, "chosen", "has a user turn inside"),
         ({"chosen": "a", "rejected": "b"}, "chosen", "is a string, and there is no prompt column"),
         ({"chosen": [USER, GOOD], "rejected": "b"}, "rejected", "is a string, and there is no prompt column"),
-        ({"chosen": {"role": "user"}, "rejected": [USER, BAD]}, "chosen", "is a dict"),
+        ({"chosen": {"role": "user"}, "rejected": [USER, BAD]}, r"chosen\[0\].content", "is missing"),
+        ({"chosen": GOOD, "rejected": BAD}, r"chosen\[0\].role", "opens with the assistant"),
         ({"chosen": [GOOD], "rejected": [BAD]}, r"chosen\[0\].role", "opens with the assistant"),
         ({"chosen": [USER, GOOD], "rejected": [MORE, BAD]}, "rejected", "not begin with the same prompt"),
         ({"chosen": [USER, GOOD], "rejected": [USER, GOOD, MORE, BAD]}, "rejected", "not begin with the same prompt"),
@@ -253,7 +260,7 @@ def test_soft_labels_from_scores() -> None:
     ):
         with pytest.raises(RowError, match=problem):
             RowParser(preference_scale=1.0).parse(Record(data, "rows.jsonl:7"))
-    with pytest.raises(UserError, match="preference_scale=1 is set, but layout 'messages' has no pairs"):
-        RowParser(preference_scale=1.0, layout="messages")
+    with pytest.raises(UserError, match="preference_scale=1 is set, but layout 'unpaired' has no pairs"):
+        RowParser(preference_scale=1.0, layout="unpaired")
     with pytest.raises(UserError, match=r"rows.jsonl:7: preference_scale=1 is set, but layout 'prompt_completion'"):
         RowParser(preference_scale=1.0).parse(Record({"prompt": "q", "completion": "a"}, "rows.jsonl:7"))

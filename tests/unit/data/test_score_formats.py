@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lit_ift.data.parse.layouts import to_row
 from lit_ift.data.read.records import Record
 from lit_ift.data.rows import Row
-from lit_ift.errors import RowError
+from lit_ift.errors import RowError, UserError
 
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}
@@ -50,8 +50,6 @@ def test_scores_that_are_numbers(value: object, score: float) -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (8.5, r"is 8.5, outside \[0, 1\].*declare the range of all scores, such as score_range: \[1, 10\]"),
-        (-0.01, r"is -0.01, outside \[0, 1\]"),
         (True, "is a bool"),
         (math.nan, "is nan"),
         (math.inf, "is inf"),
@@ -71,19 +69,49 @@ def test_scores_that_are_none(value: object, problem: str) -> None:
     assert raised.value.remedy
 
 
+@pytest.mark.parametrize("value", [8.5, -0.01, "8.5", 2])
+def test_a_score_outside_the_range_stops_the_source_unless_the_range_is_declared(value: object) -> None:
+    """Without a range, the rows that would be left after skipping it are those of the worst answers."""
+    with pytest.raises(UserError, match=r"'score' is .*outside \[0, 1\]. Declare .* score_range: \[1, 10\]") as raised:
+        parse(prompt="q", response="a", score=value)
+    assert not isinstance(raised.value, RowError)
+    with pytest.raises(RowError, match=r"field 'score': is .*, outside \[0.25, 0.75\], the declared score_range"):
+        parse((0.25, 0.75), prompt="q", response="a", score=value)
+
+
 @pytest.mark.parametrize(
     ("value", "score"),
-    [(True, 1), (False, 0), (1, 1), (0, 0), (1.0, 1), ("true", 1), ("False", 0), ("1", 1), ("0", 0)],
+    [
+        (True, 1),
+        (False, 0),
+        (1, 1),
+        (0, 0),
+        (1.0, 1),
+        ("true", 1),
+        ("False", 0),
+        ("1", 1),
+        ("0", 0),
+        ("1.0", 1),
+        (0.0, 0),
+    ],
 )
 def test_labels(value: object, score: float) -> None:
     row = parse(messages=[USER, ASSISTANT], label=value)
     assert (row.kind, row.score) == ("unpaired", score)
 
 
-@pytest.mark.parametrize("value", [-1, 2, 0.5, math.nan, "", "yes", "math", [True], "1.0"])
+@pytest.mark.parametrize("value", [math.nan, "", "yes", "math", [True]])
 def test_other_labels_are_refused(value: object) -> None:
-    with pytest.raises(RowError, match=r"field 'label': .* It must be true or 1 for a good answer.*set layout"):
+    with pytest.raises(RowError, match=r"field 'label': .* It must be true or 1 for a good answer.*{label: null}"):
         parse(messages=[USER, ASSISTANT], label=value)
+
+
+@pytest.mark.parametrize("value", [-1, 2, 0.5, "3", 10**400])
+def test_numbers_that_are_no_labels_stop_the_source(value: object) -> None:
+    """Skipped, they would leave the rows with 1: of labels from 1 to 5 the worst answers, as good ones."""
+    with pytest.raises(UserError, match=r"field 'label' is .*{score: label}.*{label: null}") as raised:
+        parse(messages=[USER, ASSISTANT], label=value)
+    assert not isinstance(raised.value, RowError)
 
 
 def test_only_the_last_reply_is_judged() -> None:
@@ -103,19 +131,20 @@ def test_only_the_last_reply_is_judged() -> None:
         ({"messages": [ASSISTANT]}, r"field 'messages\[0\].role': the conversation opens with the assistant"),
         ({"messages": [USER, ASSISTANT, TOOL]}, "field 'messages': does not end with an assistant turn"),
         ({"prompt": "q", "completion": [ASSISTANT, USER, ASSISTANT]}, "field 'completion': has a user turn inside"),
-        ({"prompt": "q", "completion": [USER]}, "field 'completion': does not end with an assistant turn"),
+        ({"prompt": "q", "completion": [USER]}, "field 'completion': has no assistant turn"),
         ({"prompt": "q", "completion": [TOOL, ASSISTANT]}, "field 'completion': has a tool turn inside"),
         ({"prompt": "q", "completion": ""}, "field 'completion': the assistant text is empty"),
         ({"prompt": "q", "completion": 3}, "field 'completion': is a int"),
         ({"prompt": "", "completion": "a"}, "field 'prompt': the user text is empty"),
-        ({"prompt": "q", "completion": "a", "response": "b"}, "field 'response': holds an answer, and so does 'compl"),
-        ({"prompt": "q", "completion": "a", "messages": [USER, ASSISTANT]}, "field 'completion': holds an answer"),
+        ({"prompt": "q", "completion": "a", "response": "b"}, "field 'response': is ignored .*Keep one answer"),
+        (
+            {"prompt": "q", "completion": "a", "messages": [USER, ASSISTANT]},
+            "hold an answer each .layouts messages and p",
+        ),
     ],
 )
 def test_bad_answers(row: dict, problem: str) -> None:
     for worth in ({"score": 1}, {"label": True}):
-        if "label" in worth and "response" in row:
-            continue
         with pytest.raises(RowError, match=problem):
             parse(**row, **worth)
 
