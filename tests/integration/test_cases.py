@@ -13,21 +13,6 @@ CASES = Path(__file__).parents[1] / "cases"
 
 PENDING = frozenset(
     {
-        # What a turn says.
-        "turn_loss.jsonl",
-        "turn_loss_mask.jsonl",
-        "turn_trainable.jsonl",
-        "turn_weight.jsonl",
-        "turn_sharegpt_loss.jsonl",
-        "turn_mask.jsonl",
-        "turn_train_detail.jsonl",
-        "turn_all_off.jsonl",
-        "parts_text.jsonl",
-        "parts_image.jsonl",
-        "tool_args_plain.jsonl",
-        "tool_function_string.jsonl",
-        "thinking_twice.jsonl",
-        #
         # What a column says.
         "alpaca_rating_ignored.jsonl",
         "own_columns.jsonl",
