@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from lit_ift.chat.templates import added_tokens_pattern
+from lit_ift.chat.frames import added_tokens_pattern
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

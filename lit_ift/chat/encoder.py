@@ -28,6 +28,7 @@ from lit_ift.chat.templates import (
     resolve_chat_template,
     tokenizer_name,
     with_bos,
+    with_fixed_day,
 )
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.errors import RowError, UserError
@@ -166,7 +167,7 @@ class ConversationEncoder:
         if has_tools not in self._templates:
             text = self.tokenizer.get_chat_template(tools=[{}] if has_tools else None)
             other = self._templates.get(not has_tools)
-            same = other is not None and other.text == text
+            same = other is not None and other.text == with_fixed_day(text)
             template = other if same and other is not None else ChatTemplate(self.tokenizer, text)
             self._templates[has_tools] = template
             self._controls[has_tools] = (

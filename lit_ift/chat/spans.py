@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from lit_ift.chat.control_tokens import map_strings, strings_in
 from lit_ift.chat.conversation import END_THINK, THINK, THINKING_FIELDS, Conversation, Message, split_thinking
-from lit_ift.chat.templates import STAND_IN, ChatTemplate, Span, TurnKind
+from lit_ift.chat.frames import STAND_IN, Frames, TurnKind
+from lit_ift.chat.templates import ChatTemplate, Span
 from lit_ift.errors import RowError
 
 OPEN, CLOSE = "\U000ffffc", "\U000ffffd"
@@ -282,6 +283,8 @@ def _span_by_marks(conversation: Conversation, template: ChatTemplate, marks: _M
     last = marks.last.get(turn, start)
     later = min((position for index, position in marks.first.items() if index > turn), default=len(text))
     at = text.find(mark, last, later) if mark is not None and later >= last else -1
+    if is_last and kind == "call" and mark == "":
+        at = _end(text, frames)  # Nothing ends a call, so it ends with the text.
     end = at + len(mark or "")
     head, answer = split_thinking(messages[turn]["content"])
     # The tag that closes the thinking has no marks; mostly the answer's marks come after it.
@@ -298,6 +301,11 @@ def _span_by_marks(conversation: Conversation, template: ChatTemplate, marks: _M
             f"({'the template has none there' if mark is None else repr(mark)})",
         )
     return start, end
+
+
+def _end(text: str, frames: Frames) -> int:
+    """Where the last turn ends."""
+    return len(text.rstrip().removesuffix(frames.epilogue).rstrip())
 
 
 def _spans_by_blocks(conversation: Conversation, template: ChatTemplate, text: str, origin: str) -> list[Span]:
@@ -358,14 +366,16 @@ def _start_by_prefixes(conversation: Conversation, template: ChatTemplate, text:
 
 def _end_by_prefixes(conversation: Conversation, template: ChatTemplate, text: str, turn: int) -> int | None:
     messages = conversation.messages
+    frames, kind = template.frames, _kind(messages[turn])
     if turn == len(messages) - 1:
-        return len(text.rstrip())
+        return _end(text, frames)
     render = _renderer(template, conversation.tools)
-    whole = render(messages[: turn + 1], False)
-    if whole is not None and text.startswith(whole):
-        return len(whole.rstrip())
     after = messages[turn + 1]
-    gap = template.frames.gaps.get((_kind(messages[turn]), after["role"]))
+    if frames.ends.get((kind, after["role"])) == frames.last_ends.get(kind):
+        whole = render(messages[: turn + 1], False)
+        if whole is not None and text.startswith(whole):
+            return len(whole.rstrip())
+    gap = frames.gaps.get((kind, after["role"]))
     word = f"{STAND_IN}-next-Z"
     stand_in: dict[str, Any] = {key: value for key, value in after.items() if key in ("role", "name", "tool_call_id")}
     whole = render([*messages[: turn + 1], {**stand_in, "content": word}], False)

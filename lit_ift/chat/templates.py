@@ -3,12 +3,13 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
+from lit_ift.chat.frames import STAND_IN, Frames, Probe, call_turn
 from lit_ift.errors import RowError, UserError
 
 if TYPE_CHECKING:
@@ -17,17 +18,17 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """Half-open range of characters."""
 
-TurnKind = Literal["text", "call"]
-"""Whether an assistant turn ends with its text or with tool calls, which templates end with different marks."""
-
 TEMPLATE_FOLDER: Final = Path(__file__).parent / "shipped_templates"
 
 NO_TEMPLATE_REMEDY: Final = "Set data.chat_template to a built-in name (chatml, zephyr), a file or a template text"
 
-GENERATION_BLOCK: Final = re.compile(r"\{%[-+]?\s*generation\b")
+DAY: Final = date(2025, 1, 1)
+"""What templates that write today's date write instead, so that rows are the same on every day of a run."""
 
-STAND_IN: Final = "Sentinel-7Q"
-"""Content of messages that probe a template. Tests for it look for the whole word, so no template may write it."""
+TODAY: Final = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
+"""How templates ask for the date."""
+
+GENERATION_BLOCK: Final = re.compile(r"\{%[-+]?\s*generation\b")
 
 
 def resolve_chat_template(template: str) -> str:
@@ -49,6 +50,16 @@ def resolve_chat_template(template: str) -> str:
         f"chat_template={template!r} is neither a built-in name ({', '.join(built_in)}), nor a file, nor jinja "
         f"text.{hint}"
     )
+
+
+def with_fixed_day(template: str) -> str:
+    """`template` with `DAY` where it asks for today's date."""
+    return TODAY.sub(lambda match: json.dumps(DAY.strftime(match.group(2))), template)
+
+
+def asks_for_today(template: str) -> bool:
+    """Whether `template` writes the day on which it is rendered even after `with_fixed_day`."""
+    return re.search(r"strftime_now\s*\(", with_fixed_day(template)) is not None
 
 
 def is_built_in_template(template: str) -> bool:
@@ -101,56 +112,29 @@ def tokenizer_name(tokenizer: "PreTrainedTokenizerBase") -> str:
     return tokenizer.name_or_path or type(tokenizer).__name__
 
 
-@dataclass
-class Frames:
-    """What a template writes around messages, learned from conversations of stand-in messages.
-
-    What it refuses to render is absent.
-
-    Args:
-        headers: by role of the message before: what stands between the text of that message and what the assistant
-            writes. First the whole generation prompt; then, if some turns lack its end (a pre-filled ``<think>``),
-            the part that they have.
-        leads: by role of the message before: characters between the header and the text of a last answer.
-        last_ends: by kind of turn: the end-of-turn mark of the last message.
-        epilogue: what stands after that and, by the template's ``{% generation %}`` block, is no part of the answer.
-        ends: by kind of turn and role of the next message: the end-of-turn mark.
-        gaps: by kind of turn and role of the next message: what stands between the mark and the next text.
-        prefills: what a generation block may hold that the generation prompt has written already.
-    """
-
-    headers: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    leads: dict[str, int] = field(default_factory=dict)
-    last_ends: dict[TurnKind, str] = field(default_factory=dict)
-    epilogue: str = ""
-    ends: dict[tuple[TurnKind, str], str] = field(default_factory=dict)
-    gaps: dict[tuple[TurnKind, str], str] = field(default_factory=dict)
-    prefills: tuple[str, ...] = ()
-
-    def structure(self) -> list[str]:
-        """Texts that delimit turns of plain text, without what a generation prompt pre-fills."""
-        headers = [headers[-1] for role, headers in self.headers.items() if role != "tool"]
-        ends = [self.ends[key] + self.gaps[key] for key in self.ends if key in (("text", "user"), ("text", "system"))]
-        return [*headers, *ends, self.last_ends.get("text", "")]
-
-
 class ChatTemplate:
     """The chat template of a tokenizer, compiled once.
 
     Args:
         tokenizer: a tokenizer with a chat template.
         text: the template, where the tokenizer has several.
+
+    Attributes:
+        text: the template that is rendered; today's date in it is `DAY`.
+        wants_parts: whether texts must be lists of parts.
+        wants_json_arguments: whether arguments of tool calls must be JSON in a string.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
         self.tokenizer = tokenizer
-        self.text = text
-        self.has_generation_blocks = bool(GENERATION_BLOCK.search(text))
+        self.text = with_fixed_day(text)
+        self.has_generation_blocks = bool(GENERATION_BLOCK.search(self.text))
         self._special = dict(tokenizer.special_tokens_map)
         self._compiled = self._compile()
         self._variables = {**self._compiled.globals, "tools": None, "documents": None, **self._special}
-        self._is_direct = self.wants_parts = False
+        self._is_direct = self.wants_parts = self.wants_json_arguments = False
         self.wants_parts = self._find_wants_parts()
+        self.wants_json_arguments = self._find_wants_json_arguments()
         self._is_direct = self._find_is_direct()
 
     def render(
@@ -208,7 +192,7 @@ class ChatTemplate:
     @cached_property
     def frames(self) -> Frames:
         """What the template writes around messages."""
-        return _Probe(self).learn()
+        return Probe(self).learn()
 
     def _compile(self) -> Any:
         from jinja2 import TemplateSyntaxError
@@ -243,9 +227,13 @@ class ChatTemplate:
         return text
 
     def _prepared(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        if not self.wants_parts:
-            return [dict(message) for message in messages]
-        return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        prepared = [dict(message) for message in messages]
+        for message in prepared:
+            if self.wants_parts:
+                message["content"] = [{"type": "text", "text": message["content"]}]
+            if self.wants_json_arguments and message.get("tool_calls"):
+                message["tool_calls"] = [_with_json_arguments(call) for call in message["tool_calls"]]
+        return prepared
 
     def _find_wants_parts(self) -> bool:
         """Whether the template shows the text of a message only if it is a list of parts, as of a vision model."""
@@ -257,6 +245,18 @@ class ChatTemplate:
                 text = ""
             shown.append(STAND_IN in text)
         return shown == [False, True]
+
+    def _find_wants_json_arguments(self) -> bool:
+        """Whether the template writes arguments of tool calls right only if they are JSON in a string."""
+        arguments = {"key": STAND_IN}
+        shown = []
+        for self.wants_json_arguments in (False, True):
+            try:
+                shown.append(self.render([{"role": "user", "content": "x"}, call_turn(arguments)], origin="probe"))
+            except RowError:
+                shown.append("")
+        is_wrong = STAND_IN not in shown[0] or repr(arguments) in shown[0]
+        return is_wrong and json.dumps(arguments) in shown[1]
 
     def _find_is_direct(self) -> bool:
         """Whether the compiled template alone gives what `apply_chat_template` gives."""
@@ -271,158 +271,9 @@ class ChatTemplate:
             return True  # It refuses a lone user turn; the same template refuses it either way.
 
 
-class _Probe:
-    """Learns the frames of a template from stand-in conversations."""
-
-    def __init__(self, template: ChatTemplate) -> None:
-        self.template = template
-        self.added = added_tokens_pattern(template.tokenizer.added_tokens_encoder)
-        self.messages: dict[str, dict[str, Any]] = {
-            "system": {"role": "system", "content": _word("system")},
-            "user": {"role": "user", "content": _word("user")},
-            "assistant": {"role": "assistant", "content": _word("assistant")},
-            "call": _call({"key": _word("call")}),
-            "tool": {"role": "tool", "content": _word("tool"), "name": "look_up", "tool_call_id": "c12345678"},
-        }
-        self.before: dict[str, list[str]] = {
-            "user": ["user"],
-            "system": ["system"],
-            "assistant": ["user", "assistant"],
-            "tool": ["user", "call", "tool"],
-        }
-
-        if not self._render(["user", "call"]):
-            # Some templates want the arguments as a JSON string.
-            self.messages["call"] = _call(json.dumps({"key": _word("call")}))
-
-    def learn(self) -> Frames:
-        frames = Frames()
-        if self.template.has_generation_blocks:
-            frames.epilogue = self._epilogue()
-        for role, names in self.before.items():
-            self._learn_header(frames, role, names)
-        for kind, name in (("text", "assistant"), ("call", "call")):
-            self._learn_end(frames, "call" if kind == "call" else "text", name)
-        if self.template.has_generation_blocks:
-            frames.prefills = self._prefills(frames)
-        return frames
-
-    def _learn_header(self, frames: Frames, role: str, names: list[str]) -> None:
-        prompt = self._render(names, add_generation_prompt=True)
-        full = _after(prompt, _word(role))
-        if full is None:
-            return
-        headers = [full]
-        # The text of the answer must differ from that of an answer before it.
-        answer = {"role": "assistant", "content": _word("answer")}
-        last = _between(self._render(names, answer), _word(role), _word("answer"))
-        inside = _between(self._render([*names], answer, "user"), _word(role), _word("answer"))
-        for lead in (last, inside):
-            if lead is not None and not lead.startswith(full):
-                common = self._common_start(full, lead)
-                rest = lead[len(common) :].strip()
-                # A turn may lack what a generation prompt pre-fills, or have a block instead. Where it goes on with
-                # anything else, the model is prompted in another way than it is trained.
-                if common.strip() and (not rest or rest.startswith("<") or self._starts_with_added(rest)):
-                    headers.append(common)
-        frames.headers[role] = tuple(sorted(set(headers), key=len, reverse=True))
-        if last is not None:
-            header = next((header for header in frames.headers[role] if last.startswith(header)), None)
-            if header is not None:
-                frames.leads[role] = len(last) - len(header)
-
-    def _starts_with_added(self, text: str) -> bool:
-        return self.added is not None and self.added.match(text) is not None
-
-    def _learn_end(self, frames: Frames, kind: TurnKind, name: str) -> None:
-        tail = _after(self._render(["user", name]), _word(name))
-        if tail is None:
-            return
-        tail = tail.rstrip().removesuffix(frames.epilogue).rstrip()
-        text_end = frames.last_ends.get("text", "")
-        if kind == "call":
-            found = list(self.added.finditer(tail)) if self.added else []
-            if text_end and tail.endswith(text_end):
-                tail = text_end
-            elif found and found[-1].end() == len(tail):
-                tail = found[-1].group()
-            else:
-                return
-        frames.last_ends[kind] = tail
-        for role in ("user", "assistant", "tool", "system"):
-            following = {**self.messages[role], "content": _word("next")}
-            gap = _between(self._render(["user", name], following), _word(name), _word("next"))
-            if gap is None:
-                continue
-            mark = self._mark_inside(gap, tail, kind)
-            if mark is not None:
-                frames.ends[kind, role] = mark
-                frames.gaps[kind, role] = gap[gap.index(mark) + len(mark) :]
-
-    def _mark_inside(self, gap: str, last_end: str, kind: TurnKind) -> str | None:
-        """The end-of-turn mark before another message: mostly the one of a last turn, else the token in its place."""
-        if gap.startswith(last_end) or (kind == "call" and last_end in gap):
-            return last_end
-        match = self.added.match(gap) if self.added else None
-        return match.group() if match else None
-
-    def _common_start(self, header: str, lead: str) -> str:
-        """What both begin with, cut back so that it splits no added token of either."""
-        length = next((i for i, (a, b) in enumerate(zip(header, lead, strict=False)) if a != b), len(lead))
-        for text in (header, lead):
-            for match in self.added.finditer(text) if self.added else ():
-                if match.start() < length < match.end():
-                    length = match.start()
-        return header[:length]
-
-    def _epilogue(self) -> str:
-        text, spans = self.template.generation_spans([self.messages["user"], self.messages["assistant"]], None)
-        return text[spans[-1][1] :].strip() if spans else ""
-
-    def _prefills(self, frames: Frames) -> tuple[str, ...]:
-        messages = [self.messages["user"], self.messages["assistant"]]
-        text, spans = self.template.generation_spans(messages, None)
-        at = text.find(_word("user"))
-        if at < 0 or not spans:
-            return ()
-        outside = text[at + len(_word("user")) : spans[0][0]]
-        inside = {h.removeprefix(outside) for h in frames.headers.get("user", ()) if h.startswith(outside)}
-        return tuple(sorted(inside - {""}, key=len, reverse=True))
-
-    def _render(self, *parts: Any, add_generation_prompt: bool = False) -> str:
-        messages: list[dict[str, Any]] = []
-        for part in parts:
-            if isinstance(part, list):
-                messages += [self.messages[name] for name in part]
-            else:
-                messages.append(self.messages[part] if isinstance(part, str) else part)
-        try:
-            return self.template.render(messages, add_generation_prompt=add_generation_prompt, origin="probe")
-        except RowError:
-            return ""
-
-
-def added_tokens_pattern(contents: Iterable[str]) -> re.Pattern[str] | None:
-    """Matches any of `contents`, the longest where several fit; None if there are none."""
-    longest_first = sorted(filter(None, contents), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def _call(arguments: Any) -> dict[str, Any]:
-    call = {"id": "c12345678", "type": "function", "function": {"name": "look_up", "arguments": arguments}}
-    return {"role": "assistant", "content": "", "tool_calls": [call]}
-
-
-def _word(name: str) -> str:
-    return f"{STAND_IN}-{name}-Z"
-
-
-def _after(text: str, word: str) -> str | None:
-    at = text.rfind(word)
-    return text[at + len(word) :] if at >= 0 else None
-
-
-def _between(text: str, left: str, right: str) -> str | None:
-    end = text.rfind(right)
-    start = text.rfind(left, 0, end) if end >= 0 else -1
-    return text[start + len(left) : end] if start >= 0 else None
+def _with_json_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    holder = call.get("function", call)
+    if not isinstance(holder.get("arguments"), dict):
+        return call
+    changed = {**holder, "arguments": json.dumps(holder["arguments"], ensure_ascii=False)}
+    return {**call, "function": changed} if "function" in call else changed

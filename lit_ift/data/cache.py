@@ -17,10 +17,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from lit_ift.chat.templates import asks_for_today
 from lit_ift.data.rows import EncodedRow
 from lit_ift.data.store import StoredRows, write_rows
 from lit_ift.errors import UserError
@@ -53,6 +55,8 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
         str(tokenizer.chat_template),
         repr(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())),
     ]
+    if asks_for_today(str(tokenizer.chat_template)):
+        parts.append(date.today().isoformat())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,20 @@ def test_the_tokenizer_digest_hears_of_every_change_that_matters() -> None:
     vocabulary = tokenizer_digest(tokenizer)
     tokenizer.eos_token = "<unk>"
     assert len({digest, template, vocabulary, tokenizer_digest(tokenizer)}) == 4
+
+
+def test_the_day_is_in_the_digest_only_where_rows_depend_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def digests(template: str) -> set[str]:
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = template + tokenizer.chat_template
+        found = set()
+        for day in (date(2026, 1, 1), date(2026, 1, 2)):
+            monkeypatch.setattr("lit_ift.data.cache.date", type("Day", (), {"today": staticmethod(lambda d=day: d)}))
+            found.add(tokenizer_digest(tokenizer))
+        return found
+
+    assert len(digests("{{ strftime_now('%d %b %Y') }}")) == 1
+    assert len(digests("{% set form = '%d %b %Y' %}{{ strftime_now(form) }}")) == 2
 
 
 def test_the_code_version_is_the_same_within_a_version() -> None:
