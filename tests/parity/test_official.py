@@ -46,9 +46,9 @@ def assert_recorded(arrays: Arrays, key: str, losses: Tensor, leaves: Arrays) ->
         torch.testing.assert_close(gradient, expected, **TOLERANCE)
 
 
-def assert_rewards(arrays: Arrays, key: str, metrics: Arrays, *, group: str = "rewards") -> None:
+def assert_rewards(arrays: Arrays, key: str, metrics: Arrays) -> None:
     for side in ("chosen", "rejected"):
-        torch.testing.assert_close(metrics[f"{group}/{side}"], arrays[f"{key}/{side}_rewards"], **TOLERANCE)
+        torch.testing.assert_close(metrics[f"rewards/{side}"], arrays[f"{key}/{side}_rewards"], **TOLERANCE)
 
 
 def pair_loss(arrays: Arrays, name: str, **options: Any) -> tuple[Tensor, Arrays, Arrays]:
@@ -116,16 +116,15 @@ def test_tis_dpo(arrays: Arrays, answers: dict[str, Any], key: str, eta: float) 
         reverse=True,
         chunk_size=4,
     )
-    parts = [
-        halves(values) for values in (*(answers[name] for name in ("logps", "reference_logps", "weights")), divergence)
-    ]
-    losses, metrics = tis_dpo_loss(*(side for sides in parts for side in sides), beta=BETA, eta=eta)
+    parts = [halves(answers[name]) for name in ("logps", "reference_logps", "weights")]
+    losses, metrics = tis_dpo_loss(
+        *(side for both in (*parts, halves(divergence)) for side in both), beta=BETA, eta=eta
+    )
     assert_recorded(arrays, f"tis_dpo/{key}", losses, answers["leaves"])
-    missing = halves((1 - eta) * BETA * (answers["weights"] * divergence).sum(-1).detach() if eta else torch.zeros(6))
-    metrics |= {
-        f"tis_dpo/{side}": metrics[f"tis_dpo/{side}"] - missing[i] for i, side in enumerate(("chosen", "rejected"))
-    }
-    assert_rewards(arrays, f"tis_dpo/{key}", metrics, group="tis_dpo")
+    weighted = (BETA * answers["weights"] * divergence.detach()).sum(-1)
+    for side, more in zip(("chosen", "rejected"), halves(weighted * (1 - eta) if eta else 0 * weighted), strict=True):
+        expected = arrays[f"tis_dpo/{key}/{side}_rewards"]
+        torch.testing.assert_close(metrics[f"tis_dpo/{side}"] - more, expected, **TOLERANCE)
 
 
 def test_weights_of_tis_dpo_are_clamped_as_the_authors_do(arrays: Arrays) -> None:
