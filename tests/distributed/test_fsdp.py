@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import CLOSE32, NEAR32
 from rowfiles import write_feedback
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
@@ -77,7 +78,7 @@ def test_sharded_equals_whole(runs: dict[str, list[Results]], case: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("case", "rel"), [("ift float32", 1e-6), ("export", 1e-6), ("ift bf16-mixed", 1e-2), ("ift bf16-true", 3e-2)]
+    ("case", "rel"), [("ift float32", NEAR32), ("export", NEAR32), ("ift bf16-mixed", 1e-2), ("ift bf16-true", 3e-2)]
 )
 def test_other_precisions(runs: dict[str, list[Results]], case: str, rel: float) -> None:
     single = runs["single"][0][case]
@@ -127,7 +128,7 @@ def test_export(runs: dict[str, list[Results]], case: str, file: str) -> None:
     single, double = (load_file(folder / file) for folder in folders)
     assert single.keys() == double.keys()
     for name, tensor in single.items():
-        torch.testing.assert_close(double[name], tensor, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(double[name], tensor, **CLOSE32)
     for name in ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"):
         if (folders[0] / name).is_file():
             assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from killing import Job, attempts_of, make_job, problems, write_inputs
+from rounding import NEAR32
 
 import lit_ift.cli.training  # noqa: F401  # Imported once, before the processes are forked.
 from lit_ift.checkpoints.shards import read_whole
@@ -153,7 +154,7 @@ def test_other_numbers_of_ranks_and_strategies(inputs: Path, tmp_path: Path) -> 
         for (ours, logged), (theirs, right) in zip(lines[-4:], expected[-4:], strict=True):
             assert ours == theirs
             values = {name: float.fromhex(value) for name, value in logged.items()}
-            assert values == pytest.approx({name: float.fromhex(value) for name, value in right.items()}, rel=1e-6)
+            assert values == pytest.approx({name: float.fromhex(value) for name, value in right.items()}, rel=NEAR32)
 
 
 @pytest.mark.parametrize(("strategy", "ranks"), [("auto", 1), ("fsdp2", 2)])
@@ -166,7 +167,7 @@ def test_shards_are_validated(inputs: Path, sharded: Job, tmp_path: Path, strate
     (line,) = validation.traces()[0]
     assert best.is_dir()
     expected = min(float.fromhex(line[2]) for line in sharded.traces()[0] if line[0] == "validation")
-    assert float.fromhex(line[2]) == pytest.approx(expected, rel=1e-6)
+    assert float.fromhex(line[2]) == pytest.approx(expected, rel=NEAR32)
 
 
 def test_a_checkpoint_that_the_trainer_was_asked_for_is_whole_too(inputs: Path, tmp_path: Path) -> None:

@@ -37,5 +37,5 @@ def test_no_loss_where_the_policy_agrees_with_the_label() -> None:
     """h = log 3: q = 3/4."""
     inputs = ratios(3, 1)
     losses, _ = exo_loss(**inputs, beta=0.5, label_smoothing=0.25)
-    assert losses.item() == pytest.approx(0, abs=1e-15)
-    assert torch.autograd.grad(losses.sum(), inputs["chosen_logps"])[0].item() == pytest.approx(0, abs=1e-15)
+    assert losses.item() == pytest.approx(0, abs=1e-12)
+    assert torch.autograd.grad(losses.sum(), inputs["chosen_logps"])[0].item() == pytest.approx(0, abs=1e-12)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rounding import CLOSE32
 from torch import nn
 
 from lit_ift.losses import head_logps, score_tokens
@@ -95,7 +96,7 @@ def test_bfloat16_logits_are_scored_in_float32() -> None:
     logps, _ = head_logps(hidden, targets, linear)
     assert logps.dtype == torch.float32
     truth = linear(hidden).double().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
-    torch.testing.assert_close(logps.double(), truth, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logps.double(), truth, **CLOSE32)
 
 
 def test_wrong_shapes() -> None:

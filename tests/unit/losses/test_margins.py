@@ -4,6 +4,7 @@ from math import exp, expm1, log
 
 import pytest
 import torch
+from rounding import CLOSE32, NEAR32
 
 from lit_ift.losses.masking import mean_logps
 from lit_ift.losses.pair.arithmetic import MAX_EXPONENT, bounded_expm1, log_complement, log_odds
@@ -16,7 +17,7 @@ def test_mean_over_one_token_and_over_none() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bounded_expm1_is_exact_below_and_straight_above_the_bound(dtype: torch.dtype) -> None:
     """Small gradients must not suffer from the large slope above the bound."""
-    tolerance = 4 * torch.finfo(dtype).eps
+    tolerance = 16 * torch.finfo(dtype).eps
     exponent = torch.tensor([-100.0, -1e-6, 0.0, 1e-6, 2.0, 29.0], dtype=dtype, requires_grad=True)
     value = bounded_expm1(exponent)
     torch.testing.assert_close(value.detach(), exponent.detach().expm1(), rtol=0, atol=0)
@@ -27,9 +28,9 @@ def test_bounded_expm1_is_exact_below_and_straight_above_the_bound(dtype: torch.
     value = bounded_expm1(beyond)
     slope = exp(MAX_EXPONENT)
     expected = torch.tensor([slope - 1, 2 * slope - 1, slope * (1e4 - MAX_EXPONENT + 1) - 1], dtype=dtype)
-    torch.testing.assert_close(value.detach(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(value.detach(), expected, rtol=NEAR32, atol=0)
     (gradient,) = torch.autograd.grad(value.sum(), beyond)
-    torch.testing.assert_close(gradient, torch.full((3,), slope, dtype=dtype), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, torch.full((3,), slope, dtype=dtype), rtol=NEAR32, atol=0)
 
 
 def test_log_complement_is_accurate_on_both_sides() -> None:
@@ -37,7 +38,7 @@ def test_log_complement_is_accurate_on_both_sides() -> None:
     logps = torch.tensor([-46.0, -20.0, -5.0, -log(2), -0.5, -1e-3, -1e-6])
     truth = torch.log1p(-torch.exp(logps.double()))
     truth[-2:] = torch.log(-torch.expm1(logps[-2:].double()))
-    torch.testing.assert_close(log_complement(logps).double(), truth, rtol=1e-6, atol=0)
+    torch.testing.assert_close(log_complement(logps).double(), truth, rtol=NEAR32, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -49,8 +50,8 @@ def test_log_odds_keep_their_digits(dtype: torch.dtype) -> None:
     (slope,) = torch.autograd.grad(odds.sum(), logp)
     given = [value.item() for value in logp.detach()]
     # log(1 - p) below p = e^-40 is nothing next to log p
-    assert odds.tolist() == pytest.approx([x - log(-expm1(x)) for x in given], rel=1e-6, abs=1e-6)
-    assert slope.tolist() == pytest.approx([-1 / expm1(x) for x in given], rel=1e-6)
+    assert odds.tolist() == pytest.approx([x - log(-expm1(x)) for x in given], rel=NEAR32, abs=NEAR32)
+    assert slope.tolist() == pytest.approx([-1 / expm1(x) for x in given], rel=NEAR32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -58,9 +59,9 @@ def test_log_odds_end_in_their_tangent(dtype: torch.dtype) -> None:
     """At p = 1 they are those of 1 - p = 2^-23, plus 2^-23 times the slope 2^23; both dtypes agree."""
     logp = torch.tensor([-(2.0**-23), 0.0], dtype=dtype, requires_grad=True)
     odds = log_odds(logp)
-    assert odds.tolist() == pytest.approx([23 * log(2), 23 * log(2) + 1], rel=1e-6)
+    assert odds.tolist() == pytest.approx([23 * log(2), 23 * log(2) + 1], rel=NEAR32)
     (slope,) = torch.autograd.grad(odds.sum(), logp)
-    assert slope.tolist() == pytest.approx([2.0**23, 2.0**23], rel=1e-6)
+    assert slope.tolist() == pytest.approx([2.0**23, 2.0**23], rel=NEAR32)
 
 
 @pytest.mark.parametrize("logp", [0.0, -1e-4, -1e-3])
@@ -69,5 +70,5 @@ def test_log_complement_has_a_finite_gradient_in_bfloat16(logp: float) -> None:
     value = torch.tensor(logp, dtype=torch.bfloat16, requires_grad=True)
     result = log_complement(value)
     result.backward()
-    torch.testing.assert_close(result, log_complement(value.float()))
+    torch.testing.assert_close(result, log_complement(value.float()), **CLOSE32)
     assert -torch.inf < float(value.grad) < 0

@@ -58,9 +58,9 @@ def test_identity_weights_give_dpo() -> None:
     inputs[0].requires_grad_(), twin[0].requires_grad_()
     ours, _ = rpo_loss(*inputs, torch.eye(3, dtype=torch.float64), temperature=1e-3)
     theirs, _ = dpo_loss(*twin)
-    torch.testing.assert_close(ours, theirs + 2 * math.log(2), rtol=0, atol=1e-14)
+    torch.testing.assert_close(ours, theirs + 2 * math.log(2), rtol=0, atol=1e-12)
     ours.sum().backward(), theirs.sum().backward()
-    torch.testing.assert_close(inputs[0].grad, twin[0].grad, rtol=0, atol=1e-15)
+    torch.testing.assert_close(inputs[0].grad, twin[0].grad, rtol=0, atol=1e-12)
 
 
 def test_a_single_pair_is_dpo_exactly() -> None:

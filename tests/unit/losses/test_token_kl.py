@@ -41,7 +41,7 @@ def test_equals_the_slow_twin(chunk_size: int | None, reverse: bool) -> None:
     hidden, _, labels, head, _ = arguments
     ours = token_kl(*arguments, reverse=reverse, chunk_size=chunk_size)
     theirs = slow_token_kl(*arguments, reverse=reverse)
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     assert ((ours > 0) == (labels[:, 1:] != -100)).all()
     upstream = torch.randn(B, T - 1, dtype=torch.float64)
     wanted = [hidden, *head.parameters()]
@@ -50,7 +50,7 @@ def test_equals_the_slow_twin(chunk_size: int | None, reverse: bool) -> None:
         torch.autograd.grad((theirs * upstream).sum(), wanted),
         strict=True,
     ):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
 def test_value_by_hand() -> None:
@@ -82,7 +82,7 @@ def test_the_policy_against_itself_has_no_divergence() -> None:
     divergences = token_kl(hidden, hidden, labels, head, head)
     assert (divergences == 0).all()
     (gradient,) = torch.autograd.grad(divergences.sum(), hidden)
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-15)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
 
 
 def test_never_holds_more_than_a_chunk_of_logits() -> None:

@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from rounding import CLOSE32
 from tiny import CONFIGS, VOCABULARY_SIZE, tiny_model, tiny_tokenizer
 from torch import Tensor
 from torch.optim import SGD
@@ -97,18 +98,19 @@ def assert_equal_to_alone(
     losses, metrics = module.example_losses(batch)
     weights = module.example_weights(batch)
     assert losses.shape == weights.shape == (len(examples),)
+    bound = CLOSE32 if losses.dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-9}
     total: Any = 0
     for i, one in enumerate(examples):
         alone = padded([one])
         expected, expected_metrics = module.example_losses(alone)
         assert weights[i] == module.example_weights(alone)[0]
-        torch.testing.assert_close(losses[i], expected[0], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(losses[i], expected[0], **bound)
         for name, values in expected_metrics.items():
-            torch.testing.assert_close(metrics[name][i], values[0], rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(metrics[name][i], values[0], **bound)
         total = total + expected.sum()
         if each and one.num_targets:
-            assert relative_error(gradient(module, losses[i]), gradient(module, expected[0])) < 1e-6
-    assert relative_error(gradient(module, losses.sum()), gradient(module, total)) < 1e-6
+            assert relative_error(gradient(module, losses[i]), gradient(module, expected[0])) < bound["rtol"]
+    assert relative_error(gradient(module, losses.sum()), gradient(module, total)) < bound["rtol"]
 
 
 @pytest.mark.parametrize("one_row", [False, True])
