@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import yaml
 
+from lit_ift.checkpoints.damage import check_checksums
 from lit_ift.checkpoints.writing import read_header
 from lit_ift.errors import UserError
 
@@ -122,7 +123,9 @@ def check_checkpoint(path: str, *, to_train: bool) -> None:
             f"--ckpt_path {path} is a model's folder, not a checkpoint of a run. To start from that model, set "
             "model.init_args.model."
         )
-    if "lr_schedulers" not in read_header(file) and to_train:
+    header = read_header(file)
+    check_checksums(file)
+    if "lr_schedulers" not in header and to_train:
         raise UserError(
             f"--ckpt_path {path} has weights alone, so training cannot go on from it. Give a checkpoint of a run "
             "without checkpoint.save_weights_only, or make a model of it with `lit-ift export` and start from that."
@@ -131,7 +134,7 @@ def check_checkpoint(path: str, *, to_train: bool) -> None:
 
 def newest_checkpoint(folder: Path, notes: list[str]) -> tuple[Path, dict[str, Any]] | None:
     """The whole checkpoint of the latest step in a folder, and its header; what is passed over goes to `notes`."""
-    best: tuple[tuple[int, bool], Path, dict[str, Any]] | None = None
+    found: list[tuple[tuple[int, bool], Path, dict[str, Any]]] = []
     for path in sorted(folder.glob("*.ckpt")):
         try:
             header = read_header(path)
@@ -145,10 +148,15 @@ def newest_checkpoint(folder: Path, notes: list[str]) -> tuple[Path, dict[str, A
         elif header.get("accumulated_batches"):
             notes.append(f"Passed over: {path} was written inside an optimizer step.")
         else:
-            rank = int(header["global_step"]), path.name.startswith("last")
-            if best is None or rank > best[0]:
-                best = rank, path, header
-    return None if best is None else best[1:]
+            found.append(((int(header["global_step"]), path.name.startswith("last")), path, header))
+    for _, path, header in sorted(found, key=lambda one: one[0], reverse=True):
+        try:
+            check_checksums(path)  # All of it is read, so no more are than must be.
+        except UserError as error:
+            notes.append(f"Passed over: {error}")
+        else:
+            return path, header
+    return None
 
 
 def _holds_results(run: Path) -> bool:

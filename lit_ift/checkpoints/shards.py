@@ -65,7 +65,7 @@ def read_index(folder: Path) -> Metadata:
     """What shards there are.
 
     Raises:
-        UnpicklingError: the index is damaged, or holds what only code could restore.
+        UnpicklingError: the index is damaged, holds what only code could restore, or names files elsewhere.
         OSError: it cannot be read.
     """
     with (folder / SHARDS_INDEX).open("rb") as file:
@@ -77,6 +77,9 @@ def read_index(folder: Path) -> Metadata:
             raise pickle.UnpicklingError(f"its index is damaged ({type(error).__name__}: {error}).") from error
     if not isinstance(index, Metadata):
         raise pickle.UnpicklingError(f"its index is a {type(index).__name__}.")
+    for place in (index.storage_data or {}).values():
+        if Path(place.relative_path).name != place.relative_path:
+            raise pickle.UnpicklingError(f"its index names {place.relative_path!r}, which is not in its folder.")
     return index
 
 

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from lit_ift.checkpoints.damage import check_checksums
 from lit_ift.checkpoints.shards import read_index
 from lit_ift.checkpoints.writing import read_header
 from lit_ift.errors import UserError
@@ -58,6 +59,7 @@ def open_checkpoint(path: Path) -> CheckpointWeights:
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         raise UserError(f"{path} is a Hugging Face folder already, not a checkpoint: there is nothing to export.")
     header = read_header(path)
+    check_checksums(path)
     found = _shards(path, header) if path.is_dir() else _single(path, header)
     if not found.kinds:
         raise UserError(

@@ -6,12 +6,10 @@ rename leaves the earlier checkpoints as they were.
 
 import contextlib
 import os
-import pickle
 import shutil
 import socket
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
@@ -22,7 +20,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lit_ift.checkpoints.shards import SHARDS_INDEX, SHARDS_REST, check_shards, read_index, read_whole, reason_of
+from lit_ift.checkpoints.damage import check_checksums, check_small_parts, note_digest, unreadable
+from lit_ift.checkpoints.shards import SHARDS_INDEX, SHARDS_REST, read_whole, reason_of
 from lit_ift.errors import UserError
 
 _STAGED: Final = ".partial"
@@ -57,6 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
+        check_checksums(Path(path))
         if Path(path).is_dir():
             return read_whole(Path(path))
         return super().load_checkpoint(path, map_location, weights_only)
@@ -130,6 +130,7 @@ def put_in_place(staged: Path, path: Path) -> None:
     Raises:
         OSError: the disk is full or failed; what has the name now is kept.
     """
+    note_digest(staged)
     for file in [staged, *staged.rglob("*")]:
         _sync(file)
     if path.is_dir() or (path.exists() and staged.is_dir()):
@@ -208,17 +209,12 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     if path.is_dir() and not (path / SHARDS_INDEX).is_file():
         raise UserError(f"{path} is no checkpoint: it has no {SHARDS_INDEX}.")
+    check_small_parts(path)
     file = path / SHARDS_REST if path.is_dir() else path
     try:
-        if path.is_dir():
-            check_shards(path, read_index(path))
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: {reason} It is damaged, was copied without all of its files, or "
-            "holds objects that only code could restore, which is not run. Use another checkpoint of the run."
-        ) from error
+    except Exception as error:  # What is damaged beside its checksums can raise anything.
+        raise unreadable(path, error) from error
     if not isinstance(content, dict) or "loops" not in content:
         raise UserError(f"{path} is no checkpoint of a training run. Give one that this package wrote.")
     return cast(dict[str, Any], content)

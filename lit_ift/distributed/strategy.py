@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
+from lit_ift.checkpoints.damage import check_checksums
 from lit_ift.checkpoints.shards import SHARDS_REST, read_shards
 from lit_ift.checkpoints.writing import is_staged, write_together
 from lit_ift.distributed.shard import Sharding
@@ -118,6 +119,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             UserError: the checkpoint is damaged, or of other parameters.
         """
         path = Path(self.broadcast(checkpoint_path))
+        check_checksums(path)
         assert self.model is not None
         assert self.lightning_module is not None
         strict = self.lightning_module.strict_loading

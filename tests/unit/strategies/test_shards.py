@@ -108,9 +108,20 @@ def test_a_damaged_index_is_no_checkpoint(written: Path) -> None:
         read_header(written)
 
 
+@pytest.mark.parametrize("name", ["/etc/hostname", "../other/__0_0.distcp", "a/../../b.distcp", "a/b.distcp"])
+def test_an_index_names_files_of_its_folder_alone(written: Path, name: str) -> None:
+    index = pickle.loads((written / SHARDS_INDEX).read_bytes())
+    for place in index.storage_data.values():
+        place.relative_path = name
+    (written / SHARDS_INDEX).write_bytes(pickle.dumps(index))
+    for read in (AtomicCheckpointIO().load_checkpoint, read_header, lambda path: read_shards({}, path)):
+        with pytest.raises(UserError, match=rf"its index names '{name}', which is not in its folder"):
+            read(written)
+
+
 def test_damage_and_gaps_are_said(written: Path) -> None:
     with pytest.raises(UserError, match=r"last.ckpt cannot be loaded: .*other"):
         read_shards({"state_dict": {"other": torch.zeros(1)}}, written)
     next(written.glob("*.distcp")).unlink()
-    with pytest.raises(UserError, match=r"last.ckpt cannot be loaded: rank 0: FileNotFoundError"):
+    with pytest.raises(UserError, match=r"last.ckpt cannot be read as a checkpoint: .* is missing"):
         AtomicCheckpointIO().load_checkpoint(written)
