@@ -14,6 +14,8 @@ from lit_ift.data.read.record import Record
 from lit_ift.data.read.records import read_records
 from lit_ift.errors import RowError
 
+REAL_ROWS = Path(__file__).parent / "real_rows"
+"""Files of published sets, a folder for each kind of row; its README.md tells where they are from."""
 ROWS = [{"prompt": 'a\u2028b, "quoted"', "completion": "é\r\nnext"}, {"prompt": "c", "completion": ""}]
 """With what formats disagree on: a Unicode line separator, quotes, commas and line breaks."""
 

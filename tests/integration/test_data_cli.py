@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rowfiles import REAL_ROWS
 
 from lit_ift.cli import main
 from lit_ift.data.report.account import DataReport
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def run(*words: object) -> int:
@@ -315,13 +314,11 @@ def test_checkpoint_and_model_card_keep_the_figures(config: Path, tmp_path: Path
     assert generation["eos_token_id"] in (2, [2])
 
 
-@pytest.mark.parametrize("name", ["instruct/oasst_train", "instruct/toolcalls_train"])
+@pytest.mark.parametrize("name", ["oasst", "toolcalls"])
 def test_real_files(name: str, smollm2: str, tmp_path: Path) -> None:
-    path = SHARED / f"{name}.jsonl.gz"
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
+    path = REAL_ROWS / "instruct" / f"{name}.jsonl"
     saved = tmp_path / "report.json"
     assert run("data", "check", path, "--tokenizer", smollm2, "--json", saved, "--max_unstopped", 0) == 0
     report = DataReport.from_dict(json.loads(saved.read_text())["splits"]["train"])
-    assert report.rows_kept + report.rows_skipped == report.rows_read in (783, 112)
+    assert report.rows_kept + report.rows_skipped == report.rows_read in (14, 8)
     assert report.turn_ends[0].token == "<|im_end|>"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from rowfiles import REAL_ROWS
 from tiny import CHATML, answers, tiny_model, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -18,8 +19,6 @@ from lit_ift.data import InstructionDataModule, TasksDataModule
 from lit_ift.data.batch.sampler import LengthGroupedBatchSampler
 from lit_ift.errors import UserError
 from lit_ift.modules import SFTModule
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "instruct"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -203,18 +202,16 @@ def test_tasks_under_a_trainer(tmp_path: Path) -> None:
     assert checkpoint["tasks"] == {"letter_counting": {"min_words": 1, "max_words": 3}}
 
 
-@pytest.mark.parametrize("name", ["alpaca", "dolly", "oasst", "codegen"])
+@pytest.mark.parametrize("name", ["oasst", "codegen"])
 def test_real_conversations(name: str) -> None:
-    source = SHARED / f"{name}_val.jsonl.gz"
-    if not source.exists():
-        pytest.skip(f"needs the data folder next to the repository ({source} is missing)")
+    source = REAL_ROWS / "instruct" / f"{name}.jsonl"
     tokenizer = build_tokenizer()
     module = InstructionDataModule(
-        val=str(source), tokenizer=tokenizer, chat_template="chatml", max_length=100_000, max_rows=60
+        val=str(source), tokenizer=tokenizer, chat_template="chatml", max_length=100_000, max_rows=8
     )
     module.setup("validate")
     report = module.reports["val"]
-    assert report.rows_kept == report.rows_read == report.rows_with_stop == 60
+    assert report.rows_kept == report.rows_read == report.rows_with_stop == 8
     records = module.records("val")
     for example, record in zip(answers(module.datasets["val"]), records, strict=True):
         targets = [label for label in example.labels if label != -100]

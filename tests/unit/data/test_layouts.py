@@ -1,15 +1,14 @@
 """Layouts: recognised by the columns, one for a whole source, and never guessed."""
 
 import copy
-import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rowfiles import REAL_ROWS
 
 from lit_ift.chat.conversation import Conversation
 from lit_ift.data.parse.layouts import LAYOUTS, MAX_CACHED, Layout, RowParser, to_row
@@ -404,18 +403,16 @@ def test_a_damaged_row_is_refused_or_still_a_sound_row(data: st.DataObject) -> N
     assert all(prompt == prompts[0] for prompt in prompts)
 
 
-SHARED = Path(__file__).parents[4] / "shared" / "data"
 KINDS = {"instruct": "instruction", "pairs": "preference", "thumbs": "unpaired", "ultrafeedback_scored": "scored"}
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the sample data in {SHARED}")
 @pytest.mark.parametrize("folder", ["instruct", "pairs", "scored"])
 def test_all_real_rows_are_read(folder: str) -> None:
-    files = sorted((SHARED / folder).glob("*.jsonl.gz"))
+    files = sorted((REAL_ROWS / folder).glob("*.jsonl"))
     assert files
     for path in files:
         parser = RowParser(score_range=(1, 10) if path.name.startswith("ultrafeedback_scored") else None)
-        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+        with path.open(encoding="utf-8", newline="\n") as file:
             rows = [parser.parse(Record(json.loads(line), f"{path.name}:{n}")) for n, line in enumerate(file, 1)]
         kind = next(kind for start, kind in KINDS.items() if start == folder or path.name.startswith(start))
         assert Counter(row.kind for row in rows) == {kind: len(rows)}

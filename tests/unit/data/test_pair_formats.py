@@ -1,13 +1,12 @@
 """Preference pairs: one prompt, two different answers, and a row that is anything else is refused."""
 
-import gzip
 import json
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from rowfiles import REAL_ROWS
 
 from lit_ift.data.parse.layouts import RowParser, to_row
 from lit_ift.data.read.records import Record
@@ -201,13 +200,9 @@ def test_explicit_and_implicit_prompts_and_transcripts_give_the_same_row(
         assert split(parse(**row)) == expected
 
 
-SHARED = Path(__file__).parents[4] / "shared" / "data"
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the sample data in {SHARED}")
 def test_real_transcripts_give_the_rows_that_they_were_split_into() -> None:
     refused = []
-    with gzip.open(SHARED / "pairs" / "hh_train.jsonl.gz", "rt", encoding="utf-8", newline="\n") as file:
+    with (REAL_ROWS / "pairs" / "hh.jsonl").open(encoding="utf-8", newline="\n") as file:
         for data in map(json.loads, file):
             sides = {
                 side: human(*(turn["content"] for turn in [*data["prompt"], *data[side]]))
