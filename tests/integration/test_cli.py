@@ -14,7 +14,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_ift.cli import command_first, main
+from lit_ift.cli import main
+from lit_ift.cli.command import command_first
 
 
 @pytest.fixture
