@@ -19,6 +19,7 @@ from lit_ift.chat.conversation import Conversation, Message
 from lit_ift.chat.dropped_characters import Coverage
 from lit_ift.chat.example import Example
 from lit_ift.chat.spans import MARKS, Location, locate
+from lit_ift.chat.templated import check_not_templated, heads_of
 from lit_ift.chat.templates import (
     ChatTemplate,
     Span,
@@ -106,6 +107,7 @@ class ConversationEncoder:
         self._coverage = Coverage(tokenizer.backend_tokenizer)
         self._templates: dict[bool, ChatTemplate] = {}
         self._controls: dict[bool, ControlTokens] = {}
+        self._heads: dict[bool, tuple[str, ...]] = {}
         self._template(has_tools=False)
 
     def encode(self, conversations: Sequence[Conversation], origins: Sequence[str]) -> list[Example | RowError]:
@@ -170,6 +172,7 @@ class ConversationEncoder:
             same = other is not None and other.text == with_fixed_day(text)
             template = other if same and other is not None else ChatTemplate(self.tokenizer, text)
             self._templates[has_tools] = template
+            self._heads[has_tools] = heads_of(template.frames.headers.get("user", ()))
             self._controls[has_tools] = (
                 self._controls[not has_tools] if same else ControlTokens(self.tokenizer, template.frames.structure())
             )
@@ -191,6 +194,7 @@ class ConversationEncoder:
         try:
             check_conversation(conversation, origin)
             template = self._template(has_tools=bool(conversation.tools))
+            check_not_templated(conversation, self._heads[bool(conversation.tools)], origin)
             controls = self._controls[bool(conversation.tools)]
             strings = [message["content"] for message in conversation.messages]
             for message in conversation.messages:
@@ -301,6 +305,7 @@ class ConversationEncoder:
             row_id=origin,
             num_split_starts=sum(is_split for _, _, is_split in ranges),
             num_lookalikes=row.hidden.num_lookalikes if row.hidden else 0,
+            num_dropped_thoughts=row.location.num_dropped_thoughts,
         )
         if not conversation.is_prompt and not any(end > max(begin, 1) for begin, end, _ in ranges):
             raise RowError(
@@ -391,15 +396,25 @@ def check_conversation(conversation: Conversation, origin: str) -> None:
     """Do nothing if something of a conversation can be trained on, or it is a mere prompt.
 
     Raises:
-        RowError: all its answers are marked as not to be trained on.
+        RowError: all its answers are marked as not to be trained on, or the prompt holds the beginning of the answer.
     """
-    if not conversation.is_prompt and not conversation.target_turns:
+    if conversation.is_prompt:
+        return
+    if not conversation.target_turns:
         raise RowError(
             origin,
             "messages",
             "every answer in it is marked as not to be trained on",
             "Leave the row out, or mark an answer as one to train on (loss: true)",
             reason="no_target",
+        )
+    messages, start = conversation.messages, conversation.num_prompt_messages
+    if start and messages[start - 1]["role"] == messages[start]["role"] == "assistant":
+        raise RowError(
+            origin,
+            f"messages[{start - 1}]",
+            "the prompt ends with an answer that is begun, and the template would close it before the rest",
+            "Write the whole answer as the completion, or end the prompt with a user or tool turn",
         )
 
 

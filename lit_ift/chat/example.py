@@ -17,6 +17,7 @@ class Example:
         num_split_starts: assistant turns whose first token began before the turn. That token merges prompt and
             answer, is no target, and does not occur when the model is prompted.
         num_lookalikes: control tokens that stood in the text of a message and were encoded as text.
+        num_dropped_thoughts: earlier turns whose thinking the chat template leaves out.
     """
 
     input_ids: list[int]
@@ -25,6 +26,7 @@ class Example:
     num_cut: int = 0
     num_split_starts: int = 0
     num_lookalikes: int = 0
+    num_dropped_thoughts: int = 0
 
     @property
     def num_targets(self) -> int:

@@ -42,12 +42,14 @@ class Location:
         marked: the same with marks.
         by_marks: for each target turn its characters, from marker rendering.
         confirmed: the same from the second method.
+        num_dropped_thoughts: earlier turns whose thinking the template leaves out.
     """
 
     text: str
     marked: str
     by_marks: list[Span]
     confirmed: list[Span]
+    num_dropped_thoughts: int = 0
 
 
 def locate(conversation: Conversation, template: ChatTemplate, origin: str) -> Location:
@@ -73,20 +75,22 @@ def locate(conversation: Conversation, template: ChatTemplate, origin: str) -> L
             "the chat template renders it differently when its texts are marked, so they cannot be found in the "
             f"rendering: {_difference(text, marks.text)}",
         )
-    _check_shown(conversation, marks, origin)
+    num_dropped = _check_shown(conversation, marks, origin)
     spans = [_span_by_marks(conversation, template, marks, turn, origin) for turn in turns]
     for (start, end), turn in zip(spans, turns, strict=True):
         for call in messages[turn].get("tool_calls", ()):
             _check_named(call, text[start:end], origin, f"messages[{turn}].tool_calls")
     for tool in tools or ():
         _check_named(tool, text, origin, "tools")
+    if tools and template.render(messages, add_generation_prompt=is_prompt, origin=origin) == text:
+        raise _hides_tools(origin, "tools", "the chat template does not show the declared functions")
     if template.has_generation_blocks and spans:
         confirmed = _spans_by_blocks(conversation, template, text, origin)
     else:
         confirmed = [
             _span_by_prefixes(conversation, template, text, turn, origin) for turn in conversation.target_turns
         ]
-    return Location(text, marked, spans, confirmed)
+    return Location(text, marked, spans, confirmed, num_dropped)
 
 
 class _Marks:
@@ -162,8 +166,9 @@ def _marked_call(call: dict[str, Any], index: int) -> dict[str, Any]:
     return {**call, "function": changed} if isinstance(function, dict) else changed
 
 
-def _check_shown(conversation: Conversation, marks: _Marks, origin: str) -> None:
-    """Every text must come out whole, but for thinking that the template drops."""
+def _check_shown(conversation: Conversation, marks: _Marks, origin: str) -> int:
+    """Every text must come out whole, but for the thinking of earlier turns; the number of those that lose it."""
+    num_dropped = 0
     for index, message in enumerate(conversation.messages):
         role, content = message["role"], message["content"]
         wanted = [content.strip()]
@@ -193,6 +198,7 @@ def _check_shown(conversation: Conversation, marks: _Marks, origin: str) -> None
         thinking += [text.strip() for text in fields if isinstance(text, str) and text.strip()]
         if role == "assistant":
             blocks = marks.spans(index, THINKING)
+            num_dropped += bool(thinking) and not blocks
             if thinking and not blocks and index == len(conversation.messages) - 1:
                 raise _template_error(
                     origin,
@@ -207,6 +213,7 @@ def _check_shown(conversation: Conversation, marks: _Marks, origin: str) -> None
                     "the chat template shows a part of the assistant's thinking only",
                 )
         _check_arguments_shown(message, index, marks, origin)
+    return num_dropped
 
 
 def _check_arguments_shown(message: Message, index: int, marks: _Marks, origin: str) -> None:
@@ -243,13 +250,15 @@ def _check_named(tool: dict[str, Any], text: str, origin: str, field: str) -> No
     if not isinstance(name, str) or not name:
         raise RowError(origin, field, "an entry has no function name", "Give each one a name")
     if name not in text:
-        raise RowError(
-            origin,
-            field,
-            f"the chat template does not show '{name}'",
-            "Choose a data.chat_template that supports tools, or leave out such rows",
-            reason="template",
-        )
+        raise _hides_tools(origin, field, f"the chat template does not show '{name}'")
+
+
+def _hides_tools(origin: str, field: str, problem: str) -> RowError:
+    remedy = (
+        "Leave out such rows, or choose a data.chat_template that shows tools: of the built-in ones none does, those "
+        "of Qwen 2.5 and 3, Llama 3.1, LFM2, GLM-4 and gpt-oss do, and others of docs/chat-templates.md"
+    )
+    return RowError(origin, field, problem, remedy, reason="template")
 
 
 def _kind(message: Message) -> TurnKind:

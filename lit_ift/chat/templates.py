@@ -277,3 +277,15 @@ def _with_json_arguments(call: dict[str, Any]) -> dict[str, Any]:
         return call
     changed = {**holder, "arguments": json.dumps(holder["arguments"], ensure_ascii=False)}
     return {**call, "function": changed} if "function" in call else changed
+
+
+def turn_end_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """The last tokens of what the tokenizer's chat template writes to end turns of the assistant."""
+    if not tokenizer.chat_template:
+        return frozenset()
+    frames = ChatTemplate(tokenizer, tokenizer.get_chat_template()).frames
+    marks = {*frames.ends.values(), frames.last_ends.get("text", "")} - {""}
+    if frames.last_ends.get("text"):
+        marks |= {*frames.last_ends.values()} - {""}
+    encode = tokenizer.backend_tokenizer.encode
+    return frozenset(ids[-1] for mark in marks if (ids := encode(mark, add_special_tokens=False).ids))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from tqdm import tqdm
 
 from lit_ift.chat.example import Example
+from lit_ift.chat.templated import TemplatedPromptError
 from lit_ift.data.encode_sides import SideEncoder
 from lit_ift.data.parse.layouts import RowParser
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
@@ -26,6 +27,10 @@ CHUNK: Final = 512
 
 CHUNK_CHARS: Final = 1_000_000
 """Characters of rows from which on no more rows are encoded with them: long rows come in smaller chunks."""
+
+
+NUM_JUDGED: Final = 100
+"""First rows of a source by which it is judged whether its prompts are templated already."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,13 @@ def encode_parts(
         for part in parts:
             for read in _chunks(part, options, skip):
                 rows = [row for row in read if isinstance(row, RowError) or takes(row)]
-                waiting.append(_Chunk(part.name, rows, len(read)))
+                waiting.append(_Chunk(part, rows, len(read)))
                 yield [(side, row.origin) for row in rows if isinstance(row, Row) for side in row.sides.values()]
                 if is_strict and isinstance(read[-1], RowError):
                     return
 
     encoder = SideEncoder(options.tokenizer, needs_answer=options.needs_answer)
+    templated = _TemplatedPrompts()
     with tqdm(desc=progress, unit=" rows", disable=progress is None) as bar:
         for examples in encoder.encode_batches(sides()):
             chunk = waiting.popleft()
@@ -119,23 +125,64 @@ def encode_parts(
                     if is_strict and not is_dropped:
                         raise result
                     report.skip(result)
+                    templated.see(chunk.part, result)
                 else:
                     assert isinstance(row, Row)
-                    report.keep(row, *result, source=chunk.part)
+                    report.keep(row, *result, source=chunk.part.name)
+                    templated.see(chunk.part, None)
                     yield from result
             bar.update(chunk.num_read)
+        templated.judge()
+
+
+class _TemplatedPrompts:
+    """Finds that the prompts of a source were templated already: more than half of its first rows."""
+
+    def __init__(self) -> None:
+        self._part: Part | None = None
+        self._seen = 0
+        self._found: list[TemplatedPromptError] = []
+
+    def see(self, part: Part, error: RowError | None) -> None:
+        """Hear of the next row: what is wrong with it, or None.
+
+        Raises:
+            UserError: the source before, or this one, is at fault.
+        """
+        if part is not self._part:
+            self.judge()
+            self._part, self._seen, self._found = part, 0, []
+        if self._seen == NUM_JUDGED:
+            return
+        self._seen += 1
+        if isinstance(error, TemplatedPromptError):
+            self._found.append(error)
+        if self._seen == NUM_JUDGED:
+            self.judge()
+
+    def judge(self) -> None:
+        """Do nothing if less than half of the first rows of the source are at fault.
+
+        Raises:
+            UserError: more are.
+        """
+        if self._part is not None and 2 * len(self._found) > self._seen:
+            raise UserError(
+                f"{self._part.name}: {len(self._found)} of the first {self._seen} prompts are templated already. The "
+                f"first: {self._found[0]}."
+            )
 
 
 class _Chunk(NamedTuple):
     """Rows that are encoded together.
 
     Args:
-        part: name of the part that they come from.
+        part: that they come from.
         rows: those that belong here, with errors in their place.
         num_read: how many were read for it.
     """
 
-    part: str
+    part: Part
     rows: list[Row | RowError]
     num_read: int
 

@@ -32,6 +32,7 @@ SCHEMA: Final = pa.schema(
         ("num_cut", pa.list_(pa.int32())),
         ("num_split_starts", pa.list_(pa.int32())),
         ("num_lookalikes", pa.list_(pa.int32())),
+        ("num_dropped_thoughts", pa.list_(pa.int32())),
         # The tokens of all sides, one side after the other.
         ("input_ids", pa.list_(pa.int32())),
         ("is_target", pa.list_(pa.uint8())),
@@ -44,7 +45,7 @@ BATCH: Final = 1024
 BATCH_TOKENS: Final = 2**21
 """Tokens of rows from which on no more rows are written with them, for long rows take much memory until then."""
 
-PER_SIDE: Final = ("num_cut", "num_split_starts", "num_lookalikes")
+PER_SIDE: Final = ("num_cut", "num_split_starts", "num_lookalikes", "num_dropped_thoughts")
 
 
 def write_rows(rows: Iterable[EncodedRow], sink: Path | pa.NativeFile) -> int:

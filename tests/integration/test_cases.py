@@ -17,13 +17,7 @@ PENDING = frozenset(
         "alpaca_rating_ignored.jsonl",
         "own_columns.jsonl",
         #
-        # Prompts that are templated already.
-        "templated_already.jsonl",
-        #
         # Files and reports.
-        "latin1.jsonl",
-        "array_named_jsonl.jsonl",
-        "semicolon.csv",
         "many_kinds_of_bad.jsonl",
     }
 )

@@ -49,7 +49,7 @@ class TurnEnd:
         token: its text.
         turns: how many complete trained turns end in it.
         is_control: whether no text can hold it.
-        stops: whether it says that the turn is over: a control token, or the usual end.
+        stops: whether it says that the turn is over: a control token, or what the chat template writes there.
     """
 
     token_id: int
@@ -96,6 +96,7 @@ class DataReport:
             a text with it.
         rows_without_target: kept rows with nothing to train on, such as the prompts of predict.
         rows_with_lookalikes: kept rows with text that looks like a control token; it was encoded as text.
+        rows_with_dropped_thoughts: kept rows of which the chat template leaves out the thinking of earlier turns.
         rows_duplicate: kept rows whose prompt an earlier row had.
         duplicate_prompts: prompts that more than one kept row has.
         tokens: input tokens of the kept rows.
@@ -133,6 +134,7 @@ class DataReport:
     rows_without_bos: int
     rows_without_target: int
     rows_with_lookalikes: int
+    rows_with_dropped_thoughts: int
     rows_duplicate: int
     duplicate_prompts: int
     tokens: int
@@ -261,14 +263,15 @@ def warnings(report: DataReport) -> list[str]:
         )
     if report.split == "train" and report.rows_kept and not report.rows_with_stop:
         found.append(
-            "no row trains the tokenizer's end-of-sequence token, so the model does not learn to stop there. Set the "
-            "tokenizer's eos_token to the end-of-turn token, choose a chat template that writes eos_token, or raise "
-            "max_length if every row is truncated."
+            "no row trains the tokenizer's end-of-sequence token, so the model does not learn to stop there. Name the "
+            "end-of-turn token as eos_token in the model's tokenizer_config.json, set data.chat_template to a template "
+            "that writes eos_token behind answers, or raise max_length if every row is truncated."
         )
     if report.turns_unstopped:
         found.append(
             f"{report.turns_unstopped:,} of {report.trained_turns:,} trained turns are complete but do not end in a "
-            "stop token. Choose a chat template that ends every assistant turn with the end-of-turn token."
+            "stop token. Copy the chat template to a file, write the end-of-turn token behind the last answer there, "
+            "and set data.chat_template to the file."
         )
     return found
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, count, pairwise
 from typing import TYPE_CHECKING, Final
 
-from lit_ift.chat.encoder import adds_bos
 from lit_ift.chat.example import Example
+from lit_ift.chat.templates import adds_bos, turn_end_ids
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.report.account import DataReport, Lengths, TokenCount, TurnEnd
 from lit_ift.data.rows import Document, EncodedRow, Row, RowKind
@@ -36,11 +36,18 @@ MOST_TURNS: Final = 20
 NUM_BINS: Final = 20
 """Most bins of a length histogram."""
 
-USUAL_END: Final = 0.99
-"""A token that is no control token still is a turn's stop if so large a share of the complete turns end in it."""
-
 FINDINGS: Final = (
-    *("truncated", "split", "duplicate", "no_target", "lookalike", "split_start", "without_bos", "cut_turn"),
+    *(
+        "truncated",
+        "split",
+        "duplicate",
+        "no_target",
+        "lookalike",
+        "dropped_thoughts",
+        "split_start",
+        "without_bos",
+        "cut_turn",
+    ),
 )
 """What is found of kept rows as they pass; whether a turn is unstopped shows at the end."""
 
@@ -158,6 +165,7 @@ class ReportBuilder:
             "truncated": num_cut > 0,
             "no_target": num_targets == 0,
             "lookalike": any(example.num_lookalikes for example in examples),
+            "dropped_thoughts": any(example.num_dropped_thoughts for example in examples),
             "split_start": any(example.num_split_starts for example in examples),
             "without_bos": self._bos is not None and any(e.input_ids[:1] != [self._bos] for e in starts),
         }
@@ -191,6 +199,7 @@ class ReportBuilder:
             rows_without_bos=counts["without_bos"],
             rows_without_target=counts["no_target"],
             rows_with_lookalikes=counts["lookalike"],
+            rows_with_dropped_thoughts=counts["dropped_thoughts"],
             rows_duplicate=counts["duplicate"],
             duplicate_prompts=len(self._prompts_twice),
             tokens=input_lengths.total,
@@ -267,14 +276,15 @@ class ReportBuilder:
             tally.add(row_id, named=len(self._plain_ends) <= NUM_END_TOKENS)
 
     def _judged_turn_ends(self) -> tuple[TurnEnd, ...]:
-        total = self._turn_ends.total()
+        # A text may end in any plain token, so only those that the template writes say that the turn is over.
+        written = turn_end_ids(self.tokenizer) if self._plain_ends else frozenset()
         return tuple(
             TurnEnd(
                 token_id=token_id,
                 token=self.tokenizer.decode([token_id], skip_special_tokens=False),
                 turns=turns,
                 is_control=token_id in self._control_ids,
-                stops=token_id in self._control_ids or turns >= USUAL_END * total,
+                stops=token_id in self._control_ids or token_id in written,
             )
             for token_id, turns in self._turn_ends.most_common()
         )

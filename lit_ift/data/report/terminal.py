@@ -106,6 +106,9 @@ def figures(report: DataReport) -> Iterator[Figure]:
     yield Figure("prompt seen before", report.rows_duplicate, kept, ids.get("duplicate", ()), prompts)
     yield Figure("nothing to train on", report.rows_without_target, kept, ids.get("no_target", ()))
     yield Figure("look-alike control tokens", report.rows_with_lookalikes, kept, ids.get("lookalike", ()))
+    yield Figure(
+        "thinking left out by the template", report.rows_with_dropped_thoughts, kept, ids.get("dropped_thoughts", ())
+    )
     yield Figure("prompt and answer share a token", report.rows_with_split_start, kept, ids.get("split_start", ()))
     yield Figure("without bos_token", report.rows_without_bos, kept, ids.get("without_bos", ()))
     yield Figure("train the eos_token", report.rows_with_stop, kept, is_fault=False)

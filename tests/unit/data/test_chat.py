@@ -199,7 +199,7 @@ def test_template_that_hides_tools_is_refused(make_tokenizer) -> None:
     tokenizer = make_tokenizer()
     call = {"type": "function", "function": {"name": "get_time", "arguments": "{}"}}
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    with pytest.raises(RowError, match=r"field 'messages\[1\].tool_calls': .*does not show 'get_time'.*supports tools"):
+    with pytest.raises(RowError, match=r"field 'messages\[1\].tool_calls': .*does not show 'get_time'.*Qwen"):
         encode(Conversation(turns), tokenizer)
     with pytest.raises(RowError, match=r"field 'tools': .*does not show 'get_date'"):
         encode(talk("u: q", "a: b", tools=[{"name": "get_date"}]), tokenizer)
@@ -251,6 +251,22 @@ def test_unfit_tokenizers(make_tokenizer) -> None:
     slow = SimpleNamespace(chat_template="x", is_fast=False, name_or_path="slow/one")
     with pytest.raises(UserError, match=r"slow/one is a slow one.*tokenizer.json"):
         encode(talk("u: a", "a: b"), slow)
+
+
+def test_a_tool_whose_name_stands_in_a_text_by_chance_is_not_shown(make_tokenizer) -> None:
+    turns = [{"role": "user", "content": "get_time!"}, {"role": "assistant", "content": "no"}]
+    conversation = Conversation(turns, tools=[{"type": "function", "function": {"name": "get_time"}}])
+    with pytest.raises(RowError, match=r"field 'tools': .*does not show the declared functions.*Qwen"):
+        encode(conversation, make_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "begun", [{"content": "It is"}, {"content": "", "tool_calls": [{"name": "f", "arguments": {}}]}]
+)
+def test_a_begun_answer_at_the_end_of_the_prompt_is_refused(tokenizer, begun: dict) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", **begun}, {"role": "assistant", "content": " 4."}]
+    with pytest.raises(RowError, match=r"field 'messages\[1\]': the prompt ends with an answer that is begun"):
+        encode(Conversation(turns, num_prompt_messages=2), tokenizer)
 
 
 def test_built_in_templates(make_tokenizer) -> None:

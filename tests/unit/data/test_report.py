@@ -109,15 +109,36 @@ def test_turn_ends_tell_cut_turns_from_those_without_a_stop(builder: Builder) ->
     assert any("2 of 8 trained turns" in warning for warning in warnings(report))
 
 
-def test_a_usual_end_of_plain_text_is_a_stop(builder: Builder) -> None:
+def test_no_plain_token_is_a_stop_however_usual_it_is(builder: Builder) -> None:
     for i in range(199):
         keep(builder, "pwo", f"f:{i}")
-    keep(builder, "pwow", "f:199")
     keep(builder, "pwopwe", "f:200")
     report = builder.build()
-    assert report.turns_unstopped == report.rows_unstopped == 1
-    assert report.row_ids["unstopped"] == ("f:199",)
-    assert report.rows_with_stop == 1
+    assert (report.turns_unstopped, report.rows_unstopped) == (200, 200)
+    assert [(end.token_id, end.stops) for end in report.turn_ends] == [(OTHER, False), (END, True)]
+    assert any("data.chat_template to the file" in warning for warning in warnings(report))
+
+
+def test_a_plain_end_that_the_template_writes_is_a_stop(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
+    tokenizer = make_tokenizer()
+    end = tokenizer.decode([OTHER])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '" + end + "\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+    )
+    builder = ReportBuilder("train", tokenizer, max_length=64, truncation="right")
+    keep(builder, "pwo", "f:1")
+    keep(builder, "pwow", "f:2")
+    report = builder.build()
+    assert (report.turns_unstopped, report.row_ids["unstopped"]) == (1, ("f:2",))
+
+
+def test_thinking_that_the_template_leaves_out_is_counted(builder: Builder) -> None:
+    keep(builder, "pwe", "f:1", num_dropped_thoughts=2)
+    keep(builder, "pwe", "f:2")
+    report = builder.build()
+    assert report.rows_with_dropped_thoughts == 1
+    assert report.row_ids["dropped_thoughts"] == ("f:1",)
 
 
 def test_no_trained_end_of_sequence_token_is_worth_a_warning(builder: Builder) -> None:

@@ -93,6 +93,8 @@ def test_thinking_may_be_dropped_from_earlier_turns_only(encode) -> None:
     drops_earlier = template(DROPS.replace("KEEP", "loop.last"))
     row = encode(talk("hi", "<think>a</think>yo", "and", "<think>b</think>so"), drops_earlier)
     assert row.num_targets
+    assert row.num_dropped_thoughts == 1
+    assert encode(talk("hi", "yo", "and", "<think>b</think>so"), drops_earlier).num_dropped_thoughts == 0
     with pytest.raises(RowError, match=r"drops the thinking of the last turn \('a'\)") as caught:
         encode(talk("hi", "<think>a</think>yo"), template(DROPS.replace("KEEP", "false")))
     assert caught.value.reason == "template"
@@ -135,6 +137,5 @@ def test_private_use_characters_are_text_unless_they_spell_a_mark(encode) -> Non
 
 
 def test_an_answer_after_an_empty_turn_is_refused_or_found(encode) -> None:
-    messages = [*talk("hi", "").messages, {"role": "assistant", "content": "yo"}]
-    with pytest.raises(RowError, match=r"the assistant turn before it is empty"):
-        encode(Conversation(messages, num_prompt_messages=2), template())
+    with pytest.raises(RowError, match=r"the user turn before it is empty"):
+        encode(talk("", "yo"), template())
