@@ -3,7 +3,8 @@
 import json
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,8 +23,9 @@ from lit_ift.data.report import html, preview
 from lit_ift.data.report import terminal as checks
 from lit_ift.data.report.account import DataReport, NoUsableRowError
 from lit_ift.data.report.account import logger as report_logger
+from lit_ift.data.report.builder import Check
 from lit_ift.data.report.terminal import Thresholds
-from lit_ift.errors import UserError
+from lit_ift.errors import RowError, UserError
 from lit_ift.models.load import load_tokenizer
 
 T = TypeVar("T")
@@ -57,11 +59,13 @@ class CheckOutput:
         split: which split: of the sources where files or hub ids are named, of the data module with --config.
         json: file to write the whole report to, as JSON.
         html: file to write a self-contained page to.
+        skipped: file to write every skipped row to, as JSON Lines: its id, the reason, and what to do about it.
     """
 
     split: str | None = None
     json: Path | None = None
     html: Path | None = None
+    skipped: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,16 @@ def check(words: Sequence[str]) -> int:
     call = parse("check", words, skip_bad_rows=True)
     if call is None:
         return 0
-    reports = _set_up(call)
+    output = _pick(CheckOutput, call.options)
+    with _skipped_rows(output.skipped) as told:
+        call.data_module.check = Check(told)
+        if told is not None:
+            call.data_module.uses_cache = False  # Cached rows were skipped once, and only some of them are known.
+        reports = _set_up(call)
     failed = checks.violations(reports, _pick(Thresholds, call.options))
     console = _console()
     for report in reports.values():
         console.print(checks.table(report))
-    output = _pick(CheckOutput, call.options)
     if output.json is not None:
         html.write_page(output.json, json.dumps(checks.as_json(reports, failed), indent=1, ensure_ascii=False))
     if output.html is not None:
@@ -364,16 +372,37 @@ def _split_of(module: ConversationDataModule, name: str | None) -> Split | None:
 
 def _set_up(call: Call) -> dict[str, DataReport]:
     """Read and encode the rows; reports by split, also of a split without any usable row."""
-    stages = (stage for stage, splits in STAGE_SPLITS.items() if call.split is not None and call.split in splits)
+    module = call.data_module
+    wanted = [split for split in SPLITS if module.has_split(split) and call.split in (None, split)]
+    reports: dict[str, DataReport] = {}
     report_logger.disabled = True  # Its lines would say twice what the table says.
     try:
-        call.data_module.setup(next(stages, None))
-        reports = dict(call.data_module.reports)
-    except NoUsableRowError as error:
-        reports = {**call.data_module.reports, error.report.split: error.report}
+        for stage, splits in sorted(STAGE_SPLITS.items(), key=lambda item: len(item[1])):
+            if any(split in wanted and split not in reports for split in splits):
+                try:
+                    module.setup(stage)
+                except NoUsableRowError as error:  # The other splits are still to be looked at.
+                    reports[error.report.split] = error.report
+                reports |= module.reports
     finally:
         report_logger.disabled = False
-    return {split: report for split, report in reports.items() if call.split in (None, split)}
+    return {split: reports[split] for split in wanted}
+
+
+@contextmanager
+def _skipped_rows(path: Path | None) -> Iterator[Callable[[str, RowError], None] | None]:
+    """Writes a line to the file for each skipped row that it is told of."""
+    if path is None:
+        yield None
+        return
+    html.write_page(path, "")
+    with path.open("w", encoding="utf-8") as file:
+
+        def tell(split: str, error: RowError) -> None:
+            told = {"row_id": error.origin, "split": split, "reason": error.reason, "field": error.field}
+            file.write(json.dumps({**told, "problem": error.problem, "remedy": error.remedy}) + "\n")
+
+        yield tell
 
 
 def _pick(kind: type[T], options: Namespace) -> T:

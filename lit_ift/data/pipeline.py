@@ -102,7 +102,7 @@ def encode_parts(
     waiting: deque[_Chunk] = deque()
     is_strict = on_bad_row == "error"
     # Rows that cannot be read are reported at once: a source may have nothing else.
-    skip = None if is_strict else report.skip
+    skip = None if is_strict else report.listener
 
     def sides() -> Iterator[list[tuple[Side, str]]]:
         for part in parts:

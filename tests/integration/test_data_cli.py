@@ -44,7 +44,7 @@ def mixed(tmp_path: Path) -> Path:
         {"prompt": "why? ", "completion": "Because."},
         {"prompt": "How?", "completion": "b" * 200},
         {"prompt": "Who?", "completion": 3},
-        {"question": "<script>alert(1)</script>"},
+        {"remark": "<script>alert(1)</script>"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
     return path
@@ -322,3 +322,71 @@ def test_real_files(name: str, smollm2: str, tmp_path: Path) -> None:
     report = DataReport.from_dict(json.loads(saved.read_text())["splits"]["train"])
     assert report.rows_kept + report.rows_skipped == report.rows_read in (14, 8)
     assert report.turn_ends[0].token == "<|im_end|>"
+
+
+def test_a_file_that_no_row_can_be_read_of_tells_the_reason(tmp_path: Path, model_folder: Path, capsys) -> None:
+    lines = {
+        "UTF-8": b'{"prompt": "O\xf9?", "completion": "L\xe0."}',
+        "NaN": b'{"prompt": "Why?", "completion": NaN}',
+        "more than once": b'{"prompt": "Why?", "prompt": "How?", "completion": "So."}',
+        "single quotes": b"{'prompt': 'Why?', 'completion': 'So.'}",
+    }
+    for reason, line in lines.items():
+        path = tmp_path / "bad.jsonl"
+        path.write_bytes(line + b"\n")
+        for command in ("check", "preview"):
+            assert run("data", command, path, "--tokenizer", model_folder) == 1
+            printed = capsys.readouterr()
+            assert reason in printed.out + printed.err
+            assert "there is no row" not in printed.out + printed.err
+
+
+def test_one_bad_file_does_not_stop_the_check_of_the_others_and_fails_it(
+    tmp_path: Path, model_folder: Path, capsys
+) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "a.csv").write_text('prompt,completion\nWhy?,So.\n"How?,So.\n')
+    (folder / "b.csv").write_bytes(b"")
+    (folder / "c.csv").write_text("prompt,completion\nWho?,I.\nWho?,\n")
+    cache = tmp_path / "cache"
+    words = ["data", "check", folder, "--tokenizer", model_folder, "--cache_dir", cache]
+    for _ in range(2):
+        assert run(*words, "--json", tmp_path / "report.json") == 1
+        printed = capsys.readouterr()
+        assert "2 of the files cannot be read to the end" in printed.err
+        output = " ".join(printed.out.split())
+        assert f"{folder}/a.csv:3: the row that starts here has a quoting error" in output
+        assert f"{folder}/b.csv: there is no row in it" in output
+        content = json.loads((tmp_path / "report.json").read_text())
+        assert content["ok"] is False
+        report = DataReport.from_dict(content["splits"]["train"])
+        assert (report.rows_kept, report.rows_skipped, len(report.unread)) == (2, 1, 2)
+    assert not list(cache.glob("train-*")), "a run must not find these rows as if they were all"
+
+
+def test_a_split_without_a_usable_row_does_not_stop_the_check_of_the_others(config: Path, tmp_path: Path) -> None:
+    bad, saved = tmp_path / "bad.jsonl", tmp_path / "report.json"
+    bad.write_text('{"prompt": "Why?", "completion": 3}\n')
+    good = tmp_path / "good.jsonl"
+    extra = ["--data.init_args.train", bad, "--data.init_args.val_fraction", 0, "--data.init_args.val", good]
+    good.write_text('{"prompt": "Why?", "completion": "So."}\n')
+    assert run("data", "check", "--config", config, *extra, "--json", saved) == 1
+    splits = json.loads(saved.read_text())["splits"]
+    assert {split: report["rows_kept"] for split, report in splits.items()} == {"train": 0, "val": 1}
+
+
+def test_every_skipped_row_is_written_also_where_rows_were_cached(
+    mixed: Path, model_folder: Path, tmp_path: Path, capsys
+) -> None:
+    mixed.write_text(mixed.read_text() + '{"prompt": "Who?", "completion": ""}\n' * 150)
+    skipped = tmp_path / "skipped.jsonl"
+    words = ["data", "check", mixed, "--tokenizer", model_folder, "--max_length", 64]
+    assert run(*words) == 0
+    assert run(*words, "--skipped", skipped) == 0
+    rows = [json.loads(line) for line in skipped.read_text().splitlines()]
+    assert sorted(int(row["row_id"].rpartition(":")[2]) for row in rows) == list(range(4, 157))
+    assert {row["reason"] for row in rows} == {"field", "layout", "unreadable"}
+    assert all(row["problem"] and row["remedy"] and row["split"] == "train" for row in rows)
+    assert run(*words, "--skipped", tmp_path / "nowhere" / "rows.jsonl") == 1
+    assert "cannot be written" in capsys.readouterr().err

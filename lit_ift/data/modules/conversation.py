@@ -24,8 +24,8 @@ from lit_ift.data.batch.sampler import LengthGroupedBatchSampler, SequentialBatc
 from lit_ift.data.cache import RowCache, code_version, damaged, default_cache_dir, tokenizer_digest
 from lit_ift.data.pipeline import EncodingOptions, OnBadRow, Part, encode_parts
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
-from lit_ift.data.report.account import DataReport, NoUsableRowError, announce, announce_missing_bos
-from lit_ift.data.report.builder import ReportBuilder
+from lit_ift.data.report.account import DataReport, NoUsableRowError, announce, announce_missing_bos, unusable
+from lit_ift.data.report.builder import Check, ReportBuilder
 from lit_ift.data.requirements import check_match
 from lit_ift.data.rows import EncodedRow, Row, RowKind
 from lit_ift.data.store import StoredRows
@@ -173,6 +173,7 @@ class ConversationDataModule(L.LightningDataModule):
         self._tokenizer: Any = None
         self._loaded_tokenizer: Any = None
         self._encoded_with: str | None = None
+        self.check: Check | None = None
         self._cursor = TrainingCursor(self)
 
     @abstractmethod
@@ -333,7 +334,12 @@ class ConversationDataModule(L.LightningDataModule):
     def _report_builder(self, split: Split) -> ReportBuilder:
         weights = {part.name: part.weight for part in self.parts(split)}
         return ReportBuilder(
-            split, self.tokenizer, max_length=self.max_length, truncation=self.truncation, weights=weights
+            split,
+            self.tokenizer,
+            max_length=self.max_length,
+            truncation=self.truncation,
+            weights=weights,
+            check=self.check,
         )
 
     def _encode(self, split: Split, builder: ReportBuilder) -> Iterator[EncodedRow]:
@@ -348,12 +354,12 @@ class ConversationDataModule(L.LightningDataModule):
 
     def _finish(self, split: Split, builder: ReportBuilder) -> DataReport:
         report = builder.build()
-        if not report.rows_kept:
+        if unusable(report):
             raise self.no_usable_row(split, report)
         return report
 
     def no_usable_row(self, split: Split, report: DataReport) -> UserError:
-        """The error for a split of which no row can be used."""
+        """The error for a split of which no row can be used, or not every file."""
         return NoUsableRowError(report)
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -163,7 +163,7 @@ class InstructionDataModule(ConversationDataModule):
 
     def no_usable_row(self, split: Split, report: DataReport) -> UserError:
         """Says it if it was `val_fraction` that left nothing."""
-        if self.val_fraction and split in ("train", "val") and not report.rows_skipped:
+        if self.val_fraction and split in ("train", "val") and not report.rows_skipped and not report.unread:
             return UserError(
                 f"data.val_fraction={self.val_fraction} leaves no row for {split}. Change it, or name a data.val."
             )

@@ -16,7 +16,7 @@ logger = logging.getLogger("lit_ift.report")
 """Disable it to show the reports in another way than `announce` does."""
 
 NUM_SUMMED_UP: Final = 5
-"""How many of them its summary lists."""
+"""How many last tokens of turns a report's summary lists, and how many faults an error."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ class DataReport:
         rows_unstopped: kept rows with such turns.
         turn_ends: the last tokens of the complete ones, the most frequent first.
         skipped_by_reason: how many rows were skipped for each `errors.RowReason`.
-        messages: the first messages of each reason, with file and line.
+        unread: what hides the rest of a file, or all of it; only a check reads on behind such a file.
+        messages: every different fault of each reason, with file and line of the first row that has it, and how many
+            rows have it.
         row_ids: the first rows of each of `FINDINGS`, of ``unstopped``, and, as ``skipped/<reason>``, of each reason.
         kinds: kept rows by `rows.RowKind`.
         turns: conversations by their number of messages; the last key has a plus.
@@ -148,6 +150,7 @@ class DataReport:
     rows_unstopped: int
     turn_ends: tuple[TurnEnd, ...]
     skipped_by_reason: Mapping[str, int]
+    unread: tuple[str, ...]
     messages: Mapping[str, tuple[str, ...]]
     row_ids: Mapping[str, tuple[str, ...]]
     kinds: Mapping[str, int]
@@ -186,6 +189,7 @@ class DataReport:
         """
         made: dict[str, Any] = {
             "turn_ends": tuple(TurnEnd(**end) for end in values["turn_ends"]),
+            "unread": tuple(values["unread"]),
             "input_lengths": _lengths_from(values["input_lengths"]),
             "target_lengths": _lengths_from(values["target_lengths"]),
         }
@@ -198,7 +202,7 @@ class DataReport:
     def summary(self) -> dict[str, Any]:
         """The figures alone, without row ids, messages and histograms: for a checkpoint and a model card."""
         plain = self.as_dict()
-        for name in ("messages", "row_ids"):
+        for name in ("messages", "row_ids", "unread"):
             del plain[name]
         for name in ("input_lengths", "target_lengths"):
             plain[name] = {key: plain[name][key] for key in ("total", "longest", "median", "p95")}
@@ -214,16 +218,27 @@ class DataReport:
 
 
 class NoUsableRowError(UserError):
-    """A split of which no row can be used.
+    """A split of which no row can be used, or, in a check, not every file be read.
 
     Args:
         report: what became of its rows.
     """
 
     def __init__(self, report: DataReport) -> None:
-        first = f" The first: {report.skipped[0]}" if report.skipped else ""
-        super().__init__(f"{report.split}: none of {report.rows_read} rows can be used.{first}")
+        faults = [*report.unread, *report.skipped]
+        more = [f"and {len(faults) - NUM_SUMMED_UP:,} other faults"] if len(faults) > NUM_SUMMED_UP else []
+        super().__init__("\n".join([*unusable(report), *faults[:NUM_SUMMED_UP], *more]))
         self.report = report
+
+
+def unusable(report: DataReport) -> list[str]:
+    """Why a split cannot be used at all, in sentences; empty if it can."""
+    found = []
+    if report.unread:
+        found.append(f"{report.split}: {len(report.unread):,} of the files cannot be read to the end.")
+    if not report.rows_kept:
+        found.append(f"{report.split}: none of {report.rows_read:,} rows can be used.")
+    return found
 
 
 def _lengths_from(values: Mapping[str, Any]) -> Lengths:
@@ -246,8 +261,6 @@ def announce(report: DataReport) -> None:
     tqdm.write(str(report))
     for message in report.skipped:
         logger.warning("%s: skipped %s", report.split, message)
-    if report.rows_skipped > len(report.skipped):
-        logger.warning("%s: skipped %d more rows", report.split, report.rows_skipped - len(report.skipped))
     for warning in warnings(report):
         logger.warning("%s: %s", report.split, warning)
 

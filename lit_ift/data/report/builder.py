@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, count, pairwise
 from typing import TYPE_CHECKING, Final
@@ -10,22 +10,18 @@ from typing import TYPE_CHECKING, Final
 from lit_ift.chat.example import Example
 from lit_ift.chat.templates import adds_bos, turn_end_ids
 from lit_ift.constants import IGNORE_INDEX
+from lit_ift.data.read.record import OnRowError
 from lit_ift.data.report.account import DataReport, Lengths, TokenCount, TurnEnd
+from lit_ift.data.report.faults import FaultTally
 from lit_ift.data.rows import Document, EncodedRow, Row, RowKind
 from lit_ift.data.truncation import DEFAULT_OF_CONVERSATIONS, DEFAULT_OF_TEXTS, Truncation
-from lit_ift.errors import RowError
+from lit_ift.errors import RowError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NUM_NAMED: Final = 100
 """Row ids kept of each finding; the rest is only counted."""
-
-NUM_MESSAGES: Final = 20
-"""Messages kept of each reason for which rows are skipped."""
-
-LONGEST_MESSAGE: Final = 500
-"""Characters kept of such a message."""
 
 NUM_END_TOKENS: Final = 100
 """Different last tokens of turns that a report lists."""
@@ -72,6 +68,31 @@ class _TokenTally:
     target_tokens: int = 0
 
 
+@dataclass(frozen=True)
+class Check:
+    """Rows are only looked at: a file that cannot be read to its end is noted, and the next one is read.
+
+    Args:
+        told: told of the split and the fault of every row that is skipped.
+    """
+
+    told: Callable[[str, RowError], None] | None = None
+
+
+class _PastBadFiles:
+    """A `FaultListener`."""
+
+    def __init__(self, skip: OnRowError, unread: list[str]) -> None:
+        self._skip = skip
+        self._unread = unread
+
+    def __call__(self, error: RowError) -> None:
+        self._skip(error)
+
+    def file_fault(self, error: UserError) -> None:
+        self._unread.append(str(error))
+
+
 class ReportBuilder:
     """Counts rows as they pass. Memory grows by one hash a prompt and with nothing else.
 
@@ -81,6 +102,7 @@ class ReportBuilder:
         max_length: longest allowed conversation [tokens].
         truncation: what is done with longer ones, in a word; None for what is usual for their kind.
         weights: how often an epoch takes the rows of a source; once where it is not named.
+        check: how the rows are checked, if that is all that is done with them.
     """
 
     def __init__(
@@ -91,7 +113,9 @@ class ReportBuilder:
         max_length: int,
         truncation: Truncation | None,
         weights: Mapping[str, float] | None = None,
+        check: Check | None = None,
     ) -> None:
+        self.check = check
         self.split = split
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -104,7 +128,8 @@ class ReportBuilder:
         self._tokens_cut = 0
         self._findings = {name: _Tally() for name in FINDINGS}
         self._skipped: dict[str, _Tally] = {}
-        self._messages: dict[str, list[str]] = {}
+        self._faults: dict[str, FaultTally] = {}
+        self._unread: list[str] = []
         self._prompts: set[int] = set()
         self._prompts_twice: set[int] = set()
         self._turn_ends: Counter[int] = Counter()
@@ -120,10 +145,14 @@ class ReportBuilder:
     def skip(self, error: RowError) -> None:
         """Count a row that was left out."""
         self._skipped.setdefault(error.reason, _Tally()).add(error.origin)
-        messages = self._messages.setdefault(error.reason, [])
-        if len(messages) < NUM_MESSAGES:
-            text = str(error)
-            messages.append(text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 1]}…")
+        self._faults.setdefault(error.reason, FaultTally()).add(error)
+        if self.check is not None and self.check.told is not None:
+            self.check.told(self.split, error)
+
+    @property
+    def listener(self) -> OnRowError:
+        """What readers tell of rows that they cannot read; in a check also of files."""
+        return self.skip if self.check is None else _PastBadFiles(self.skip, self._unread)
 
     def keep(self, row: Row, *encoded: EncodedRow, source: str = "") -> None:
         """Count a row that is trained on, as it is after truncation.
@@ -213,7 +242,8 @@ class ReportBuilder:
             rows_unstopped=sum(tally.count for tally in unstopped),
             turn_ends=turn_ends[:NUM_END_TOKENS],
             skipped_by_reason={reason: tally.count for reason, tally in self._skipped.items()},
-            messages={reason: tuple(messages) for reason, messages in self._messages.items()},
+            unread=tuple(self._unread),
+            messages={reason: faults.messages() for reason, faults in self._faults.items()},
             row_ids={name: tuple(ids) for name, ids in row_ids.items() if ids},
             kinds={str(kind): count for kind, count in self._kinds.items()},
             turns={f"{n}+" if n == MOST_TURNS else str(n): self._turns[n] for n in sorted(self._turns)},

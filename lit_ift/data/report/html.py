@@ -130,7 +130,7 @@ def _split(report: DataReport) -> str:
             parts.append(_table((name, "rows!", "tokens!", "trained!", "weight!"), rows))
     if report.messages:
         parts.append("<h3>Skipped rows</h3>")
-        parts += [_list(texts[:NUM_NAMED], "") for texts in report.messages.values()]
+        parts += [_list(texts, "") for texts in report.messages.values()]
     return "".join(parts)
 
 

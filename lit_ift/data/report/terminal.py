@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lit_ift.data.report.account import DataReport, Lengths, TokenCount, missing_bos, warnings
+from lit_ift.data.report.account import DataReport, Lengths, TokenCount, missing_bos, unusable, warnings
 from lit_ift.data.report.preview import visible
 from lit_ift.errors import RowReason
 
@@ -127,8 +127,7 @@ def violations(reports: Mapping[str, DataReport], thresholds: Thresholds) -> lis
     """What exceeds a threshold, and splits without any usable row."""
     found = []
     for split, report in reports.items():
-        if not report.rows_kept:
-            found.append(f"{split}: none of {report.rows_read:,} rows can be used.")
+        found += unusable(report)
         read, kept = ("rows read", report.rows_read), ("kept rows", report.rows_kept)
         disagreements = report.skipped_by_reason.get("mask_disagreement", 0)
         for option, what, count, (of_what, whole) in (
@@ -172,9 +171,10 @@ def table(report: DataReport) -> RenderableType:
         tables = [_tokens_table(report), _ends_table(report)]
         tables += [_counts_table(name, counts) for name, counts in tables_of_counts(report).items()]
         parts += [part for shown in (*tables, _histograms(report)) for part in (Text(), shown)]
+    parts += [Text(f"not read: {visible(message)}", style="red") for message in report.unread]
     for reason, messages in report.messages.items():
         words = REASONS[reason]  # type: ignore[index]
-        parts.append(Text(f"first row skipped ({words}): {visible(messages[0])}", style="red"))
+        parts += [Text(f"skipped ({words}): {visible(message)}", style="red") for message in messages]
     parts += [Text(f"look: {hint}", style="yellow") for hint in hints(report)]
     return Group(*parts)
 

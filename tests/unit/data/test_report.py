@@ -13,7 +13,8 @@ from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.report.account import DataReport, NoUsableRowError, announce, logger, warnings
-from lit_ift.data.report.builder import LONGEST_MESSAGE, NUM_BINS, NUM_MESSAGES, NUM_NAMED, ReportBuilder
+from lit_ift.data.report.builder import NUM_BINS, NUM_NAMED, ReportBuilder
+from lit_ift.data.report.faults import LONGEST_MESSAGE, NUM_ALIKE, NUM_DIFFERENT
 from lit_ift.data.rows import EncodedRow, Row, RowKind
 from lit_ift.errors import RowError, RowReason
 
@@ -191,8 +192,9 @@ def test_names_and_messages_are_bounded(builder: Builder) -> None:
     report = builder.build()
     assert report.rows_truncated == report.rows_skipped == 3 * NUM_NAMED
     assert all(len(ids) == NUM_NAMED for ids in report.row_ids.values())
-    assert len(report.skipped) == NUM_MESSAGES
-    assert max(map(len, report.skipped)) == LONGEST_MESSAGE
+    (message,) = report.skipped
+    assert message.endswith(f"xx… (the first of {3 * NUM_NAMED} such rows)")
+    assert len(message) < LONGEST_MESSAGE + 50
     assert len(json.dumps(report.as_dict())) < 40_000
 
 
@@ -223,7 +225,7 @@ def test_the_summary_names_no_rows(builder: Builder) -> None:
 def test_a_split_without_a_usable_row_has_a_report(builder: Builder) -> None:
     builder.skip(bad("f:1"))
     error = NoUsableRowError(builder.build())
-    assert str(error) == "train: none of 1 rows can be used. The first: f:1: field 'x': is wrong. Mend it"
+    assert str(error) == "train: none of 1 rows can be used.\nf:1: field 'x': is wrong. Mend it"
     assert error.report.rows_read == 1
 
 
@@ -256,3 +258,39 @@ def test_lengths_describe_what_was_counted(tokenizer: PreTrainedTokenizerFast, l
     assert len(found.counts) == len(found.edges) - 1 <= NUM_BINS
     for left, right, number in zip(found.edges, found.edges[1:], found.counts, strict=False):
         assert number == sum(left <= length < right for length in lengths)
+
+
+def test_every_different_fault_is_told_once_however_rare(builder: Builder) -> None:
+    for i in range(500):
+        builder.skip(RowError(f"f:{i}", f"messages[{i % 7}].content", f"is empty, {i} characters", "Mend it"))
+    builder.skip(RowError("f:500", "prompt", "must be a text, not 7", "Mend it"))
+    builder.skip(RowError("f:501", "messages[3].role", "'bot' is no role", "Mend it"))
+    builder.skip(RowError("f:502", "messages[1].role", "'robot' is no role", "Mend it"))
+    builder.skip(RowError("f:503", "", "not valid JSON: Extra data at column 77", "Mend it", reason="unreadable"))
+    builder.skip(RowError("f:504", "", "not valid JSON: Extra data at column 9", "Mend it", reason="unreadable"))
+    messages = builder.build().messages
+    assert [message.partition(":")[2].partition(":")[0] for message in messages["field"]] == ["0", "500", "501", "502"]
+    assert [message.rpartition("Mend it")[2] for message in messages["field"]] == [
+        " (the first of 500 such rows)",
+        "",
+        "",
+        "",
+    ]
+    assert len(messages["unreadable"]) == 1
+    assert "(the first of 2 such rows)" in messages["unreadable"][0]
+
+
+def test_faults_of_ever_new_names_are_bounded_and_hide_no_other(builder: Builder) -> None:
+    for i in range(1000):
+        name = "".join(chr(97 + int(digit)) for digit in str(i))
+        builder.skip(RowError(f"f:{i}", "", f"the column '{name}' is not known", "Mend it"))
+        builder.skip(RowError(f"g:{i}", name, "is empty", "Mend it"))
+    builder.skip(RowError("h:1", "a", "is too old", "Mend it"))
+    messages = builder.build().messages["field"]
+    assert len(messages) == 2 * (NUM_ALIKE + 1) + 1
+    assert sum("(the first of 980 such rows)" in message for message in messages) == 2
+    assert any(message.startswith("h:1") for message in messages)
+    for i in range(1000):
+        name = "".join(chr(97 + int(digit)) for digit in str(i))
+        builder.skip(RowError(f"f:{i}", "", f"{name} is wrong", "Mend it"))
+    assert len(builder.build().messages["field"]) <= 2 * NUM_ALIKE + NUM_DIFFERENT + NUM_ALIKE + 1
