@@ -1,12 +1,14 @@
-# `make quickstart` fine-tunes a real model; `make test` checks the project. Both set up $(VENV) first.
+# `make quickstart` fine-tunes a real model; `make test` checks the project. All set up $(VENV) first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help quickstart test lint format types check clean
+.PHONY: help quickstart check test test-all rest lint types format clean
 help:
 	@echo "make quickstart  install, then fine-tune SmolLM2-135M with IFT on a CPU (ARGS='...' adds options)"
-	@echo "make test        install, then lint, type-check and test (ARGS='...' goes to pytest)"
+	@echo "make check       install, then lint, type-check and run the fast tests: a minute or two"
+	@echo "make test        the same with all tests of mathematics, runs and README: up to ten minutes (ARGS='...' goes to pytest)"
+	@echo "make test-all    besides these what needs a browser, other Pythons, or runs examples"
 	@echo "make format      format the code"
 	@echo "make clean       remove the environment and caches; checkpoints stay"
 
@@ -19,7 +21,22 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/lit-ift fit --config configs/quickstart.yaml $(ARGS)
 
-test: lint types check
+# Two processes of one thread each; tests that share what is expensive run in the same one (tests/conftest.py).
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup
+REST = browser or docs or pythons or examples
+check test test-all: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
+
+check: lint types
+	$(PYTEST) tests/unit tests/parity -m "not slow and not model" $(ARGS)
+
+test: lint types
+	$(PYTEST) -m "not ($(REST))" $(ARGS)
+
+test-all: test rest
+
+# Pytest ends with 5 if there is no such test.
+rest: $(VENV)/.installed-dev
+	$(PYTEST) -m "$(REST)" $(ARGS) || test $$? = 5
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -28,9 +45,6 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
-
-check: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -6,14 +6,41 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import settings
+from skips import SkipGuard
+
+SLOW: Final = {"configs", "distributed", "integration"}
+"""Folders all of whose tests run whole commands or several processes."""
 
 # The same examples everywhere in CI, others at each run elsewhere. Examples have no deadline, for machines differ.
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "explore")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI"):
+        config.pluginmanager.register(SkipGuard())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by where they are and what they ask for, and keep together what one process should run.
+
+    Tests of a file share its fixtures. Tests of the real model, which is large, follow each other in one process, and
+    so do those that start several processes themselves.
+    """
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in SLOW:
+            item.add_marker("slow")
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker("model")
+        group = "model" if item.get_closest_marker("model") else folder if folder == "distributed" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(tryfirst=True)
