@@ -5,6 +5,7 @@ Layout of the cache folder::
     <name>-<digest>/rows.arrow    the rows, read through a memory map
     <name>-<digest>/report.json   what became of the rows
     <name>-<digest>/key.json      what the digest was made of, to be read by people
+    <name>-<digest>/sums.json     SHA-256 of the other files
 
 An entry appears by renaming a finished folder, so that it is whole or not there, also if several processes write it.
 """
@@ -17,12 +18,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lit_ift.chat.templates import asks_for_today
+from lit_ift.data.read.sources import sha256_of
 from lit_ift.data.rows import EncodedRow
 from lit_ift.data.store import StoredRows, write_rows
 from lit_ift.errors import UserError
@@ -30,7 +33,7 @@ from lit_ift.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROWS, REPORT, KEY = "rows.arrow", "report.json", "key.json"
+ROWS, REPORT, KEY, SUMS = "rows.arrow", "report.json", "key.json", "sums.json"
 
 DRAFT_AGE_S: Final = 24 * 3600
 """Age from which on an unfinished entry has no writer any more [s]."""
@@ -108,26 +111,54 @@ class RowCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._sound: set[Path] = set()
 
     def entry(self, name: str, key: Mapping[str, Any]) -> Path:
         """The folder of the rows that `key` describes; `name` comes first in its name."""
         text = json.dumps(key, sort_keys=True)
         return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    def load(self, name: str, key: Mapping[str, Any]) -> tuple[StoredRows, dict[str, Any]] | None:
+    def load(
+        self, name: str, key: Mapping[str, Any], *, verify: bool = True
+    ) -> tuple[StoredRows, dict[str, Any]] | None:
         """The rows and their report, or None if they are not there.
 
+        Args:
+            name: of the entry.
+            key: what the rows depend on.
+            verify: read all of an entry that this object has neither written nor verified, and compare it with its
+                checksums. Arrow itself takes most flipped bits for rows, and dies of others.
+
         Raises:
-            UserError: the entry is damaged.
+            DamagedEntryError: the entry is not what was written.
         """
         entry = self.entry(name, key)
         if not entry.exists():
             return None
         try:
+            if verify and entry not in self._sound:
+                _compare_sums(entry)
+                self._sound.add(entry)
             report = json.loads((entry / REPORT).read_text(encoding="utf-8"))
             return StoredRows(entry / ROWS), report
         except (OSError, ValueError) as error:  # Arrow's errors are both.
-            raise damaged(entry, error) from error
+            raise DamagedEntryError(entry, error) from error
+
+    def remove(self, name: str, key: Mapping[str, Any]) -> None:
+        """Take away a damaged entry, which other processes may still have open.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        entry = self.entry(name, key)
+        self._sound.discard(entry)
+        try:
+            grave = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
+            with suppress(FileNotFoundError):  # Another process was faster.
+                entry.rename(grave / entry.name)
+            shutil.rmtree(grave, ignore_errors=True)
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
 
     def add(
         self,
@@ -152,8 +183,10 @@ class RowCache:
             write_rows(rows, draft / ROWS)
             (draft / REPORT).write_text(json.dumps(report()), encoding="utf-8")
             (draft / KEY).write_text(json.dumps(key, indent=2, sort_keys=True), encoding="utf-8")
+            (draft / SUMS).write_text(json.dumps(_sums(draft)), encoding="utf-8")
             draft.chmod(0o755)  # mkdtemp's folders are for their owner alone.
             draft.rename(entry)
+            self._sound.add(entry)
         except OSError as error:
             if not entry.exists():
                 raise _cannot_write(self.folder, error) from error
@@ -170,9 +203,25 @@ class RowCache:
                 shutil.rmtree(draft, ignore_errors=True)
 
 
-def damaged(entry: Path, error: Exception) -> UserError:
-    """The error of an entry that cannot be read as what was written."""
-    return UserError(f"The cached data in {entry} is damaged ({error}). Delete that folder.")
+def _sums(entry: Path) -> dict[str, str]:
+    return {name: sha256_of(entry / name) for name in (ROWS, REPORT, KEY)}
+
+
+def _compare_sums(entry: Path) -> None:
+    written = json.loads((entry / SUMS).read_text(encoding="utf-8"))
+    now = _sums(entry)
+    if written != now:
+        differing = [
+            name for name, digest in now.items() if not isinstance(written, dict) or written.get(name) != digest
+        ]
+        raise ValueError(f"the checksum of {differing[0] if differing else SUMS} is another one")
+
+
+class DamagedEntryError(UserError):
+    """An entry of the cache is not what was written."""
+
+    def __init__(self, entry: Path, error: Exception) -> None:
+        super().__init__(f"The cached data in {entry} is damaged ({error}). Delete that folder.")
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:

@@ -21,7 +21,7 @@ from lit_ift.data.batch.collate import Batch, PackedBatch, collate, collate_pack
 from lit_ift.data.batch.cursor import TrainingCursor
 from lit_ift.data.batch.dataset import EncodedDataset
 from lit_ift.data.batch.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
-from lit_ift.data.cache import RowCache, code_version, damaged, default_cache_dir, tokenizer_digest
+from lit_ift.data.cache import DamagedEntryError, RowCache, code_version, default_cache_dir, tokenizer_digest
 from lit_ift.data.pipeline import EncodingOptions, OnBadRow, Part, encode_parts
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report.account import DataReport, NoUsableRowError, announce, announce_missing_bos, unusable
@@ -227,7 +227,7 @@ class ConversationDataModule(L.LightningDataModule):
         """Tokenize into the cache what the coming stage needs; done by one process a machine, before `setup`."""
         stage = None if self.trainer is None else self.trainer.state.fn
         for split, key in self._cache_keys(self._splits_of(stage)).items():
-            if key is not None and not self.cache.entry(split, key).exists():
+            if key is not None and self._cached(split, key) is None:
                 self._fill_cache(split, key)
 
     def setup(self, stage: str | None = None) -> None:
@@ -282,20 +282,31 @@ class ConversationDataModule(L.LightningDataModule):
         if key is None:
             builder = self._report_builder(split)
             return StoredRows.in_memory(self._encode(split, builder)), self._finish(split, builder)
-        found = self.cache.load(split, key)
+        found = self._cached(split, key)
         if found is None:
             self._fill_cache(split, key)
-            found = self.cache.load(split, key)
+            found = self._cached(split, key)
         assert found is not None
-        rows, plain = found
-        try:
-            report = DataReport.from_dict(plain)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise damaged(self.cache.entry(split, key), error) from error
+        rows, report = found
         # Weights take no part in the key, for they change no row.
         weights = {part.name: part.weight for part in self.parts(split)}
         sources = {name: replace(count, weight=weights[name]) for name, count in report.sources.items()}
         return rows, replace(report, sources=sources)
+
+    def _cached(self, split: Split, key: dict[str, Any]) -> tuple[StoredRows, DataReport] | None:
+        """What the cache holds of a split, verified once; a damaged entry is taken away, to be made again."""
+        # With a trainer, this process verifies in `prepare_data`, while the others of the machine wait.
+        may_write = self.trainer is None or self.trainer.local_rank == 0
+        try:
+            found = self.cache.load(split, key, verify=may_write)
+            return None if found is None else (found[0], DataReport.from_dict(found[1]))
+        except (DamagedEntryError, KeyError, TypeError, AttributeError) as error:
+            entry = self.cache.entry(split, key)
+            if not may_write:
+                raise error if isinstance(error, UserError) else DamagedEntryError(entry, error) from error
+            logger.warning("The cached data in %s is damaged, so its rows are tokenized again: %s", entry, error)
+            self.cache.remove(split, key)
+            return None
 
     def _fill_cache(self, split: Split, key: dict[str, Any]) -> None:
         builder = self._report_builder(split)

@@ -27,7 +27,7 @@ from lit_ift.data.read.records import (
     source_kind,
 )
 from lit_ift.data.read.text_files import cannot_open
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, printable
 
 KINDS_OF_FILES: Final[tuple[SourceKind, ...]] = ("file", "folder", "pattern")
 
@@ -300,12 +300,16 @@ def _sha256(path: str, size: int, *changed: int) -> str:
 
     A copy that keeps the time of modification (rsync, tar, ``cp -p``) still has another time of status change.
     """
+    return sha256_of(Path(path))
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content; a large one shows its progress."""
     digest = hashlib.sha256()
+    size, name = path.stat().st_size, printable(path.name)
     with (
-        open(path, "rb") as file,
-        tqdm(
-            total=size, desc=f"hash {Path(path).name}", unit="B", unit_scale=True, disable=size < PROGRESS_BYTES
-        ) as bar,
+        path.open("rb") as file,
+        tqdm(total=size, desc=f"hash {name}", unit="B", unit_scale=True, disable=size < PROGRESS_BYTES) as bar,
     ):
         while chunk := file.read(HASH_BYTES):
             digest.update(chunk)

@@ -11,7 +11,8 @@ import pytest
 from tiny import tiny_tokenizer
 
 from lit_ift.chat.example import Example
-from lit_ift.data.cache import RowCache, code_version, default_cache_dir, tokenizer_digest
+from lit_ift.data.cache import DamagedEntryError, RowCache, code_version, default_cache_dir, tokenizer_digest
+from lit_ift.data.read.sources import sha256_of
 from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import UserError
 
@@ -37,7 +38,7 @@ def test_rows_come_back_under_their_key_and_no_other(tmp_path: Path) -> None:
     assert found[1] == {"rows_kept": 3}
     assert cache.load("train", {**KEY, "max_length": 9}) is None
     assert cache.load("val", KEY) is None
-    assert names(cache.entry("train", KEY)) == ["key.json", "report.json", "rows.arrow"]
+    assert names(cache.entry("train", KEY)) == ["key.json", "report.json", "rows.arrow", "sums.json"]
 
 
 def test_nothing_is_left_when_the_rows_break_off(tmp_path: Path) -> None:
@@ -90,13 +91,70 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
         RowCache(tmp_path / "file").add("train", KEY, rows(), dict)
 
 
-@pytest.mark.parametrize(("file", "content"), [("rows.arrow", b"ARROW1 half"), ("report.json", b"{")])
-def test_a_damaged_entry_says_what_to_delete(tmp_path: Path, file: str, content: bytes) -> None:
+FILES = ("rows.arrow", "report.json", "key.json", "sums.json")
+
+
+def entry_of(folder: Path) -> Path:
+    """An entry that another process has written."""
+    RowCache(folder).add("train", KEY, rows(), lambda: {"rows_kept": 3})
+    return RowCache(folder).entry("train", KEY)
+
+
+def is_found(folder: Path) -> bool:
+    try:
+        RowCache(folder).load("train", KEY)
+    except DamagedEntryError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_flipped_bit_is_found(tmp_path: Path, file: str) -> None:
+    path = entry_of(tmp_path) / file
+    data = path.read_bytes()
+    assert not is_found(tmp_path)
+    places = range(0, len(data), 1 + len(data) // 700)
+    found = 0
+    for i in places:
+        path.write_bytes(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :])
+        found += is_found(tmp_path)
+    assert found == len(places)
+    path.write_bytes(data)
+    assert not is_found(tmp_path)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_that_are_cut_longer_or_gone_are_found(tmp_path: Path, file: str) -> None:
+    path = entry_of(tmp_path) / file
+    data = path.read_bytes()
+    for changed in (b"", data[:-1], data[: len(data) // 2], data + b"x", data + data):
+        path.write_bytes(changed)
+        assert is_found(tmp_path)
+    path.unlink()
+    assert is_found(tmp_path)
+
+
+def test_an_entry_is_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_of(tmp_path)
+    hashed: list[str] = []
+    monkeypatch.setattr("lit_ift.data.cache.sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
     cache = RowCache(tmp_path)
-    cache.add("train", KEY, rows(), dict)
-    (cache.entry("train", KEY) / file).write_bytes(content)
-    with pytest.raises(UserError, match=r"is damaged .* Delete that folder"):
-        cache.load("train", KEY)
+    for _ in range(3):
+        assert cache.load("train", KEY) is not None
+    assert hashed == ["rows.arrow", "report.json", "key.json"]
+    assert RowCache(tmp_path).load("train", KEY, verify=False) is not None
+    assert len(hashed) == 3
+
+
+def test_a_damaged_entry_says_what_to_delete_and_can_be_removed(tmp_path: Path) -> None:
+    (entry_of(tmp_path) / "rows.arrow").write_bytes(b"ARROW1 half")
+    cache = RowCache(tmp_path)
+    for verify in (True, False):
+        with pytest.raises(DamagedEntryError, match=r"is damaged .* Delete that folder"):
+            cache.load("train", KEY, verify=verify)
+    cache.remove("train", KEY)
+    cache.remove("train", KEY)
+    assert names(tmp_path) == []
 
 
 def test_the_tokenizer_digest_hears_of_every_change_that_matters() -> None:

@@ -121,12 +121,30 @@ def test_a_split_may_be_named_though_it_is_the_default_but_not_twice(tmp_path: P
         make([folder, Source(folder, split="train")])
 
 
-def test_a_cached_report_without_its_figures_is_damaged(tmp_path: Path, make) -> None:
+@pytest.mark.parametrize("file", ["rows.arrow", "report.json", "sums.json"])
+def test_a_damaged_cache_is_made_again(tmp_path: Path, make, file: str, caplog) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
-    entry = make(path).cache_folder("train")
-    (entry / "report.json").write_text("{}")
-    with pytest.raises(UserError, match=r"damaged .* Delete that folder"):
-        make(path)
+    first = make(path)
+    damaged = first.cache_folder("train") / file
+    whole, expected = damaged.read_bytes(), list(first.datasets["train"].rows)
+    damaged.write_bytes(whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:])
+    again = make(path)
+    assert list(again.datasets["train"].rows) == expected
+    assert again.reports == first.reports
+    assert "is damaged, so its rows are tokenized again" in caplog.text
+    caplog.clear()
+    assert damaged.read_bytes() == whole
+    assert list(make(path).datasets["train"].rows) == expected
+    assert not caplog.text
+
+
+def test_a_report_of_another_version_is_made_again(tmp_path: Path, make, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with monkeypatch.context() as other_version:
+        other_version.setattr("lit_ift.data.report.account.DataReport.as_dict", lambda report: {})
+        with pytest.raises(AssertionError):
+            make(path)
+    assert make(path).reports["train"].rows_kept == len(ROWS)
 
 
 TOOLS_TEMPLATE = (
