@@ -220,6 +220,9 @@ def parse(command: str, words: Sequence[str], *, skip_bad_rows: bool) -> Call | 
     if not configured and not files:
         raise ArgumentError(None, "name the files to look at, or a configuration with --config")
     parser, of_module = _parser(command, with_files=not configured)
+    if configured:
+        # Errors about rows name the option as it is written beside files.
+        options = [(_of_module(name), [_of_module(words[0]), *words[1:]]) for name, words in options]
     theirs = [words for name, words in options if configured and _belongs_to_configuration(name)]
     own = [word for name, words in options if not (configured and _belongs_to_configuration(name)) for word in words]
     _check_known(parser, own)
@@ -346,6 +349,12 @@ def _sort(words: Sequence[str]) -> tuple[list[str], list[tuple[str, list[str]]]]
 
 def _belongs_to_configuration(name: str) -> bool:
     return name in CONFIG_OPTIONS or name in OF_CONFIGURATION or "." in name
+
+
+def _of_module(word: str) -> str:
+    """The option ``--columns`` as it is written beside a configuration; any other word as it is."""
+    name, equals, value = word.partition("=")
+    return f"--data.init_args.columns{equals}{value}" if name == "--columns" else word
 
 
 def _check_known(parser: ArgumentParser, words: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from lit_ift.chat.example import Example
 from lit_ift.chat.templated import TemplatedPromptError
 from lit_ift.data.encode_sides import SideEncoder
+from lit_ift.data.parse.columns import ColumnMap
 from lit_ift.data.parse.layouts import RowParser
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report.builder import ReportBuilder
@@ -41,6 +42,7 @@ class Part:
         name: of the place, for the report.
         read: yields the records; tells its argument of rows that cannot be read.
         layout: how the rows are laid out; None recognises it.
+        columns: what columns of the rows are; see `RowParser`.
         score_range: lowest and highest score of the rows; None for [0, 1].
         preference_scale: see `RowParser`.
         weight: how often each row comes in an epoch, on average.
@@ -50,6 +52,7 @@ class Part:
     name: str
     read: Callable[[OnRowError], Iterable[Record]]
     layout: str | None = None
+    columns: ColumnMap | None = None
     score_range: tuple[float, float] | None = None
     preference_scale: float | None = None
     weight: float = 1.0
@@ -106,12 +109,20 @@ def encode_parts(
 
     def sides() -> Iterator[list[tuple[Side, str]]]:
         for part in parts:
-            for read in _chunks(part, options, skip):
+            parser = RowParser(
+                layout=part.layout,
+                columns=part.columns,
+                score_range=part.score_range,
+                preference_scale=part.preference_scale,
+                needs_answer=options.needs_answer,
+            )
+            for read in _chunks(part, parser, options, skip):
                 rows = [row for row in read if isinstance(row, RowError) or takes(row)]
                 waiting.append(_Chunk(part, rows, len(read)))
                 yield [(side, row.origin) for row in rows if isinstance(row, Row) for side in row.sides.values()]
                 if is_strict and isinstance(read[-1], RowError):
                     return
+            report.note_columns(parser.names)
 
     encoder = SideEncoder(options.tokenizer, needs_answer=options.needs_answer)
     templated = _TemplatedPrompts()
@@ -187,22 +198,19 @@ class _Chunk(NamedTuple):
     num_read: int
 
 
-def _chunks(part: Part, options: EncodingOptions, skip: OnRowError | None) -> Iterator[list[Row | RowError]]:
+def _chunks(
+    part: Part, parser: RowParser, options: EncodingOptions, skip: OnRowError | None
+) -> Iterator[list[Row | RowError]]:
     """The rows of a part as read and parsed, with errors in their place.
 
     Args:
         part: where they come from.
+        parser: parses them.
         options: which rows are wanted.
         skip: told of rows that cannot be read; None ends the last chunk with the first bad row of any kind.
     """
     chunk: list[Row | RowError] = []
     num_chars = 0
-    parser = RowParser(
-        layout=part.layout,
-        score_range=part.score_range,
-        preference_scale=part.preference_scale,
-        needs_answer=options.needs_answer,
-    )
     try:
         for record in part.read(skip or raise_row_error):
             try:
@@ -247,8 +255,8 @@ def _check_kind(row: Row, kinds: frozenset[RowKind], layout: str | None) -> None
         return
     remedies = {
         "preference": "set the layout to 'chosen' to train on the chosen answers",
-        "unpaired": "set the layout to 'messages' or 'prompt_completion' to train on all answers alike",
-        "scored": "set the layout to 'messages' or 'prompt_completion' to train on all answers alike",
+        "unpaired": "say --columns '{label: null}' to train on all answers alike",
+        "scored": "say --columns '{score: null}' to train on all answers alike",
         "instruction": "give rows with two answers or with a score",
     }
     raise UserError(

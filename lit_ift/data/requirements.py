@@ -17,8 +17,8 @@ from lit_ift.errors import UserError
 REMEDIES: Final[dict[RowKind, str]] = {
     "instruction": "leave these rows out",
     "preference": "leave these rows out, or set layout: chosen to train on the chosen answers alone",
-    "unpaired": "leave these rows out, or set layout: prompt_completion to train on all answers alike",
-    "scored": "leave these rows out, or set layout: prompt_completion to train on all answers alike",
+    "unpaired": "leave these rows out, or say data.columns: {label: null} to train on all answers alike",
+    "scored": "leave these rows out, or say data.columns: {score: null} to train on all answers alike",
 }
 
 

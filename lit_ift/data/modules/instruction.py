@@ -9,7 +9,7 @@ from typing import Any, Final
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ift.data.modules.conversation import ConversationDataModule, Split, require_type
-from lit_ift.data.parse.layouts import check_layout
+from lit_ift.data.parse.layouts import check_columns, check_layout
 from lit_ift.data.pipeline import Part
 from lit_ift.data.read.known_datasets import KnownDataset, known_dataset
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
@@ -46,6 +46,9 @@ class InstructionDataModule(ConversationDataModule):
         test: test data, alike.
         predict: data for predict, alike.
         layout: how rows are laid out; by default recognised from the columns of each source, or known of a hub id.
+        columns: what columns are, where their names do not say it: a column that is read to the one that it is in the
+            data, as in ``{prompt: Question, completion: Answer}``, or a column to null, which says that it means
+            nothing, as in ``{rating: null}``. A source with ``columns`` of its own goes by those alone.
         val_fraction: share of the training rows set aside for validation, instead of `val`. It goes by a hash of the
             first user turn, so that equal questions stay on one side and the split outlasts added rows. Rows that
             cannot be read count in the reports of both parts.
@@ -68,6 +71,7 @@ class InstructionDataModule(ConversationDataModule):
         predict: str | Source | list[str | Source] | None = None,
         *,
         layout: str | None = None,
+        columns: dict[str, str | None] | None = None,
         val_fraction: float = 0.0,
         revision: str | None = None,
         train_split: str | None = None,
@@ -108,7 +112,11 @@ class InstructionDataModule(ConversationDataModule):
         for chosen in (layout, *(source.layout for sources in self.sources.values() for source in sources)):
             if chosen is not None:
                 check_layout(chosen)
+        check_columns(columns, "data.columns")
+        for source in (source for sources in self.sources.values() for source in sources):
+            check_columns(source.columns, f"{source.path}: columns")
         self.layout = layout
+        self.columns = columns
         self.val_fraction = val_fraction
         self.revision = revision
         self._warn_of_training_rows()
@@ -135,6 +143,7 @@ class InstructionDataModule(ConversationDataModule):
                 name=_label(source),
                 read=partial(self._read, source, split),
                 layout=self._layout_of(source),
+                columns=self._columns_of(source),
                 score_range=source.score_range,
                 preference_scale=source.preference_scale,
                 weight=source.weight,
@@ -150,6 +159,7 @@ class InstructionDataModule(ConversationDataModule):
             "sources": [source.fingerprint(self._split_of(source, split)) for source in sources],
             "labels": [_label(source) for source in sources],  # The report counts by them.
             "layouts": [self._layout_of(source) for source in sources],
+            "columns": [self._columns_of(source) for source in sources],
             "max_rows": self.max_rows,
             "val_fraction": self.val_fraction if split in ("train", "val") else 0.0,
             "is_share": self._is_share(split),
@@ -197,6 +207,9 @@ class InstructionDataModule(ConversationDataModule):
     def _layout_of(self, source: Source) -> str | None:
         known = _known(source)
         return source.layout or self.layout or (None if known is None else known.layout)
+
+    def _columns_of(self, source: Source) -> dict[str, str | None] | None:
+        return self.columns if source.columns is None else source.columns
 
     def _read(self, source: Source, split: Split, on_row_error: OnRowError) -> Iterator[Record]:
         return self.first_rows(source.records(self._split_of(source, split), on_row_error))

@@ -85,8 +85,8 @@ MAX_PLANS: Final = 1000
 """Sets of columns whose names are remembered."""
 
 
-def check_columns(columns: Any, known: Iterable[str], where: str) -> None:
-    """Do nothing if `columns` is a `ColumnMap` that can be obeyed.
+def check_map(columns: Any, known: Iterable[str], where: str) -> None:
+    """Do nothing if `columns` is a `ColumnMap` that can be obeyed, or None.
 
     Args:
         columns: the value of the option.
@@ -150,8 +150,13 @@ class ColumnNames:
         """Columns that the user named and no row had: what they are to be, by their names."""
         return {column: name for name, column in self._given.items() if column in self._missing}
 
-    def read(self, record: Record) -> Record:
+    def read(self, record: Record, *, is_open: bool) -> Record:
         """The row with the names by which layouts read its columns; lists that were written as JSON are lists.
+
+        Args:
+            record: the row as it was read.
+            is_open: whether no row before it settled how rows are laid out. If it is settled, everyday names count only
+                if they counted then.
 
         Raises:
             RowError: two columns are the same by their names, or a text is not the JSON that it must be.
@@ -163,14 +168,22 @@ class ColumnNames:
                 self._plans.clear()
             self._plans[signature] = self._plan(record)
         plan = self._plans[signature]
-        self.left_out.update(name for name, new in plan.items() if new is None and data[name] is not None)
+        self._count(name for name, new in plan.items() if new is None and data[name] is not None)
         named = record
         if plan:
             named = replace(record, data={plan.get(n, n): v for n, v in data.items() if plan.get(n, n) is not None})
         self._sources = {new: name for name, new in plan.items() if new is not None}
-        if not self._fits(present := present_columns(named)) or _is_bare_pair(named, present):
+        present = present_columns(named)
+        if (is_open or self._everyday) and (not self._fits(present) or _is_bare_pair(named, present)):
             named = self._with_everyday_names(named, present)
         return _with_lists(named)
+
+    def note_unread(self, columns: Iterable[str]) -> None:
+        """Count columns of the row that was read last that its layout does not read."""
+        self._count(self._sources.get(column, column) for column in columns)
+
+    def _count(self, columns: Iterable[str]) -> None:
+        self.left_out.update(column for column in columns if column in self.left_out or len(self.left_out) < MAX_PLANS)
 
     def in_source_words(self, error: RowError) -> RowError:
         """`error` of the row that was read last, with its field as the source names it."""

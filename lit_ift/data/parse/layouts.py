@@ -16,7 +16,7 @@ from lit_ift.data.parse.columns import (
     ColumnMap,
     ColumnNames,
     Columns,
-    check_columns,
+    check_map,
     check_read,
     null_option,
     present_columns,
@@ -290,6 +290,23 @@ def check_layout(layout: str) -> None:
         raise UserError(f"layout={layout!r} is not known.{hint} Known layouts: {_known()}.")
 
 
+def check_columns(columns: Any, where: str = "columns") -> None:
+    """Do nothing if `columns` is a `columns.ColumnMap` that can be obeyed, or None.
+
+    Args:
+        columns: the value of the option.
+        where: how the option is named in messages.
+
+    Raises:
+        UserError: it is no mapping of texts, names a column that no layout reads, or contradicts itself.
+    """
+    check_map(columns, _read_columns(), where)
+
+
+def _read_columns() -> Columns:
+    return frozenset().union(*(layout.columns for layout in LAYOUTS.values()))
+
+
 def check_score_range(score_range: ScoreRange) -> None:
     """Do nothing if `score_range` is two finite numbers, the lower one first.
 
@@ -356,7 +373,7 @@ class RowParser:
             UserError: the row fits more than one layout, or another one than the rows before; or its values show that
                 an option of the source is wrong.
         """
-        named = self.names.read(record)
+        named = self.names.read(record, is_open=self._layout is None or self._declared)
         try:
             return self._parse(named)
         except RowError as error:
@@ -378,15 +395,16 @@ class RowParser:
         row = layout.parse(record, self.score_range)
         check_no_placeholder(record, _texts(row))
         self._check_kind(row, name)
+        self.names.note_unread(present - layout.columns_in(present) - layout.optional)
         scale = self.preference_scale
         return row if scale is None else pair_formats.with_soft_label(record, row, scale)
 
     def _column_names(self, columns: ColumnMap | None) -> ColumnNames:
         own = LAYOUTS if self._layout is None else {self._layout: replace(LAYOUTS[self._layout], fallback=False)}
-        check_columns(columns, frozenset().union(*(layout.columns for layout in LAYOUTS.values())), "columns")
+        check_columns(columns)
         return ColumnNames(
             columns,
-            frozenset().union(*(layout.columns for layout in LAYOUTS.values())),
+            _read_columns(),
             lambda present: any(not layout.fallback and layout.columns_in(present) for layout in own.values()),
             takes_prompts=not self.needs_answer and any(layout.prompt_required == "prompt" for layout in own.values()),
         )

@@ -56,6 +56,8 @@ class Source:
         name: configuration of a hub data set that has several.
         revision: commit, tag or branch of a hub data set.
         layout: how rows are laid out; None recognises it by the columns.
+        columns: what columns are, where their names do not say it: a column that is read to the one that it is here, as
+            in ``{prompt: Question}``, or a column to None, which says that it means nothing.
         score_range: lowest and highest score that the rows may have, such as (1, 10).
         preference_scale: of pairs with ``score_chosen`` and ``score_rejected``: take from them how likely the chosen
             answer is the better one, by the Bradley-Terry model: ``σ((score_chosen - score_rejected) / scale)``.
@@ -73,6 +75,7 @@ class Source:
     name: str | None = None
     revision: str | None = None
     layout: str | None = None
+    columns: dict[str, str | None] | None = None
     score_range: tuple[float, float] | None = None
     preference_scale: float | None = None
     streaming: bool = False
@@ -122,6 +125,7 @@ class Source:
             ("max_rows", self.max_rows, _is_count(self.max_rows), "a whole number"),
             ("preference_scale", scale, scale is None or is_number(scale), "a number"),
             ("score_range", pair, is_pair, "two numbers, the lower one first, as in [1, 10]"),
+            ("columns", self.columns, isinstance(self.columns, Mapping | None), "a mapping, as in {prompt: Question}"),
             ("streaming", self.streaming, isinstance(self.streaming, bool), "true or false"),
             *((name, text, text is None or isinstance(text, str), "a string") for name, text in texts.items()),
         ):
@@ -185,6 +189,7 @@ class Source:
             "name": self.name,
             "max_rows": self.max_rows,
             "layout": self.layout,
+            "columns": None if self.columns is None else dict(self.columns),
             "score_range": None if self.score_range is None else list(self.score_range),
             "preference_scale": self.preference_scale,
             **content,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
@@ -120,6 +120,9 @@ class DataReport:
         sources: what each source holds.
         input_lengths: of the kept conversations.
         target_lengths: of what is trained on in them.
+        columns_left_out: columns that nothing read, by name in the data, and the rows that held something there.
+        columns_renamed: columns that were read by another name, and by which one.
+        columns_missing: columns that the option ``columns`` names and no row had, and what they were to be.
     """
 
     split: str
@@ -159,6 +162,9 @@ class DataReport:
     sources: Mapping[str, TokenCount]
     input_lengths: Lengths
     target_lengths: Lengths
+    columns_left_out: Mapping[str, int] = field(default_factory=dict)
+    columns_renamed: Mapping[str, str] = field(default_factory=dict)
+    columns_missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -286,6 +292,9 @@ def warnings(report: DataReport) -> list[str]:
             "stop token. Copy the chat template to a file, write the end-of-turn token behind the last answer there, "
             "and set data.chat_template to the file."
         )
+    if report.columns_missing:
+        named = ", ".join(f"{column} (for {name})" for column, name in report.columns_missing.items())
+        found.append(f"the option columns names columns that no row has: {named}. Correct it if they should be there.")
     return found
 
 

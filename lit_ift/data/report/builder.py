@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from lit_ift.chat.example import Example
 from lit_ift.chat.templates import adds_bos, turn_end_ids
 from lit_ift.constants import IGNORE_INDEX
+from lit_ift.data.parse.columns import ColumnNames
 from lit_ift.data.read.record import OnRowError
 from lit_ift.data.report.account import DataReport, Lengths, TokenCount, TurnEnd
 from lit_ift.data.report.faults import FaultTally
@@ -135,6 +136,9 @@ class ReportBuilder:
         self._turn_ends: Counter[int] = Counter()
         self._plain_ends: dict[int | None, _Tally] = {}
         self._turns_cut = 0
+        self._columns_left_out: Counter[str] = Counter()
+        self._columns_renamed: dict[str, str] = {}
+        self._columns_missing: dict[str, str] = {}
         self._kinds: Counter[RowKind] = Counter()
         self._turns: Counter[int] = Counter()
         self._sides: dict[str, _TokenTally] = {}
@@ -153,6 +157,12 @@ class ReportBuilder:
     def listener(self) -> OnRowError:
         """What readers tell of rows that they cannot read; in a check also of files."""
         return self.skip if self.check is None else _PastBadFiles(self.skip, self._unread)
+
+    def note_columns(self, names: ColumnNames) -> None:
+        """Take over by which names columns were read, and which were not."""
+        self._columns_left_out.update(names.left_out)
+        self._columns_renamed |= names.renamed
+        self._columns_missing |= names.missing
 
     def keep(self, row: Row, *encoded: EncodedRow, source: str = "") -> None:
         """Count a row that is trained on, as it is after truncation.
@@ -254,6 +264,9 @@ class ReportBuilder:
             },
             input_lengths=input_lengths,
             target_lengths=target_lengths,
+            columns_left_out=dict(self._columns_left_out.most_common()),
+            columns_renamed=self._columns_renamed,
+            columns_missing=self._columns_missing,
         )
 
     def _note_messages(self, row: Row) -> None:

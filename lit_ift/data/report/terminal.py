@@ -26,6 +26,9 @@ REASONS: Final[dict[RowReason, str]] = {
 NUM_NAMED: Final = 3
 """Row ids shown in a line of the terminal's table."""
 
+NUM_COLUMNS: Final = 20
+"""Columns shown in a line."""
+
 SHORT_NAME: Final = 32
 """Characters of a row id that is shown whole."""
 
@@ -191,7 +194,18 @@ def facts(report: DataReport) -> list[tuple[str, str]]:
         ("max_length", f"{report.max_length:,} tokens, truncation {report.truncation}"),
         ("kinds of rows", _listed(report.kinds)),
         *([("messages a conversation", _listed(report.turns))] if report.turns else []),
+        *([("columns left out", _listed(_first(report.columns_left_out)))] if report.columns_left_out else []),
+        *([("columns read by another name", _renamed(report))] if report.columns_renamed else []),
     ]
+
+
+def _first(counts: Mapping[str, int]) -> Mapping[str, int]:
+    return {visible(name): counts[name] for name in list(counts)[:NUM_COLUMNS]}
+
+
+def _renamed(report: DataReport) -> str:
+    pairs = list(report.columns_renamed.items())[:NUM_COLUMNS]
+    return ", ".join(f"{visible(column)} as {name}" for column, name in pairs)
 
 
 def token_lines(report: DataReport) -> list[tuple[str, Lengths, int]]:

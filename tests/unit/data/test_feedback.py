@@ -150,11 +150,9 @@ BAD = [
     ({"prompt": "q", "chosen": "", "rejected": "a"}, "chosen", "is empty", "field"),
     ({"prompt": "q", "chosen": "a", "rejected": None}, "rejected", "is null", "layout"),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "preference": 0.4}, "preference", r"outside \[0.5, 1\]", "field"),
-    ({"prompt": "q", "chosen": "a", "rejected": "b", "preference": 1.1}, "preference", r"outside \[0.5, 1\]", "field"),
-    ({"prompt": "q", "completion": "a", "score": 1.5}, "score", r"is 1.5, outside \[0, 1\]", "field"),
     ({"prompt": "q", "completion": "a", "score": None}, "score", "is null", "layout"),
     ({"prompt": "q", "completion": "a", "label": None}, "label", "is null", "layout"),
-    ({"prompt": "q", "completion": "a", "label": 2}, "label", "is 2", "field"),
+    ({"prompt": "q", "completion": "a", "label": "?"}, "label", "is '\\?'", "field"),
     ({"prompt": "q", "completion": "", "score": 1}, "completion", "is empty", "field"),
     # Both answers are cut to the same tokens.
     (
@@ -178,6 +176,26 @@ def test_bad_feedback_is_refused_or_counted(
     data.setup("fit")
     assert data.reports["train"].rows_kept == len(data.datasets["train"]) == 1
     assert data.reports["train"].skipped_by_reason == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "preference": 1.1}, "'preference' is 1.1"),
+        ({"prompt": "q", "completion": "a", "score": 1.5}, r"'score' is 1.5, outside \[0, 1\]"),
+        ({"prompt": "q", "completion": "a", "label": 2}, "'label' is 2"),
+    ],
+)
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_values_of_another_range_stop_the_source(
+    tmp_path: Path, tokenizer, row: dict, problem: str, on_bad_row: str
+) -> None:
+    kind = "preference" if "chosen" in row else "scored" if "score" in row else "unpaired"
+    path = jsonl(tmp_path / "a.jsonl", feedback_rows(kind, 1)[0], row)
+    data = FeedbackDataModule(path, tokenizer=tokenizer, max_length=60, on_bad_row=on_bad_row)
+    with pytest.raises(UserError, match=rf"a\.jsonl:2: field {problem}"):
+        data.setup("fit")
+    assert not data.datasets
 
 
 def test_answers_that_the_tokenizer_cannot_tell_apart(tmp_path: Path, make_tokenizer) -> None:

@@ -129,7 +129,10 @@ def read_by_hand(data: bytes) -> Sides | None:
         (pairs,) = pairs  # A file that holds one list is the rows in it.
     if not isinstance(pairs, dict) or b"\0" in data:
         return None
-    row = {key: value for key, value in pairs.items() if value is not None}
+    # Columns are known in any case; a question and its answer may be called input and output.
+    row = {key.strip().lower(): value for key, value in pairs.items() if value is not None}
+    if row.keys() >= {"input", "output"} and "instruction" not in row:
+        row = {"prompt": row["input"], "completion": row["output"]}
     return _sides(row)
 
 
