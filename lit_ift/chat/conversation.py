@@ -34,12 +34,14 @@ class Conversation:
         tools: declarations of the functions the assistant may call, as the chat template takes them.
         num_prompt_messages: assistant turns before this index are context, not targets.
         untrained: indices of turns that are not trained on, wherever they stand.
+        trains_all: whether everything is trained on, prompts and what the template writes too, but for untrained turns.
     """
 
     messages: Sequence[Message]
     tools: Sequence[dict[str, Any]] | None = None
     num_prompt_messages: int = 0
     untrained: frozenset[int] = frozenset()
+    trains_all: bool = False
 
     def __post_init__(self) -> None:
         flags = [message.get(LOSS) for message in self.messages]
@@ -58,6 +60,13 @@ class Conversation:
             for i, m in enumerate(self.messages)
             if i >= first and m["role"] == "assistant" and i not in self.untrained
         ]
+
+    @property
+    def located_turns(self) -> list[int]:
+        """Indices of the assistant turns whose tokens must be found: the targets, or with `trains_all` the others."""
+        if not self.trains_all:
+            return self.target_turns
+        return [i for i in sorted(self.untrained) if self.messages[i]["role"] == "assistant"]
 
     @property
     def is_prompt(self) -> bool:

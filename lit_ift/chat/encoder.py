@@ -261,6 +261,7 @@ class ConversationEncoder:
     def _example(self, conversation: Conversation, row: _Rendered, encoding: "Encoding | None", origin: str) -> Example:
         controls = self._controls[bool(conversation.tools)]
         first, second = row.location.by_marks, row.location.confirmed
+        untrained = row.location.untrained
         if row.hidden is None:
             assert encoding is not None
             ids: list[int] = encoding.ids
@@ -271,6 +272,7 @@ class ConversationEncoder:
             place = row.hidden.position
             first = [(place(start), place(end)) for start, end in first]
             second = [(place(start), place(end)) for start, end in second]
+            untrained = [(place(start), place(end)) for start, end in untrained]
         self._check_single_bos(ids)
         lost = self._coverage.lost_byte(row.location.text)
         if self._coverage.needs_offsets:
@@ -296,7 +298,13 @@ class ConversationEncoder:
         if first != second:
             others = [tokens.range(span, text, origin) for span in second]
             _check_agreement(conversation, ranges, others, first, second, text, origin)
-        labels = [IGNORE_INDEX] * len(ids)
+        if conversation.trains_all:
+            off = ranges + [tokens.range(span, text, origin) for span in untrained]
+            # White space after the last mark is not trained here either.
+            labels = _all_but(ids[: tokens.range((0, len(text.rstrip())), text, origin)[1]], off, len(ids))
+            ranges = []
+        else:
+            labels = [IGNORE_INDEX] * len(ids)
         for begin, end, _ in ranges:
             labels[begin:end] = ids[begin:end]
         example = Example(
@@ -307,7 +315,7 @@ class ConversationEncoder:
             num_lookalikes=row.hidden.num_lookalikes if row.hidden else 0,
             num_dropped_thoughts=row.location.num_dropped_thoughts,
         )
-        if not conversation.is_prompt and not any(end > max(begin, 1) for begin, end, _ in ranges):
+        if not conversation.is_prompt and not example.num_targets:
             raise RowError(
                 origin,
                 "messages",
@@ -325,6 +333,15 @@ class ConversationEncoder:
                 f"tokenizer {tokenizer_name(self.tokenizer)} write one: remove it from the chat template "
                 "(data.chat_template)."
             )
+
+
+def _all_but(ids: list[int], untrained: list[tuple[int, int, bool]], length: int) -> list[int]:
+    """Labels of `length` tokens that begin with `ids`: all of these but the first, without the untrained ranges."""
+    labels = [IGNORE_INDEX, *ids[1:]] + [IGNORE_INDEX] * (length - len(ids))
+    for begin, end, is_split in untrained:
+        first = begin - is_split  # A token that holds the start of such a turn is none to train on.
+        labels[first:end] = [IGNORE_INDEX] * (end - first)
+    return labels
 
 
 class _Tokens:
@@ -400,7 +417,7 @@ def check_conversation(conversation: Conversation, origin: str) -> None:
     """
     if conversation.is_prompt:
         return
-    if not conversation.target_turns:
+    if not conversation.trains_all and not conversation.target_turns:
         raise RowError(
             origin,
             "messages",
@@ -442,7 +459,7 @@ def _check_agreement(
     origin: str,
 ) -> None:
     for turn, one, other, span, other_span in zip(
-        conversation.target_turns, first, second, first_spans, second_spans, strict=True
+        conversation.located_turns, first, second, first_spans, second_spans, strict=True
     ):
         if one[:2] != other[:2]:
             raise RowError(

@@ -35,13 +35,14 @@ MARKS: Final = re.compile(f"{OPEN}([0-9]+){CLOSE}")
 
 @dataclass(frozen=True)
 class Location:
-    """Where the trained turns of a rendered conversation are.
+    """Where turns of a rendered conversation are that are trained or, where all else is trained, are not.
 
     Args:
         text: the rendering.
         marked: the same with marks.
-        by_marks: for each target turn its characters, from marker rendering.
+        by_marks: for each located turn its characters, from marker rendering.
         confirmed: the same from the second method.
+        untrained: the texts of the turns of others that are not to be trained on.
         num_dropped_thoughts: earlier turns whose thinking the template leaves out.
     """
 
@@ -49,6 +50,7 @@ class Location:
     marked: str
     by_marks: list[Span]
     confirmed: list[Span]
+    untrained: list[Span]
     num_dropped_thoughts: int = 0
 
 
@@ -59,7 +61,7 @@ def locate(conversation: Conversation, template: ChatTemplate, origin: str) -> L
         RowError: the template refuses the row, or drops or changes a text; or one of the ways does not apply.
     """
     messages, tools = conversation.messages, conversation.tools
-    is_prompt, turns = conversation.is_prompt, conversation.target_turns
+    is_prompt, turns = conversation.is_prompt, conversation.located_turns
     text = template.render(messages, tools, add_generation_prompt=is_prompt, origin=origin)
     marked = template.render(
         [_marked(message, index) for index, message in enumerate(messages)],
@@ -90,9 +92,11 @@ def locate(conversation: Conversation, template: ChatTemplate, origin: str) -> L
         confirmed = _spans_by_blocks(conversation, template, text, origin)
     else:
         confirmed = [
-            _span_by_prefixes(conversation, template, text, turn, origin) for turn in conversation.target_turns
+            _span_by_prefixes(conversation, template, text, turn, origin) for turn in conversation.located_turns
         ]
-    return Location(text, marked, spans, confirmed, num_dropped)
+    others = [i for i in sorted(conversation.untrained) if messages[i]["role"] != "assistant" and i in marks.first]
+    untrained = [(marks.first[i], marks.last[i]) for i in others]
+    return Location(text, marked, spans, confirmed, untrained, num_dropped)
 
 
 class _Marks:
@@ -331,7 +335,7 @@ def _spans_by_blocks(conversation: Conversation, template: ChatTemplate, text: s
         )
     spans = []
     for turn, (start, end) in zip(turns, blocks, strict=True):
-        if turn not in conversation.target_turns:
+        if turn not in conversation.located_turns:
             continue
         prefill = next((p for p in template.frames.prefills if text.startswith(p, start)), "")
         start += len(prefill)

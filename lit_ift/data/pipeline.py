@@ -15,6 +15,7 @@ from lit_ift.data.parse.layouts import RowParser
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.data.rows import Document, EncodedRow, Row, RowKind, Side
+from lit_ift.data.train_on import TrainOn, with_targets
 from lit_ift.data.truncation import Truncation, fitted
 from lit_ift.errors import RowError, UserError
 
@@ -69,6 +70,7 @@ class EncodingOptions:
         truncation: what happens to longer ones; see `fitted`.
         kinds: rows that are taken.
         needs_answer: refuse rows that do not end with an answer; otherwise they become mere prompts.
+        train_on: which part of conversations is trained on; see `with_targets`.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -76,6 +78,7 @@ class EncodingOptions:
     truncation: Truncation | None
     kinds: frozenset[RowKind]
     needs_answer: bool = True
+    train_on: TrainOn = "assistant"
 
 
 def encode_parts(
@@ -216,7 +219,7 @@ def _chunks(
             try:
                 row = parser.parse(record)
                 _check_kind(row, options.kinds, parser.layout)
-                chunk.append(row)
+                chunk.append(with_targets(row, options.train_on))
                 num_chars += _num_chars(row)
             except RowError as error:
                 if skip is None:

@@ -29,6 +29,7 @@ from lit_ift.data.report.builder import Check, ReportBuilder
 from lit_ift.data.requirements import check_match
 from lit_ift.data.rows import EncodedRow, Row, RowKind
 from lit_ift.data.store import StoredRows
+from lit_ift.data.train_on import TrainOn
 from lit_ift.data.truncation import Truncation
 from lit_ift.errors import UserError
 from lit_ift.models.load import load_tokenizer
@@ -72,6 +73,9 @@ class ConversationDataModule(L.LightningDataModule):
         truncation: what happens to longer rows: they lose their end (``right``), the start of their prompt first
             (``left_of_prompt``), are left out (``drop``) or, if they are texts, split into pieces (``split``). By
             default texts are split and conversations lose their end. The report counts them.
+        train_on: what of conversations is trained on: all turns of the assistant, its ``last`` turn alone, or ``all``
+            of it, prompts and what the chat template writes too. Turns that a row marks as not to be trained on are
+            left out in any case. For instruction rows; other answers are trained as they were judged.
         batch_size: training rows a process and batch; 8 unless `tokens_per_batch` is given.
         tokens_per_batch: input tokens a process and batch at most, instead of `batch_size`; padding counts, unless
             rows are packed. All epochs have equally many batches. Without `packing` rows of similar length share a
@@ -104,6 +108,7 @@ class ConversationDataModule(L.LightningDataModule):
         chat_template: str | None = None,
         max_length: int = 1024,
         truncation: Truncation | None = None,
+        train_on: TrainOn = "assistant",
         batch_size: int | None = None,
         tokens_per_batch: int | None = None,
         eval_batch_size: int | None = None,
@@ -143,6 +148,7 @@ class ConversationDataModule(L.LightningDataModule):
         for option, value, choices in (
             ("on_bad_row", on_bad_row, get_args(OnBadRow)),
             ("truncation", truncation, get_args(Truncation)),
+            ("train_on", train_on, get_args(TrainOn)),
         ):
             if value not in choices and not (option == "truncation" and value is None):
                 raise UserError(f"data.{option}={value!r} must be one of {', '.join(choices)}.")
@@ -155,6 +161,7 @@ class ConversationDataModule(L.LightningDataModule):
         self.template_is_built_in = chat_template is not None and is_built_in_template(chat_template)
         self.max_length = max_length
         self.truncation: Truncation | None = truncation
+        self.train_on: TrainOn = train_on
         self.batch_size = DEFAULT_BATCH_SIZE if batch_size is None and tokens_per_batch is None else batch_size
         self.tokens_per_batch = tokens_per_batch
         self.eval_batch_size = eval_batch_size
@@ -323,6 +330,7 @@ class ConversationDataModule(L.LightningDataModule):
             "tokenizer": tokenizer_digest(self.tokenizer),  # Large vocabularies take a second, so once for all splits.
             "max_length": self.max_length,
             "truncation": self.truncation,
+            "train_on": self.train_on,
             "on_bad_row": self.on_bad_row,
             "kinds": sorted(self.kinds),
             "code": code_version(),
@@ -356,7 +364,9 @@ class ConversationDataModule(L.LightningDataModule):
     def _encode(self, split: Split, builder: ReportBuilder) -> Iterator[EncodedRow]:
         return encode_parts(
             self.parts(split),
-            EncodingOptions(self.tokenizer, self.max_length, self.truncation, self.kinds, split != "predict"),
+            EncodingOptions(
+                self.tokenizer, self.max_length, self.truncation, self.kinds, split != "predict", self.train_on
+            ),
             builder,
             on_bad_row=self.on_bad_row,
             takes=partial(self.takes, split),
