@@ -185,7 +185,7 @@ def build(words: Sequence[str]) -> int:
     for split in SPLITS:
         if split not in reports:
             continue
-        if not reports[split].rows_kept:
+        if not reports[split].rows_kept and not call.data_module.may_be_empty(split):
             raise NoUsableRowError(reports[split])
         folder = call.data_module.cache_folder(split)
         print(

@@ -180,6 +180,13 @@ class WarmupSchedule(LRScheduler):
         """True while the length of the run matters and is not known."""
         return self.total_steps is None and (self.decays or 0 < self.warmup < 1)
 
+    @property
+    def warmup_steps(self) -> int | None:
+        """Optimizer steps of the warm-up; None while they are a share of a length that is not known."""
+        if self.warmup >= 1 or self.warmup == 0:
+            return int(self.warmup)
+        return None if self.total_steps is None else round(self.warmup * self.total_steps)
+
     def bind(self, total_steps: int) -> None:
         """Set the length of the run."""
         self.total_steps = total_steps
@@ -198,13 +205,9 @@ class WarmupSchedule(LRScheduler):
 
     def factor(self, step: int) -> float:
         """Share of the peak learning rate at optimizer step ``step``."""
-        total = self.total_steps
-        if self.warmup >= 1:
-            warmup_steps = int(self.warmup)
-        elif total is None:
+        total, warmup_steps = self.total_steps, self.warmup_steps
+        if warmup_steps is None:
             return 1.0  # Before `bind`; the first optimizer step comes after it.
-        else:
-            warmup_steps = round(self.warmup * total)
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
         if total is None:

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from lit_ift.errors import NonFiniteLossError, UserError
 from lit_ift.modules.optim import configured_options, keep_configuration
 from lit_ift.modules.precision import float32_by_default
+from lit_ift.modules.start_line import announce_start
 from lit_ift.modules.window import AccumulationWindow, Weighted
 
 T = TypeVar("T")
@@ -132,6 +133,7 @@ class ExampleMeanModule(L.LightningModule):
             optimizer = self.trainer.optimizers[0]
             for line in keep_configuration(optimizer, schedulers, self._configured_options):
                 self.print(f"The configuration wins over the checkpoint: {line}")
+        announce_start(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the example losses; ``optimizer_step`` divides."""

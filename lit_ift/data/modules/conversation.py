@@ -258,7 +258,9 @@ class ConversationDataModule(L.LightningDataModule):
             rows, report = self._obtain(split, key)
             self.datasets[split] = EncodedDataset(rows)
             self.reports[split] = report
-            if speaks:
+            if not report.rows_kept:
+                self._leave_out(split, self.no_usable_row(split, report))
+            elif speaks:
                 announce(report)
         if speaks:
             announce_missing_bos(self.reports[split] for split in missing)
@@ -266,6 +268,16 @@ class ConversationDataModule(L.LightningDataModule):
         if module is not None:
             for split in self._splits_of(stage):
                 self._match(split, module)
+
+    def may_be_empty(self, split: Split) -> bool:
+        """Whether a run goes without the split if it has no row that can be used; by default none may."""
+        return False
+
+    def _leave_out(self, split: Split, reason: UserError) -> None:
+        """Go on without a split that `may_be_empty`."""
+        self.datasets[split] = EncodedDataset(StoredRows.in_memory([]))
+        if self._speaks:
+            logger.warning("%s The run goes without validation.", reason)
 
     def _match(self, split: Split, module: L.LightningModule) -> None:
         """Refuse rows that the module does not train on. Predict has prompts alone, which every module takes."""
@@ -375,7 +387,7 @@ class ConversationDataModule(L.LightningDataModule):
 
     def _finish(self, split: Split, builder: ReportBuilder) -> DataReport:
         report = builder.build()
-        if unusable(report):
+        if unusable(report) and (report.unread or not self.may_be_empty(split)):
             raise self.no_usable_row(split, report)
         return report
 
@@ -449,8 +461,10 @@ class ConversationDataModule(L.LightningDataModule):
 
     def _eval_loader(self, split: Split, command: str, group_by_length: bool, packing: bool) -> Any:
         asked = self.trainer is not None and self.trainer.state.fn == command
-        if not self.has_split(split) and not asked:
+        if not asked and not (self.has_split(split) and len(self._dataset(split))):
             return []
+        if not len(self._dataset(split)):
+            raise self.no_usable_row(split, self.reports[split])
         lengths = self._lengths(split, packing)
         options = self._batch_options(split, packing)
         sampler = SequentialBatchSampler(lengths, **options, group_by_length=group_by_length)

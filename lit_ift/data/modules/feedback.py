@@ -151,7 +151,13 @@ class FeedbackDataModule(InstructionDataModule):
             counted = [(part, kept[part.name].rows) for part in sources if part.name in kept]
             found = route(split, rows, counted, parts, needs_all=split == "train")
             judged = [found.rows_of(name) for name in found.names if getattr(parts[name], "needs_mismatched", False)]
-        partners = mismatched_partners(split, rows, judged)
+        try:
+            partners = mismatched_partners(split, rows, judged)
+        except UserError as error:
+            if not self.may_be_empty(split):
+                raise
+            self._leave_out(split, error)
+            return
         if not np.array_equal(partners, self.datasets[split].partners):
             self.datasets[split] = EncodedDataset(rows, partners=partners, max_length=self.max_length)
         self.datasets[split].parts = found

@@ -171,6 +171,10 @@ class InstructionDataModule(ConversationDataModule):
             return True
         return in_validation(row, self.val_fraction) == (split == "val")
 
+    def may_be_empty(self, split: Split) -> bool:
+        """Of few rows, a share may be none."""
+        return self._is_share(split)
+
     def no_usable_row(self, split: Split, report: DataReport) -> UserError:
         """Says it if it was `val_fraction` that left nothing."""
         if self.val_fraction and split in ("train", "val") and not report.rows_skipped and not report.unread:

@@ -130,7 +130,8 @@ def violations(reports: Mapping[str, DataReport], thresholds: Thresholds) -> lis
     """What exceeds a threshold, and splits without any usable row."""
     found = []
     for split, report in reports.items():
-        found += unusable(report)
+        if report.rows_read or report.unread:  # Not of a share that has no row of few.
+            found += unusable(report)
         read, kept = ("rows read", report.rows_read), ("kept rows", report.rows_kept)
         disagreements = report.skipped_by_reason.get("mask_disagreement", 0)
         for option, what, count, (of_what, whole) in (

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rowfiles import feedback_rows, write_feedback
+from tiny import tiny_tokenizer
 from torch import nn
 
 from lit_ift.data import FeedbackDataModule, InstructionDataModule, Source
@@ -437,3 +438,20 @@ def test_a_row_that_no_batch_can_hold(paths: dict[str, str], tokenizer) -> None:
     assert longest <= 190
     with pytest.raises(UserError, match=rf"takes {longest} tokens, and \d+ are set aside for stand-ins of other parts"):
         two.train_dataloader()
+
+
+def test_a_share_with_one_judged_row_leaves_the_run_without_validation(tmp_path: Path, caplog) -> None:
+    path = jsonl(tmp_path / "thumbs.jsonl", *feedback_rows("unpaired", 10))
+    kto = taker("unpaired", needs_mismatched=True)
+    sizes = {}
+    for fraction in (f / 100 for f in range(1, 60)):
+        data = FeedbackDataModule(train=path, tokenizer=tiny_tokenizer(), val_fraction=fraction)
+        data.setup("fit")
+        sizes[len(data.datasets["val"])] = data
+    with caplog.at_level("WARNING", logger="lit_ift"):
+        with_trainer(sizes[1], kto).setup("fit")
+    assert "is the only row with a judged answer" in caplog.text
+    assert "The run goes without validation." in caplog.text
+    assert sizes[1].val_dataloader() == []
+    with_trainer(sizes[2], kto).setup("fit")
+    assert len(sizes[2].datasets["val"]) == 2

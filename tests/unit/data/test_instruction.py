@@ -163,9 +163,23 @@ def test_val_fraction_is_stable_and_keeps_equal_questions_together(tmp_path: Pat
     assert fewer_val <= val
 
 
-def test_val_fraction_that_leaves_a_side_empty(tmp_path: Path, tokenizer) -> None:
+def test_a_share_without_a_row_leaves_the_run_without_validation(tmp_path: Path, tokenizer, caplog) -> None:
     module = InstructionDataModule(write(tmp_path / "a.jsonl", 3), tokenizer=tokenizer, val_fraction=0.001)
-    with pytest.raises(UserError, match=r"val_fraction=0.001 leaves no row for val. Change it"):
+    with caplog.at_level("WARNING", logger="lit_ift"):
+        module.setup("fit")
+    assert "val_fraction=0.001 leaves no row for val. Change it, or name a data.val." in caplog.text
+    assert "The run goes without validation." in caplog.text
+    assert module.val_dataloader() == []
+    assert len(module.datasets["train"]) == 3
+    # It is so of what the cache holds, too.
+    again = InstructionDataModule(str(tmp_path / "a.jsonl"), tokenizer=tokenizer, val_fraction=0.001)
+    again.setup("fit")
+    assert again.val_dataloader() == []
+
+
+def test_a_share_that_takes_all_rows_leaves_nothing_to_train_on(tmp_path: Path, tokenizer) -> None:
+    module = InstructionDataModule(write(tmp_path / "a.jsonl", 3), tokenizer=tokenizer, val_fraction=0.999)
+    with pytest.raises(UserError, match=r"val_fraction=0.999 leaves no row for train. Change it"):
         module.setup("fit")
 
 
