@@ -152,8 +152,8 @@ def test_a_text_that_spells_a_control_token_is_text(tmp_path) -> None:
         ({"text": 3}, "is a int"),
         ({"text": ["a"]}, "is a list"),
         ({"text": "a\0b"}, "null character"),
-        ({"text": "a", "prompt": "b"}, "'prompt'.*set layout: text"),
-        ({"text": "a", "system": "b"}, "'system'.*set layout: text"),
+        ({"text": "a", "prompt": "b"}, "'prompt'.*--columns"),
+        ({"text": "a", "system": "b"}, "'system'.*--columns"),
     ],
 )
 def test_what_is_no_text_is_named(row: dict[str, Any], message: str, tmp_path) -> None:
