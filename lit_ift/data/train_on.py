@@ -33,5 +33,5 @@ def _with_targets(side: Side, train_on: TrainOn) -> Side:
         return side
     if train_on == "all":
         return replace(side, trains_all=True)
-    last = max(i for i, message in enumerate(side.messages) if message["role"] == "assistant")
-    return replace(side, num_prompt_messages=max(last, side.num_prompt_messages))
+    answers = [i for i, message in enumerate(side.messages) if message["role"] == "assistant"]
+    return replace(side, untrained=side.untrained.union(answers[:-1]))

@@ -56,6 +56,7 @@ def off(index: int, messages: list[dict[str, Any]] = TALK) -> list[dict[str, Any
         ("last", TALK, ["dos<|im_end|>"]),
         ("last", off(1), ["dos<|im_end|>"]),
         ("last", [*TALK, {"role": "user", "content": "more"}], ["dos<|im_end|>"]),
+        ("last", [*TALK, {"role": "assistant", "content": "tres"}], ["tres<|im_end|>"]),
         (
             "all",
             TALK,
