@@ -21,6 +21,8 @@ from lit_ift.data.modules.verifiable import VerifiableDataModule
 from lit_ift.errors import UserError
 from lit_ift.modules import IFTModule, SFTModule
 
+pytestmark = pytest.mark.slow
+
 
 def loader(batches: int = 3) -> DataLoader:
     return DataLoader([tiny_batch(2, first=2 * i) for i in range(batches)], batch_size=None)

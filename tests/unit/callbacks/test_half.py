@@ -18,6 +18,8 @@ from lit_ift.errors import UserError
 from lit_ift.modules import CausalLMModule, IFTModule, SFTModule
 from lit_ift.modules.optim import ConstantSchedule
 
+pytestmark = pytest.mark.slow
+
 OPTIONS: dict[str, Any] = {
     "optimizer": lambda params: AdamW(params, lr=0.01, weight_decay=0.1),
     "lr_scheduler": lambda optimizer: ConstantSchedule(optimizer, warmup=0),

@@ -95,6 +95,7 @@ contents = st.one_of(texts, words, st.tuples(words, texts).map("".join)).filter(
 exchanges = st.lists(st.tuples(contents, contents), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(exchanges=exchanges, max_length=st.integers(2, 80))
 @example(exchanges=[("a", " ")], max_length=80)

@@ -145,6 +145,7 @@ def test_lengths_are_those_of_the_rows(rows: list[EncodedRow], max_length: int) 
     assert dataset.padded_lengths(8) == [most * -(-length // 8) * 8 for length in longest]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(some_rows(), st.sampled_from([None, 4, 16]), st.booleans(), st.integers(1, 3), st.integers(0, 200))
 def test_no_batch_is_larger_than_the_budget(

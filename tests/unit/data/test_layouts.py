@@ -373,6 +373,7 @@ def places(value: object) -> Iterator[tuple[object, object]]:
         yield from places(part)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=600, deadline=None)
 def test_a_damaged_row_is_refused_or_still_a_sound_row(data: st.DataObject) -> None:

@@ -138,6 +138,7 @@ TURNS = st.lists(
 )
 
 
+@pytest.mark.slow
 @hypothesis.given(TURNS)
 def test_any_list_of_turns_is_kept_exactly_or_refused_by_field(given: list[dict]) -> None:
     # Empty system turns are none.

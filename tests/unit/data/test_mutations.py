@@ -274,6 +274,7 @@ def test_a_sound_row_is_read_as_by_hand(name: str, encoder: ConversationEncoder,
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BASES)
 def test_no_damaged_row_is_trained_on_as_something_else(
     name: str, encoder: ConversationEncoder, tmp_path: Path

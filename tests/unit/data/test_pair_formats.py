@@ -180,6 +180,7 @@ def test_bad_pairs(row: dict, field: str, problem: str) -> None:
 TEXT = st.text("ab \n", min_size=1, max_size=4).filter(str.strip)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=2), TEXT, TEXT, TEXT)
 def test_explicit_and_implicit_prompts_and_transcripts_give_the_same_row(
     history: list[tuple[str, str]], question: str, good: str, bad: str

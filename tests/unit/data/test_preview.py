@@ -40,6 +40,7 @@ def make_example(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, r
     return Example(before + after, [IGNORE_INDEX] * len(before) + after, row_id)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(prompt=st.text(max_size=12), answer=st.text(max_size=12))
 def test_segments_are_the_whole_text_and_every_token(

@@ -243,6 +243,7 @@ def test_announcing_can_be_turned_off(builder: Builder, caplog: Any, capsys: Any
     assert "3 rows read, 2 kept" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=60))
 def test_lengths_describe_what_was_counted(tokenizer: PreTrainedTokenizerFast, lengths: list[int]) -> None:

@@ -38,6 +38,7 @@ def test_order_is_pure_in_seed_and_epoch() -> None:
     assert rank_batches(lengths, 2, epoch=4, batch_size=4, seed=6) != first
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     count=st.integers(1, 60),
@@ -200,6 +201,7 @@ def cost(batch: list[int], lengths: list[int], packing: bool, multiple: int | No
     return -(-max(own) // (multiple or 1)) * (multiple or 1) * len(own)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @example(  # The planned rows of a bucket are not its longest.
     lengths=[29, 28, 43, 43, 41, 64, 1, 1, 1],
@@ -400,6 +402,7 @@ def test_parts_take_turns_in_proportion_to_their_steps() -> None:
     assert [part for part, _ in steps_by_turns([1] * 5 + [0] * 2, 1, 1, batch_size=1)] == [1, 1, 0, 1, 1, 1, 0]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     parts=st.lists(st.integers(0, 2), min_size=1, max_size=60),

@@ -25,6 +25,7 @@ def pairs(row: Row) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in row.sides["answer"].messages]
 
 
+@pytest.mark.slow
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.floats(0, 1))
 def test_scores_are_scaled_to_the_unit_interval(low: float, width: float, share: float) -> None:
     high = low + width

@@ -508,6 +508,7 @@ def test_no_message_can_write_a_control_token(name: str) -> None:
     assert sum(token in special for token in prompt) <= len(controls)
 
 
+@pytest.mark.slow
 def test_masks_agree_with_the_generation_blocks_of_trl() -> None:
     """Its training templates mark the answers; where they render alike, we must train the same text.
 

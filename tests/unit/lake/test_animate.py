@@ -25,6 +25,8 @@ from lit_ift.frozen_lake.drawing import STEPS
 from lit_ift.frozen_lake.result import Outcome, Study
 from lit_ift.frozen_lake.world import transition_table
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("gymnasium", reason="the lake is gymnasium's: pip install 'lit-ift[lake]'")
 
 

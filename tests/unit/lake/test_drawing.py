@@ -38,6 +38,7 @@ def test_arrows_are_as_long_and_as_opaque_as_actions_are_probable(rows: list[str
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [SMALL, [*LARGE[:5], LARGE[-1]], LARGE], ids=len)
 def test_numbers_stay_clear_of_routes_and_arrows(rows: list[str]) -> None:
     """Both run through the middles of cells: as far to the right as a shifted line, or half the head of an arrow."""
@@ -58,6 +59,7 @@ def test_numbers_stay_clear_of_routes_and_arrows(rows: list[str]) -> None:
         assert box.y1 < corner[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [draw_policies, draw_summary])
 @pytest.mark.parametrize("rows", [SMALL, LARGE], ids=len)
 def test_the_start_is_marked_inside_its_cell(rows: list[str], draw: Callable[[Study], Figure]) -> None:

@@ -14,6 +14,7 @@ def random_policy(cells: int, seed: int) -> torch.Tensor:
     return (2 * torch.randn(1, cells, 4, generator=generator, dtype=torch.float64)).softmax(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slippery", [False, True])
 def test_success_return_and_visits_are_those_of_played_games(slippery: bool) -> None:
     """2000 games in gymnasium; the bounds are four standard errors of a share, the widest there is."""

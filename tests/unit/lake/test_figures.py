@@ -13,6 +13,8 @@ from PIL import Image
 from lit_ift.frozen_lake import style
 from lit_ift.frozen_lake.figures import draw_curves, draw_mse, draw_policies, draw_summary, draw_visits, save_figures
 
+pytestmark = pytest.mark.slow
+
 TWELVE = [f"m{i}" for i in range(12)]
 DRAW = {
     "policies": draw_policies,

@@ -39,6 +39,7 @@ def test_the_hidden_state_path_holds(name: str, options: dict[str, Any]) -> None
     check_hidden_state_path(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_ift_trains_the_adapter_and_nothing_else(tied: bool, checkpointing: bool) -> None:

@@ -24,6 +24,8 @@ from lit_ift.modules import IFTModule, PreferenceModule, SFTModule
 from lit_ift.modules.optim import ConstantSchedule
 from lit_ift.modules.reference_cache import weights_digest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("bitsandbytes", reason="quantized weights need bitsandbytes: pip install 'lit-ift[quantization]'")
 
 KINDS = ["nf4", "fp4", "int8"]

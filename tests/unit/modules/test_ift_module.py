@@ -27,6 +27,7 @@ def losses_and_gradients(module: CausalLMModule, batch: dict[str, Any]) -> tuple
     return losses.detach(), {name: p.grad for name, p in module.model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detach", [False, True])
 @pytest.mark.parametrize(("name", "tied"), CASES)
 def test_without_lam_and_gamma_it_is_sft_bit_for_bit(name: str, tied: bool, detach: bool) -> None:
@@ -43,6 +44,7 @@ def test_without_lam_and_gamma_it_is_sft_bit_for_bit(name: str, tied: bool, deta
             assert torch.equal(gradients[key], gradient), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "tied"), CASES)
 def test_both_passes_equal_the_slow_twin(name: str, tied: bool) -> None:
     """Written out with the whole model's logits and transformers' own inputs, a row at a time, without padding."""

@@ -113,6 +113,7 @@ def assert_equal_to_alone(
     assert relative_error(gradient(module, losses.sum()), gradient(module, total)) < bound["rtol"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_row", [False, True])
 @pytest.mark.parametrize("module_class", [SFTModule, IFTModule, LastTokens])
 @pytest.mark.parametrize("name", CONFIGS)
@@ -124,6 +125,7 @@ def test_same_losses_and_gradient_as_alone(name: str, module_class: type, one_ro
     assert_equal_to_alone(module, BATCHES["mixed"], batch, each=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", BATCHES)
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2"])
 def test_same_gradient_of_each_example(name: str, rows: str) -> None:

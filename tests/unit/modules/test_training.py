@@ -64,6 +64,7 @@ def fit(module: Any, batches: Any, **options: Any) -> Record:
     return record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
 @pytest.mark.parametrize("module_class", [SFTModule, IFTModule])
 def test_every_split_of_a_step_is_the_same(module_class: type, reduction: str) -> None:

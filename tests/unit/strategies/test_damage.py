@@ -18,6 +18,8 @@ from lit_ift.checkpoints.weights import open_checkpoint
 from lit_ift.checkpoints.writing import AtomicCheckpointIO, put_in_place, read_header, staging_path
 from lit_ift.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 HEADER: dict[str, Any] = {
     "loops": {"fit_loop": {"epoch": 1}},
     "lr_schedulers": [{"last_epoch": 3}],
