@@ -49,7 +49,7 @@ from lit_ift.modules.optim import (
     vector_names,
 )
 from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
-from lit_ift.modules.precision import convert_weights, float32_by_default, keep_batches_exact
+from lit_ift.modules.precision import convert_weights, float32_by_default, keep_batches_exact, uncached_casts
 from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
 
 if TYPE_CHECKING:
@@ -467,7 +467,8 @@ class CausalLMModule(ExampleMeanModule):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, the model's scaling and soft-capping included, (n, D) -> (n, V)."""
-        return self._logit_transform(self.model.get_output_embeddings()(hidden))
+        with uncached_casts(hidden.device.type):
+            return self._logit_transform(self.model.get_output_embeddings()(hidden))
 
     def score(self, hidden: Tensor, batch: Batch, *, select: Select | None = greedy) -> TokenScores:
         """Score the trained tokens from the hidden states, with one row per example.

@@ -44,3 +44,17 @@ def float32_by_default() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def uncached_casts(device_type: str) -> Iterator[None]:
+    """Let autocast make a cast of each weight for each use.
+
+    One cast that several chunks of positions share gathers their gradients in half precision, the less exactly the
+    more chunks there are. With a cast for each, they are added up in the dtype of the weight.
+    """
+    if not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    with torch.autocast(device_type, dtype=torch.get_autocast_dtype(device_type), cache_enabled=False):
+        yield
