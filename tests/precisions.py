@@ -6,7 +6,13 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parent / "distributed"))
 
-from invariance import OBJECTIVES, SPLITS, fit
+import invariance
+from invariance import SPLITS, fit
+
+OBJECTIVES: Final = {
+    name: objective for name, objective in invariance.OBJECTIVES.items() if objective.dtype == "float64"
+}
+"""Each once; the others are the same in other dtypes."""
 
 TOLERANCES: Final = {
     "64-true": (1e-6, 1e-4),

@@ -132,6 +132,7 @@ class Objective:
             of all ``ranks`` together, or of one ``rank``. Such splits alone are compared that leave these alike.
         lr: learning rate.
         dtype: of the model. In float64 a sum in another order is all but the same, whatever processor adds it up.
+        precision: of the Trainer, where it is not that of the model.
         options_of_data: of the data module.
         steps: rows of each optimizer step of an epoch.
     """
@@ -142,6 +143,7 @@ class Objective:
     compares: Compares = "nothing"
     lr: float = 0.1
     dtype: str = "float64"
+    precision: str | None = None
     options_of_data: dict[str, Any] = field(default_factory=dict)
     steps: tuple[int, ...] = (GLOBAL_BATCH, GLOBAL_BATCH, ROWS % GLOBAL_BATCH)
 
@@ -166,6 +168,7 @@ def pair_loss(loss: str, **options: Any) -> Objective:
 COMPARING: Final = ("aot", "aot_unpaired", "rpo")
 """Pair losses that compare the pairs of a micro-batch."""
 
+ALL_KINDS: Final = ("instruction", "preference", "unpaired", "scored")
 LORA: Final = {"r": 4, "lora_alpha": 8}
 PARTS: Final = {
     "instruction": ObjectivePart("IFTModule", {"lam": 0.3}),
@@ -177,7 +180,7 @@ OBJECTIVES: Final[dict[str, Objective]] = {
     "ift": Objective(IFTModule, {"lam": 0.3}),
     "ift, noisy lambda": Objective(IFTModule, {"lam": 0.3, "lam_schedule": "linear", "lam_noise": 0.3}),
     "sftmix": Objective(SFTMixModule, compares="rank"),
-    "uft": Objective(UFTModule, {"beta": 0.05}, ("instruction", "preference", "unpaired", "scored"), lr=0.05),
+    "uft": Objective(UFTModule, {"beta": 0.05}, ALL_KINDS, lr=0.05),
     "kto": Objective(KTOModule, {}, ("unpaired", "preference"), "ranks", lr=0.05),
     "ift + dpo": Objective(MixedModule, {"parts": PARTS}, ("instruction", "preference")),
     # 10 instructions and 9 pairs; no step has both.
@@ -209,6 +212,12 @@ OBJECTIVES: Final[dict[str, Objective]] = {
     ),
     "ift, float32": Objective(IFTModule, {"lam": 0.3}, dtype="float32"),
     "dpo, float32": replace(pair_loss("dpo"), dtype="float32"),
+    # Not IFT, whose greedy tokens change where rounding makes another one the best.
+    "sft, bf16-mixed": Objective(SFTModule, dtype="float32", precision="bf16-mixed"),
+    "uft, bf16-mixed": Objective(
+        UFTModule, {"beta": 0.05}, ALL_KINDS, lr=0.05, dtype="float32", precision="bf16-mixed"
+    ),
+    "dpo, bf16-mixed": replace(pair_loss("dpo"), dtype="float32", precision="bf16-mixed"),
 }
 
 
@@ -365,7 +374,7 @@ def fit(
     strategy = strategies[split.strategy]
     trainer = L.Trainer(
         accelerator="cpu",
-        precision=precision,
+        precision=precision or objective.precision,
         devices=split.ranks,
         strategy=strategy if split.strategy == "single" else strategy(),
         max_epochs=epochs,
