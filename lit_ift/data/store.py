@@ -143,6 +143,19 @@ class StoredRows(Sequence[EncodedRow]):
         empty = np.zeros(0, dtype=np.int64)
         return np.concatenate([empty, *(c.first_targets() for c in self._columns)])
 
+    def largest_id(self) -> tuple[int, int]:
+        """The first row with the largest token id, and that id. Looks at every token.
+
+        Raises:
+            ValueError: there are no tokens.
+        """
+        found = [(int(c.tokens.max()), -batch) for batch, c in enumerate(self._columns) if len(c.tokens)]
+        largest, negative = max(found)
+        columns = self._columns[-negative]
+        token = int(columns.tokens.argmax()) + int(columns.token_ends[0])
+        row = int(np.searchsorted(columns.token_ends, token, side="right")) - 1
+        return row + (self._ends[-negative - 1] if negative else 0), largest
+
     @cached_property
     def content_digest(self) -> str:
         """SHA-256 of ids, kinds, tokens and targets of all rows. Looks at every token."""
@@ -195,6 +208,11 @@ class _Columns:
         self.scored: npt.NDArray[np.bool_] = batch.column("score").is_valid().to_numpy(zero_copy_only=False)
         self.side_counts: npt.NDArray[np.int64] = np.diff(lengths.offsets.to_numpy()).astype(np.int64)
         self.side_lengths: npt.NDArray[np.int64] = lengths.values.to_numpy().astype(np.int64)
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """Token ids of all rows, one after the other."""
+        return self.input_ids[self.token_ends[0] : self.token_ends[-1]]
 
     def first_targets(self) -> npt.NDArray[np.int64]:
         ends = self.token_ends[0] + np.cumsum(self.side_lengths)

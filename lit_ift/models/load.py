@@ -72,9 +72,12 @@ def load_model(
     else:
         loaded = _prepare_ready(model, revision, dtype, attn_implementation)
     _check_materialised(loaded)
-    # Imported here because it needs torch.
+    # Imported here because they need torch.
+    from lit_ift.models.limits import damage_of
     from lit_ift.models.quantized import make_trainable
 
+    if damage := damage_of(loaded, model if isinstance(model, str) else type(loaded).__name__):
+        raise UserError(damage)
     make_trainable(loaded)
     make_ready(loaded, gradient_checkpointing=gradient_checkpointing, disable_dropout=disable_dropout)
     if disable_dropout:

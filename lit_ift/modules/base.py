@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from lit_ift.checkpoints.writing import raise_together
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.rows import RowKind
 from lit_ift.distributed import check_strategy, sharding_of
@@ -24,6 +25,7 @@ from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy,
 from lit_ift.losses.masking import per_sequence_mean, target_counts
 from lit_ift.models.dropout import check_dropout_is_off
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
+from lit_ift.models.limits import damage_of
 from lit_ift.models.load import load_model, load_tokenizer
 from lit_ift.models.lora import add_lora, check_lora, is_adapted
 from lit_ift.models.mismatch import misfit
@@ -37,7 +39,8 @@ from lit_ift.models.quantized import (
     save_what_trains,
 )
 from lit_ift.modules.batch_answers import answers_to
-from lit_ift.modules.generate import check_generation
+from lit_ift.modules.fit_check import check_batch_fits, check_data_fits
+from lit_ift.modules.generate import MAX_NEW_TOKENS, check_generation
 from lit_ift.modules.optim import (
     CosineSchedule,
     LRSchedulerCallable,
@@ -277,6 +280,7 @@ class CausalLMModule(ExampleMeanModule):
                 f"The batch has no {' and no '.join(missing)}; it has {', '.join(batch)}. {type(self).__name__} needs "
                 f"input_ids and labels of shape (B, T), labels being {IGNORE_INDEX} where not trained on."
             )
+        check_batch_fits(self.model, batch["input_ids"], packed=is_packed(batch))
         mask = batch.get("attention_mask")
         if mask is not None and "position_ids" not in batch and bool((mask[:, 0] == 0).any()):
             raise UserError(
@@ -326,6 +330,8 @@ class CausalLMModule(ExampleMeanModule):
             rank_zero_warn("The input embeddings do not require gradients and will not be trained.")
         self._vector_names = vector_names(self)
         self.shard(sharding)
+        if self._trainer is not None:
+            check_data_fits(self.model, self.trainer, new_tokens=self.generation.get("max_new_tokens", MAX_NEW_TOKENS))
         self.prepare()
 
     def prepare(self) -> None:
@@ -388,6 +394,7 @@ class CausalLMModule(ExampleMeanModule):
             materialise(self.model, torch.device("cpu") if sharding.offload else sharding.device)
             self._files.read_into(self.model)
             self._files = None
+            raise_together(damage_of(self.model, str(self.model_spec)))
             with torch.no_grad():
                 if self.disable_dropout and self.lora is None:
                     self.in_forward(lambda: check_dropout_is_off(self.model))

@@ -15,6 +15,9 @@ from lit_ift.models.eval_mode import evaluating
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+MAX_NEW_TOKENS: Final = 128
+"""Longest answer where nothing is said of it [tokens]."""
+
 SAMPLING_OPTIONS: Final = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 """Options of ``model.generate`` that only sampling heeds."""
 
@@ -24,7 +27,7 @@ def generate_answers(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int = 128,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 32,
     prior: str | None = None,
     **options: Any,

@@ -93,6 +93,16 @@ class EncodedDataset(Dataset[list[EncodedRow]]):
         extra = mismatched_example(next(iter(row.sides.values())), answer, self.max_length)
         return replace(row, sides={**row.sides, MISMATCHED: extra})
 
+    def longest_side(self) -> tuple[int, int]:
+        """The first row with the longest answer, and the tokens of that answer with its prompt.
+
+        Raises:
+            ValueError: there are no rows.
+        """
+        side = int(self._side_lengths.argmax())
+        row = int(np.searchsorted(self.answer_offsets, side, side="right")) - 1
+        return row, int(self._side_lengths[side])
+
     def padded_lengths(self, pad_to_multiple_of: int | None) -> list[int]:
         """What each row counts for in a padded batch, so that n of them never take more than n times the largest.
 
