@@ -1,5 +1,7 @@
 """Errors that tell the user what to mend. The command line prints them without a traceback."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Literal
 from unicodedata import category
 
@@ -20,6 +22,24 @@ def printable(text: str) -> str:
 def escaped(character: str) -> str:
     """A character as Python source writes it in ASCII."""
     return character.encode("unicode_escape").decode()
+
+
+def nearest(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known name that `name` is most like; None if it is like none of them.
+
+    Args:
+        name: what the user wrote.
+        known: what could be meant.
+        cutoff: how alike two names must be, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
+    """
+    close = get_close_matches(str(name)[:60], sorted(known), n=1, cutoff=cutoff)
+    return close[0] if close else None
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The question " Did you mean 'x'?" with a blank before it; empty if no known name is like `name`."""
+    close = nearest(name, known)
+    return f" Did you mean '{close}'?" if close else ""
 
 
 class UserError(Exception):

@@ -5,7 +5,6 @@ import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +33,7 @@ from lit_ift.checkpoints.writing import (
     write_together,
     writes_shards,
 )
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, nearest
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -209,7 +208,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Find a misspelt metric before training. One that is like none may still come: few rows were looked at."""
         if self._lacks_monitor(trainer):
             known = list(self._monitor_candidates(trainer))
-            if get_close_matches(str(self._configured[0]), known, n=1, cutoff=0.9):
+            if nearest(self._configured[0], known, cutoff=0.9):
                 raise self._no_such_metric(trainer)
 
     def _no_such_metric(self, trainer: L.Trainer) -> UserError:

@@ -1,6 +1,5 @@
 """Chat templates: find them, render with them, and learn once what they write around messages."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lit_ift.chat.frames import STAND_IN, Frames, Probe, call_turn
-from lit_ift.errors import RowError, UserError
+from lit_ift.errors import RowError, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,11 +43,9 @@ def resolve_chat_template(template: str) -> str:
     if path.is_file():
         # A file's last newline belongs to the editor, not to the template.
         return path.read_text(encoding="utf-8").removesuffix("\n")
-    close = difflib.get_close_matches(template, built_in, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
     raise UserError(
         f"chat_template={template!r} is neither a built-in name ({', '.join(built_in)}), nor a file, nor jinja "
-        f"text.{hint}"
+        f"text.{did_you_mean(template, built_in)}"
     )
 
 

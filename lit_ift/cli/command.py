@@ -119,11 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unknown_command(program: str, word: str, known: Iterable[str]) -> int:
-    from difflib import get_close_matches
+    from lit_ift.errors import did_you_mean
 
     names = list(known)
-    close = get_close_matches(word, names, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    hint = did_you_mean(word, names)
     print(f"{program}: error: unknown command '{word}'.{hint} Commands: {', '.join(names)}", file=sys.stderr)
     return 2
 

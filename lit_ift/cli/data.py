@@ -6,7 +6,6 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -25,7 +24,7 @@ from lit_ift.data.report.account import DataReport, NoUsableRowError
 from lit_ift.data.report.account import logger as report_logger
 from lit_ift.data.report.builder import Check
 from lit_ift.data.report.terminal import Thresholds
-from lit_ift.errors import RowError, UserError
+from lit_ift.errors import RowError, UserError, did_you_mean
 from lit_ift.models.load import load_tokenizer
 
 T = TypeVar("T")
@@ -362,8 +361,7 @@ def _check_known(parser: ArgumentParser, words: Sequence[str]) -> None:
     for name, _ in _sort(words)[1]:
         if name.rstrip("+") in known:
             continue
-        close = get_close_matches(name, known, n=1)
-        hint = f". Did you mean {close[0]}?" if close else "."
+        hint = f".{did_you_mean(name, known)}"
         if _belongs_to_configuration(name):
             hint = ". Such options change a configuration: name one with --config."
         raise ArgumentError(None, f"unknown option {name}{hint}\n`{parser.prog} --help` lists the options.")

@@ -5,7 +5,6 @@ import re
 import sys
 import warnings
 from argparse import ArgumentError, ArgumentParser
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +30,7 @@ from lit_ift.checkpoints.writing import why_not_writable
 
 # The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
 from lit_ift.data import FeedbackDataModule, InstructionDataModule, TasksDataModule  # noqa: F401
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, did_you_mean, nearest
 from lit_ift.modules import CausalLMModule
 
 OUTPUT_ROOT = "checkpoints"
@@ -322,15 +321,15 @@ def _nearest_option(name: str) -> str | None:
         return f"'{last}' is an option of {', '.join(owners[last])}."
     if last in known:
         return None
-    close = get_close_matches(last, known, n=1)
-    return f"Did you mean '{close[0]}' for '{last}'?" if close else None
+    close = nearest(last, known)
+    return f"Did you mean '{close}' for '{last}'?" if close else None
 
 
 def _nearest_class(name: str) -> str | None:
     """``Did you mean …?`` for a module or data module that there is not."""
     known = {cls.__name__ for parent in (CausalLMModule, L.LightningDataModule) for cls in _family(parent)}
-    close = get_close_matches(name.split(".")[-1], known, n=1)
-    return f"There is no class '{name}'. Did you mean '{close[0]}'?" if close else None
+    hint = did_you_mean(name.split(".")[-1], known)
+    return f"There is no class '{name}'.{hint}" if hint else None
 
 
 def _family(cls: type) -> list[type]:

@@ -5,14 +5,13 @@ import re
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, nearest
 from lit_ift.frozen_lake.files import load_study, save_study, write_tables
 from lit_ift.frozen_lake.report import report_lines, results_table
 from lit_ift.frozen_lake.result import Study
@@ -145,6 +144,6 @@ def _explained(error: ArgumentError, parser: ArgumentParser) -> str:
     known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
     for option, flag in re.findall(r"(?:option|Option|[Kk]ey) '([\w.+-]+)'|--([\w.+-]+)", message):
         name = (option or flag).split("=")[0]
-        if name not in known and (close := get_close_matches(name, known, n=1)):
-            message += f"\nDid you mean --{close[0]} for '{name}'?"
+        if name not in known and (close := nearest(name, known)):
+            message += f"\nDid you mean --{close} for '{name}'?"
     return f"{message}\n`lit-ift frozen-lake --help` lists the options; `--print_config` shows their values."

@@ -4,13 +4,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
 
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,9 +72,8 @@ def check_lora(options: Mapping[str, Any]) -> None:
     known = {field.name for field in fields(LoraConfig)} - NOT_OPTIONS
     for name in options:
         if name not in known:
-            close = get_close_matches(str(name), known, n=1)
-            hint = f"Did you mean '{close[0]}'? " if close else ""
-            raise UserError(f"lora has no option '{name}'. {hint}It takes those of peft.LoraConfig: {_listed(known)}.")
+            hint = did_you_mean(name, known)
+            raise UserError(f"lora has no option '{name}'.{hint} It takes those of peft.LoraConfig: {_listed(known)}.")
 
 
 def is_adapted(module: nn.Module) -> bool:

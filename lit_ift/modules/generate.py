@@ -1,7 +1,6 @@
 """Answers from a causal language model, in padded batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from lit_ift.distributed.shard import compute_device, in_root, is_sharded, most_on_any_rank
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, did_you_mean
 from lit_ift.models.eval_mode import evaluating
 
 if TYPE_CHECKING:
@@ -110,8 +109,8 @@ def check_generation(options: Mapping[str, Any]) -> None:
     known = {*own, *vars(GenerationConfig())}
     for name in options:
         # What is like no name that is known may be meant for the model's own code.
-        if name not in known and (close := get_close_matches(name, known, n=1)):
-            raise UserError(f"generation has no option {name!r}. Did you mean {close[0]!r}?")
+        if name not in known and (hint := did_you_mean(name, known)):
+            raise UserError(f"generation has no option {name!r}.{hint}")
     idle = [name for name in SAMPLING_OPTIONS if options.get(name) is not None]
     if idle and not options.get("do_sample"):
         raise UserError(

@@ -1,7 +1,6 @@
 """Procedurally generated tasks with verifiers, from the package reasoning-gym."""
 
 import dataclasses
-import difflib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from lit_ift.data.modules.conversation import ConversationDataModule, Split
 from lit_ift.data.modules.verifiable import TaskItem
 from lit_ift.data.parse.messages import normalise
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, did_you_mean
 
 RESERVED: Final = ("seed", "size")
 """Configuration keys of reasoning-gym that the data module sets itself."""
@@ -192,7 +191,7 @@ def make_generator(task: str, config: dict[str, Any], *, seed: int) -> Any:
         raise UserError("Tasks need reasoning-gym. Install it: pip install 'lit-ift[tasks]'") from error
 
     if task not in DATASETS:
-        raise UserError(f"Unknown task '{task}'.{_did_you_mean(task, list(DATASETS))}")
+        raise UserError(f"Unknown task '{task}'.{did_you_mean(task, DATASETS)} Valid: {', '.join(sorted(DATASETS))}.")
     if task in HASH_DEPENDENT and os.environ.get("PYTHONHASHSEED", "random") == "random":
         raise UserError(
             f"Task '{task}' depends on Python's string hashes, so each process would draw other questions. Set the "
@@ -205,17 +204,13 @@ def make_generator(task: str, config: dict[str, Any], *, seed: int) -> Any:
                 f"Task '{task}': '{key}' is set by the data module. Use data.seed, train_size, val_size, test_size."
             )
         if key not in known:
-            raise UserError(f"Task '{task}' has no option '{key}'.{_did_you_mean(key, known)}")
+            raise UserError(
+                f"Task '{task}' has no option '{key}'.{did_you_mean(key, known)} Valid: {', '.join(sorted(known))}."
+            )
     try:
         return create_dataset(task, seed=seed, size=BLOCK, **(config or {}))
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(f"Task '{task}': its configuration {config} is refused: {error}") from error
-
-
-def _did_you_mean(name: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=3)
-    hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-    return f"{hint} Valid: {', '.join(sorted(valid))}."
 
 
 def _drawn_as(split: Split) -> Split:

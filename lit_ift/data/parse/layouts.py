@@ -1,6 +1,5 @@
 """Layouts: how a source's rows are recognised by their columns, and how each becomes a checked `Row`."""
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +27,7 @@ from lit_ift.data.parse.tool_calls import TOOL_COLUMNS
 from lit_ift.data.parse.training_flags import FLAG_COLUMNS
 from lit_ift.data.read.records import Record
 from lit_ift.data.rows import Row, RowKind
-from lit_ift.errors import RowError, UserError
+from lit_ift.errors import RowError, UserError, did_you_mean, nearest
 
 NEAR: Final = 0.8
 """How alike two column names are from which on one may be a misspelling of the other, 1 being the same."""
@@ -285,9 +284,7 @@ def check_layout(layout: str) -> None:
         UserError: it is not.
     """
     if not isinstance(layout, str) or layout not in LAYOUTS:
-        close = difflib.get_close_matches(str(layout), LAYOUTS, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"layout={layout!r} is not known.{hint} Known layouts: {_known()}.")
+        raise UserError(f"layout={layout!r} is not known.{did_you_mean(layout, LAYOUTS)} Known layouts: {_known()}.")
 
 
 def check_columns(columns: Any, where: str = "columns") -> None:
@@ -605,8 +602,7 @@ def _near(column: str, known: Columns) -> str:
     candidates = [
         name for name in known if plain == name or not re.fullmatch(rf"(.+[-_. ])?{name}([-_. ].+|\d+)?", plain)
     ]
-    close = difflib.get_close_matches(plain, sorted(candidates), n=1, cutoff=NEAR)
-    return close[0] if close else ""
+    return nearest(plain, candidates, cutoff=NEAR) or ""
 
 
 def _near_misses(present: Columns) -> str:

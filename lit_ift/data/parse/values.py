@@ -1,12 +1,11 @@
 """Single values of a row: texts that are whole, JSON in texts, and how errors show a value."""
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from lit_ift.data.read.record import Record
-from lit_ift.errors import RowError
+from lit_ift.errors import RowError, nearest
 
 MAX_NESTING: Final = 64
 """Levels of objects and lists that a tool call or a tool's declaration may have."""
@@ -101,8 +100,8 @@ def without_gaps(record: Record, value: Any) -> Any:
 
 def did_you_mean(value: object, known: Sequence[str] | Mapping[str, object]) -> str:
     """A hint at the known name closest to `value`, to end a sentence with; empty if none is close."""
-    close = difflib.get_close_matches(value[:60].lower().strip(), known, n=1) if isinstance(value, str) else []
-    return f"; did you mean '{close[0]}'?" if close else ""
+    close = nearest(value.lower().strip(), known) if isinstance(value, str) else None
+    return f"; did you mean '{close}'?" if close else ""
 
 
 def wrong_type(record: Record, path: str, value: Any, remedy: str) -> RowError:

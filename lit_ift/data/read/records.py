@@ -1,6 +1,5 @@
 """Rows from files, folders and the Hugging Face hub, each with the place it came from."""
 
-import difflib
 import glob
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,7 @@ from lit_ift.data.read.parquet import read_parquet
 from lit_ift.data.read.record import FaultListener, OnRowError, Record, raise_row_error
 from lit_ift.data.read.tables import read_csv
 from lit_ift.data.read.text_files import COMPRESSIONS, did_you_mean
-from lit_ift.errors import RowError, UserError
+from lit_ift.errors import RowError, UserError, nearest
 
 __all__ = ["OnRowError", "Record", "SourceKind", "data_files", "raise_row_error", "read_records", "source_kind"]
 
@@ -264,6 +263,6 @@ def _looks_like_path(source: str) -> bool:
     """Whether a string that names nothing on disk was still meant as a path rather than as ``owner/name``."""
     if source.lower().endswith(SUFFIXES + OTHER_DATA_SUFFIXES + CONFIG_SUFFIXES):
         return True
-    if difflib.get_close_matches(Path(source).suffix.lower(), SUFFIXES, n=1, cutoff=0.8):
+    if nearest(Path(source).suffix.lower(), SUFFIXES, cutoff=0.8):
         return True  # A misspelt suffix, such as .jsonll.
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is None

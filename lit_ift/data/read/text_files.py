@@ -1,6 +1,5 @@
 """Files as bytes, lines and text: plain or compressed, with errors that name the place."""
 
-import difflib
 import gzip
 import io
 import zlib
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lit_ift.data.read.record import unreadable
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, nearest
 
 COMPRESSIONS: Final = (".gz", ".zst")
 """Endings that may follow the ending of a text format."""
@@ -139,8 +138,8 @@ def did_you_mean(path: Path) -> str:
         names = [entry.name for entry in missing.parent.iterdir()]
     except OSError:
         return ""  # A folder that cannot be listed has no suggestions to make.
-    close = difflib.get_close_matches(missing.name, names, n=1)
-    return f"Did you mean {missing.parent / close[0]}?" if close else ""
+    close = nearest(missing.name, names)
+    return f"Did you mean {missing.parent / close}?" if close else ""
 
 
 def damaged(origin: str, error: Exception, last_good: str) -> UserError:
