@@ -72,6 +72,8 @@ class RowError(UserError, ValueError):
         self.problem = problem
         self.remedy = remedy
         self.reason: RowReason = reason
+        self.num_tokens: int | None = None
+        """Length of the row's longest side [tokens], where it was refused after it had been tokenized."""
 
 
 class NonFiniteLossError(UserError, ArithmeticError):

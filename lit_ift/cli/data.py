@@ -1,11 +1,14 @@
 """``lit-ift data``: look at the data of a configuration, or at files, without loading a model."""
 
+import hashlib
 import json
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -23,7 +26,7 @@ from lit_ift.data.report import terminal as checks
 from lit_ift.data.report.account import DataReport, NoUsableRowError
 from lit_ift.data.report.account import logger as report_logger
 from lit_ift.data.report.builder import Check
-from lit_ift.data.report.terminal import Thresholds
+from lit_ift.data.report.terminal import About, Thresholds
 from lit_ift.errors import RowError, UserError, did_you_mean
 from lit_ift.models.load import load_tokenizer
 
@@ -125,14 +128,18 @@ def check(words: Sequence[str]) -> int:
         if told is not None:
             call.data_module.uses_cache = False  # Cached rows were skipped once, and only some of them are known.
         reports = _set_up(call)
-    failed = checks.violations(reports, _pick(Thresholds, call.options))
+    thresholds = _pick(Thresholds, call.options)
+    failed = checks.violations(reports, thresholds)
+    any_threshold = any(most is not None for most in vars(thresholds).values())
+    about = _about(call.data_module, list(reports))
     console = _console()
     for report in reports.values():
         console.print(checks.table(report))
     if output.json is not None:
-        html.write_page(output.json, json.dumps(checks.as_json(reports, failed), indent=1, ensure_ascii=False))
+        html.write_page(output.json, json.dumps(checks.as_json(reports, failed, about), indent=1, ensure_ascii=False))
     if output.html is not None:
-        html.write_page(output.html, html.report_page(reports, failed))
+        page = html.report_page(reports, failed, about, any_threshold=any_threshold)
+        html.write_page(output.html, page)
     for violation in failed:
         print(f"lit-ift data check: failed: {violation}", file=sys.stderr)
     return 1 if failed else 0
@@ -394,6 +401,25 @@ def _set_up(call: Call) -> dict[str, DataReport]:
     finally:
         report_logger.disabled = False
     return {split: reports[split] for split in wanted}
+
+
+def _about(module: ConversationDataModule, splits: Sequence[Any]) -> About:
+    tokenizer, source = module.tokenizer, module.tokenizer_source
+    template, chosen = tokenizer.chat_template, module.hparams.get("chat_template")
+    digest = hashlib.sha256(str(template).encode()).hexdigest()[:12]
+    name = "none" if template is None else "the tokenizer's own" if chosen is None else _one_line(chosen)
+    return About(
+        sources={split: [part.name for part in module.parts(split)] for split in splits},
+        tokenizer=source if isinstance(source, str) else str(tokenizer.name_or_path) or type(tokenizer).__name__,
+        chat_template=name if template is None else f"{name}, {len(str(template)):,} characters, sha256 {digest}…",
+        lit_ift=version("lit-ift"),
+        date=datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+    )
+
+
+def _one_line(template: str) -> str:
+    """A template's name or file, or that it was given as text."""
+    return template if "\n" not in template and "{" not in template else "given as text"
 
 
 @contextmanager

@@ -295,4 +295,5 @@ def _assemble(row: Row, sides: dict[str, Example | RowError], options: EncodingO
             bos_token_id=options.tokenizer.bos_token_id,
         )
     except RowError as error:
+        error.num_tokens = max(len(example.input_ids) for example in examples.values())
         return error

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,10 @@ def test_thresholds_fail_the_command(
     assert ("failed:" in error) is (failed is not None)
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text
-    assert ("<b>Failed</b>" in text) is (failed is not None)
+    assert ("Failed: " in text) is (failed is not None)
+    assert ("No threshold that was set is exceeded" in text) is (failed is None)
+    for words in (str(mixed), str(model_folder), "the tokenizer&#x27;s own", f"lit-ift {version('lit-ift')}"):
+        assert words in text
 
 
 def test_no_usable_row_fails_with_its_report(tmp_path: Path, model_folder: Path, capsys) -> None:
@@ -195,7 +199,12 @@ def test_preview_shows_rows(data_file: Path, model_folder: Path, tmp_path: Path,
     assert "\x1b" not in text
     assert re.findall(r"rows\.jsonl:(\d+) ", text) == ["1", "2"]
     assert "<|im_start|>user↵\nSay 0 times b<|im_end|>↵\n<|im_start|>assistant↵\nb<|im_end|>↵" in text
-    assert '<span class="trained">b</span><span class="control-trained">&lt;|im_end|&gt;</span>' in page.read_text()
+    saved = page.read_text()
+    trained, control = (
+        re.search(rf'<span class="(r\d+)"> {words} </span>', saved)[1]
+        for words in ("trained", "control token, trained")
+    )
+    assert f'<span class="{trained}">b</span><span class="{control}">&lt;|im_end|&gt;</span>' in saved
     assert run(*files, "--row_id", "rows.jsonl:7", "--tokens") == 0
     text = capsys.readouterr().out
     assert re.findall(r"rows\.jsonl:(\d+) ", text) == ["7"]

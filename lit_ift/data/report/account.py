@@ -19,6 +19,9 @@ NUM_SUMMED_UP: Final = 5
 """How many last tokens of turns a report's summary lists, and how many faults an error."""
 
 
+LENGTHS: Final = ("input_lengths", "target_lengths", "whole_lengths")
+
+
 @dataclass(frozen=True)
 class Lengths:
     """How long conversations are [tokens].
@@ -120,6 +123,9 @@ class DataReport:
         sources: what each source holds.
         input_lengths: of the kept conversations.
         target_lengths: of what is trained on in them.
+        whole_lengths: of the longest side of each row before truncation; of rows that were left out for their length,
+            too.
+        rows_longer: how many rows are longer than some maximum lengths, this one among them.
         columns_left_out: columns that nothing read, by name in the data, and the rows that held something there.
         columns_renamed: columns that were read by another name, and by which one.
         columns_missing: columns that the option ``columns`` names and no row had, and what they were to be.
@@ -162,9 +168,16 @@ class DataReport:
     sources: Mapping[str, TokenCount]
     input_lengths: Lengths
     target_lengths: Lengths
+    whole_lengths: Lengths
+    rows_longer: Mapping[str, int]
     columns_left_out: Mapping[str, int] = field(default_factory=dict)
     columns_renamed: Mapping[str, str] = field(default_factory=dict)
     columns_missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows_measured(self) -> int:
+        """How many rows `whole_lengths` is of."""
+        return sum(self.whole_lengths.counts)
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -196,8 +209,7 @@ class DataReport:
         made: dict[str, Any] = {
             "turn_ends": tuple(TurnEnd(**end) for end in values["turn_ends"]),
             "unread": tuple(values["unread"]),
-            "input_lengths": _lengths_from(values["input_lengths"]),
-            "target_lengths": _lengths_from(values["target_lengths"]),
+            **{name: _lengths_from(values[name]) for name in LENGTHS},
         }
         for name in ("messages", "row_ids"):
             made[name] = {key: tuple(texts) for key, texts in values[name].items()}
@@ -210,7 +222,7 @@ class DataReport:
         plain = self.as_dict()
         for name in ("messages", "row_ids", "unread"):
             del plain[name]
-        for name in ("input_lengths", "target_lengths"):
+        for name in LENGTHS:
             plain[name] = {key: plain[name][key] for key in ("total", "longest", "median", "p95")}
         plain["turn_ends"] = {end.token: end.turns for end in self.turn_ends[:NUM_SUMMED_UP]}
         plain["tokens_per_epoch"] = self.tokens_per_epoch

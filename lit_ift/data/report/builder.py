@@ -30,6 +30,9 @@ NUM_END_TOKENS: Final = 100
 MOST_TURNS: Final = 20
 """Conversations of more turns are counted together."""
 
+SHORTEST_LIMIT: Final = 128
+"""Smallest maximum length for which a report says how many rows it would cut [tokens]."""
+
 NUM_BINS: Final = 20
 """Most bins of a length histogram."""
 
@@ -145,11 +148,14 @@ class ReportBuilder:
         self._sources: dict[str, _TokenTally] = {}
         self._input_lengths: Counter[int] = Counter()
         self._target_lengths: Counter[int] = Counter()
+        self._whole_lengths: Counter[int] = Counter()
 
     def skip(self, error: RowError) -> None:
         """Count a row that was left out."""
         self._skipped.setdefault(error.reason, _Tally()).add(error.origin)
         self._faults.setdefault(error.reason, FaultTally()).add(error)
+        if error.num_tokens is not None:
+            self._whole_lengths[error.num_tokens] += 1
         if self.check is not None and self.check.told is not None:
             self.check.told(self.split, error)
 
@@ -185,6 +191,9 @@ class ReportBuilder:
         examples = [example for piece in encoded for example in piece.sides.values()]
         num_cut = sum(example.num_cut for example in examples)
         self._tokens_cut += num_cut
+        # A text has one side, and its pieces together are as long as it was.
+        longest = [max(len(e.input_ids) + e.num_cut for e in piece.sides.values()) for piece in encoded]
+        self._whole_lengths[sum(longest)] += 1
         num_targets = 0
         for side, example in ((side, example) for piece in encoded for side, example in piece.sides.items()):
             tokens, targets = len(example.input_ids), example.num_targets
@@ -264,6 +273,8 @@ class ReportBuilder:
             },
             input_lengths=input_lengths,
             target_lengths=target_lengths,
+            whole_lengths=_lengths(self._whole_lengths),
+            rows_longer=_longer(self._whole_lengths, self.max_length),
             columns_left_out=dict(self._columns_left_out.most_common()),
             columns_renamed=self._columns_renamed,
             columns_missing=self._columns_missing,
@@ -357,6 +368,14 @@ def _lengths(counted: Counter[int]) -> Lengths:
         edges=edges,
         counts=tuple(counts),
     )
+
+
+def _longer(counted: Counter[int], max_length: int) -> dict[str, int]:
+    """How many are longer than `max_length`, and than each power of two up to the first that cuts nothing."""
+    longest = max(counted, default=0)
+    powers = (SHORTEST_LIMIT << k for k in range(max(0, longest.bit_length() - SHORTEST_LIMIT.bit_length()) + 2))
+    limits = sorted({max_length, *(power for power in powers if power < 2 * longest)})
+    return {str(limit): sum(n for length, n in counted.items() if length > limit) for limit in limits if counted}
 
 
 def _round_numbers() -> Iterator[int]:

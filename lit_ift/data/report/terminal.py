@@ -1,7 +1,7 @@
 """A data report for people: its figures in order, the thresholds that it must keep, and tables for the terminal."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from jsonargparse.typing import ClosedUnitInterval
@@ -31,6 +31,9 @@ NUM_COLUMNS: Final = 20
 
 SHORT_NAME: Final = 32
 """Characters of a row id that is shown whole."""
+
+ENOUGH: Final = 0.01
+"""Share of rows that a maximum length may cut and still be named as a remedy."""
 
 BAR: Final = 24
 """Characters of the longest bar."""
@@ -153,16 +156,61 @@ def violations(reports: Mapping[str, DataReport], thresholds: Thresholds) -> lis
 
 def hints(report: DataReport) -> list[str]:
     """What deserves a second look, each with its remedy."""
-    if not report.rows_without_bos:
-        return warnings(report)
-    return [*warnings(report), missing_bos({report.split: report.rows_without_bos})]
+    found = warnings(report)
+    if report.rows_without_bos:
+        found.append(missing_bos({report.split: report.rows_without_bos}))
+    longer = report.rows_longer.get(str(report.max_length), 0)
+    if longer > report.rows_split:
+        enough = next((of for of in report.rows_longer if report.rows_longer[of] <= ENOUGH * report.rows_measured), "")
+        found.append(
+            f"{longer:,} of {report.rows_measured:,} rows are longer than max_length={report.max_length}. "
+            + (f"max_length={enough} would cut {report.rows_longer[enough]:,} of them. " if enough else "")
+            + "Raise data.max_length as far as the model and the memory allow, shorten the rows, or choose by "
+            "data.truncation what they lose."
+        )
+    if report.rows_with_lookalikes:
+        found.append(
+            f"{report.rows_with_lookalikes:,} rows hold text that looks like a control token. It is trained as plain "
+            "text and ends no turn. If the rows were put through a chat template before, give the bare messages "
+            "instead; if people wrote it, leave it."
+        )
+    return found
 
 
-def as_json(reports: Mapping[str, DataReport], failed: Sequence[str]) -> dict[str, Any]:
-    """Plain values: the reports by split, and what exceeds a threshold."""
+@dataclass(frozen=True)
+class About:
+    """What was checked, with what and when.
+
+    Args:
+        sources: names of the places that the rows of each split come from.
+        tokenizer: folder or hub id.
+        chat_template: what it is called, and a digest of it.
+        lit_ift: version of this package.
+        date: day and time, with the offset from UTC.
+    """
+
+    sources: Mapping[str, Sequence[str]]
+    tokenizer: str
+    chat_template: str
+    lit_ift: str
+    date: str
+
+    def lines(self) -> list[str]:
+        """The same, line by line."""
+        return [
+            *(f"{split}: {', '.join(sources)}" for split, sources in self.sources.items()),
+            f"tokenizer: {self.tokenizer}",
+            f"chat template: {self.chat_template}",
+            f"lit-ift {self.lit_ift}, {self.date}",
+        ]
+
+
+def as_json(reports: Mapping[str, DataReport], failed: Sequence[str], about: About | None = None) -> dict[str, Any]:
+    """Plain values: the reports by split, what exceeds a threshold, and what was checked."""
     return {
         "ok": not failed,
         "failed": list(failed),
+        "about": None if about is None else asdict(about),
         "splits": {split: report.as_dict() for split, report in reports.items()},
     }
 
@@ -172,7 +220,7 @@ def table(report: DataReport) -> RenderableType:
     parts: list[RenderableType] = [Text(f"\n{report.split}", style="bold underline"), _figures_table(report)]
     if report.rows_kept:
         parts += [Text(f"{name}: {value}", style="dim") for name, value in facts(report)]
-        tables = [_tokens_table(report), _ends_table(report)]
+        tables = [_tokens_table(report), _longer_table(report), _ends_table(report)]
         tables += [_counts_table(name, counts) for name, counts in tables_of_counts(report).items()]
         parts += [part for shown in (*tables, _histograms(report)) for part in (Text(), shown)]
     parts += [Text(f"not read: {visible(message)}", style="red") for message in report.unread]
@@ -247,6 +295,14 @@ def _tokens_table(report: DataReport) -> Table:
     return shown
 
 
+def _longer_table(report: DataReport) -> Table:
+    shown = _table("max_length", "rows it cuts", "share", "", numbers=(0, 1, 2))
+    for limit, count in report.rows_longer.items():
+        line = Figure(limit, count, report.rows_measured)
+        shown.add_row(f"{int(limit):,}", f"{count:,}", line.share, "in use" if int(limit) == report.max_length else "")
+    return shown
+
+
 def _ends_table(report: DataReport) -> Table:
     shown = _table("trained turns end in", "turns", "stops", numbers=(1,))
     for end in report.turn_ends[:NUM_NAMED]:
@@ -271,7 +327,10 @@ def _counts_table(name: str, counts: Mapping[str, TokenCount]) -> Table:
 def _histograms(report: DataReport) -> Table:
     both = Table.grid(padding=(0, 4))
     columns = []
-    for name, lengths, _ in token_lines(report):
+    for name, lengths in (
+        ("tokens before truncation", report.whole_lengths),
+        ("trained tokens", report.target_lengths),
+    ):
         shown = _table(name, "rows", "", numbers=(1,))
         for label, count, share in bins(lengths):
             shown.add_row(label, f"{count:,}", Text("█" * round(BAR * share) or ("▏" if count else ""), style="cyan"))

@@ -14,7 +14,7 @@ from lit_ift.chat.example import Example
 from lit_ift.data.report.account import DataReport
 from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.data.report.html import report_page
-from lit_ift.data.report.terminal import Thresholds, as_json, figures, table, violations
+from lit_ift.data.report.terminal import About, Thresholds, as_json, figures, hints, table, violations
 from lit_ift.data.rows import EncodedRow, Row
 from lit_ift.errors import RowError
 
@@ -117,18 +117,44 @@ class Tags(HTMLParser):
         self.text += data
 
 
+ABOUT = About({"train": [f"{EVIL}/a.jsonl"]}, EVIL, f"{EVIL}, 3 characters", "0.1.0", "2031-05-06 07:08+00:00")
+
+
 def test_the_page_is_self_contained_and_escaped(report: DataReport) -> None:
-    page = report_page({"train": report}, [f"train: {EVIL}"])
+    page = report_page({"train": report}, [f"train: {EVIL}"], ABOUT)
     tags = Tags()
     tags.feed(page)
     assert not tags.open
-    assert not tags.seen & {"script", "link", "img", "iframe"}
-    assert {"svg", "rect", "table", "style"} <= tags.seen
+    assert not tags.seen & {"script", "link", "img", "iframe", "a"}
+    assert {"style", "pre", "span"} <= tags.seen
     assert "<script>alert('x')</script>" in tags.text
     assert "\x1b" not in page
     assert "\u202e" not in page
     assert not re.search(r"https?:|url\(|@import", page)
     assert "prefers-color-scheme: dark" in page
     assert len(page) < 30_000
-    for words in ("50.0 %", "4 tokens cut", "masks disagree", "Failed"):
+    for words in ("50.0 %", "4 tokens cut", "masks disagree", "Failed", "█"):
         assert words in tags.text
+
+
+def test_the_page_says_what_was_checked_with_what_and_when(report: DataReport) -> None:
+    about = About({"train": ["rows/a.jsonl"], "val": ["b.csv"]}, "me/tokenizer", "zephyr", "0.1.0", "2031-05-06 07:08")
+    page = report_page({"train": report}, [], about)
+    for words in ("rows/a.jsonl", "b.csv", "me/tokenizer", "zephyr", "lit-ift 0.1.0", "2031-05-06 07:08"):
+        assert words in page
+    assert as_json({"train": report}, [], about)["about"]["sources"]["val"] == ["b.csv"]
+
+
+def test_only_thresholds_that_were_set_are_said_to_be_kept(report: DataReport) -> None:
+    assert "threshold" not in report_page({"train": report}, [], ABOUT)
+    assert "No threshold that was set is exceeded" in report_page({"train": report}, [], ABOUT, any_threshold=True)
+    assert "No threshold" not in report_page({"train": report}, ["x"], ABOUT, any_threshold=True)
+
+
+def test_the_report_gives_advice_for_truncation_and_lookalikes(report: DataReport) -> None:
+    told = hints(replace(report, rows_with_lookalikes=2))
+    assert any("4 of 8 rows are longer than max_length=3. Raise data.max_length" in hint for hint in told)
+    assert any("2 rows hold text that looks like a control token" in hint for hint in told)
+    longer = {"3": 4, "128": 3, "256": 0}
+    assert any("max_length=256 would cut 0 of them" in hint for hint in hints(replace(report, rows_longer=longer)))
+    assert not any("longer than" in hint for hint in hints(replace(report, rows_longer={"3": 0})))

@@ -295,3 +295,18 @@ def test_faults_of_ever_new_names_are_bounded_and_hide_no_other(builder: Builder
         name = "".join(chr(97 + int(digit)) for digit in str(i))
         builder.skip(RowError(f"f:{i}", "", f"{name} is wrong", "Mend it"))
     assert len(builder.build().messages["field"]) <= 2 * NUM_ALIKE + NUM_DIFFERENT + NUM_ALIKE + 1
+
+
+def test_lengths_before_truncation_say_what_other_limits_would_cut(builder: Builder) -> None:
+    keep(builder, "pwe", "f:1")
+    keep(builder, "pwe", "f:2", num_cut=197)
+    keep(builder, {"chosen": "pwe", "rejected": "pwwwe"}, "f:3", kind="preference", num_cut=595)
+    for length, reason in ((1000, "too_long"), (128, "no_target")):
+        error = bad("f:4", reason)
+        error.num_tokens = length
+        builder.skip(error)
+    report = builder.build()
+    assert report.rows_longer == {"64": 4, "128": 3, "256": 2, "512": 2, "1024": 0}
+    assert report.rows_measured == 5
+    assert (report.whole_lengths.longest, report.whole_lengths.total) == (1000, 3 + 200 + 600 + 1000 + 128)
+    assert report.input_lengths.longest == 5
