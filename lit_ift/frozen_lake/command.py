@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from lit_ift.errors import UserError, nearest
+from lit_ift.frozen_lake.figures import save_animations, save_figures
 from lit_ift.frozen_lake.files import load_study, save_study, write_tables
 from lit_ift.frozen_lake.report import report_lines, results_table
 from lit_ift.frozen_lake.result import Study
@@ -128,12 +129,8 @@ def draw(study: Study, folder: Path, *, figures: bool, animations: bool) -> list
     """Draw what is asked for; the files that were written."""
     written = []
     if figures:
-        from lit_ift.frozen_lake.figures import save_figures
-
         written += save_figures(study, folder)
     if animations:
-        from lit_ift.frozen_lake.animate import save_animations
-
         written += save_animations(study, folder)
     return written
 

@@ -43,7 +43,7 @@ def optimal_route(lake: Lake, policy: Array, horizon: int, seed: int) -> Route:
     if lake.slippery:
         generator = np.random.default_rng([seed, 0])
         for _ in range(TRIES):
-            route = _sampled(lake, policy, horizon, generator)
+            route = sampled_route(lake, policy, horizon, generator)
             if lake.goal[route.cells[-1]]:
                 return route
         raise UserError(
@@ -82,7 +82,7 @@ def suboptimal_route(lake: Lake, kind: Suboptimal, best: Route, policy: Array, h
         generator = np.random.default_rng([seed, 1])
         clumsy = 0.5 * policy + 0.5 / len(ACTIONS)
         for _ in range(TRIES):
-            game = _sampled(lake, clumsy, horizon, generator)
+            game = sampled_route(lake, clumsy, horizon, generator)
             end = game.cells[-1]
             if lake.terminal[end] and not lake.goal[end] if kind == "hole" else _is_longer(lake, game, best):
                 found = game
@@ -103,7 +103,8 @@ def _is_longer(lake: Lake, game: Route, best: Route) -> bool:
     return bool(lake.goal[game.cells[-1]]) and len(game.actions) > len(best.actions)
 
 
-def _sampled(lake: Lake, policy: Array, horizon: int, generator: np.random.Generator) -> Route:
+def sampled_route(lake: Lake, policy: Array, horizon: int, generator: np.random.Generator) -> Route:
+    """One game of a policy, (S, A), with actions and slips sampled."""
     cells, actions = [lake.start], list[int]()
     while not lake.terminal[cells[-1]] and len(actions) < horizon:
         action = int(generator.choice(len(ACTIONS), p=policy[cells[-1]]))

@@ -1,21 +1,35 @@
-"""The pictures of a study: what is on them, how large they are, and that they are saved."""
+"""The pictures of a study: what is on them, and that they are saved."""
 
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from lake_pictures import bar_containers, bars, panel
 from lake_studies import LARGE, SMALL, WIDE, make_study
+from matplotlib.axes import Axes
+from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
+from matplotlib.quiver import Quiver
 from PIL import Image
 
-from lit_ift.frozen_lake import style
-from lit_ift.frozen_lake.figures import draw_curves, draw_mse, draw_policies, draw_summary, draw_visits, save_figures
+from lit_ift.frozen_lake.figures import (
+    ARROW,
+    STEPS,
+    draw_curves,
+    draw_mse,
+    draw_policies,
+    draw_summary,
+    draw_visits,
+    greedy_actions,
+    median_policy,
+    save_animations,
+    save_figures,
+)
+from lit_ift.frozen_lake.result import Outcome, Study
+
+pytest.importorskip("gymnasium", reason="the lake is gymnasium's: pip install 'lit-ift[lake]'")
 
 pytestmark = pytest.mark.slow
 
-TWELVE = [f"m{i}" for i in range(12)]
 DRAW = {
     "policies": draw_policies,
     "visits": draw_visits,
@@ -25,59 +39,57 @@ DRAW = {
 }
 
 
-def title(figure: Figure) -> str:
-    return figure.get_suptitle()
+def panel(figure: Figure, name: str) -> Axes:
+    """The axes with that title or label."""
+    texts = {axes: (axes.get_title(), axes.get_title(loc="left"), axes.get_xlabel()) for axes in figure.axes}
+    (found,) = (axes for axes, names in texts.items() if any(text.startswith(name) for text in names if text))
+    return found
 
 
-@pytest.mark.parametrize(
-    ("rows", "names", "seeds"), [(SMALL, ("sft", "ift", "dpo"), 3), (LARGE, ("x",), 1), (WIDE, TWELVE[:5], 2)]
-)
-def test_every_picture_is_saved_twice_in_the_size_it_was_drawn(
-    rows: list[str], names: list[str], seeds: int, tmp_path: Path
-) -> None:
-    study = make_study(rows, names, seeds)
-    paths = save_figures(study, tmp_path / "new")
-    assert {path.name for path in paths} == {f"{name}.{kind}" for name in DRAW for kind in ("png", "svg")}
-    assert sorted(paths) == sorted((tmp_path / "new").iterdir())
-    for name, draw in DRAW.items():
-        inches = draw(study).get_size_inches()
-        with Image.open(tmp_path / "new" / f"{name}.png") as image:
-            assert image.format == "PNG"
-            image.load()
-            assert np.abs(np.array(image.size) - inches * style.DPI).max() <= 1
+@pytest.mark.parametrize("rows", [SMALL, LARGE, WIDE])
+def test_every_picture_is_saved_and_the_same_study_gives_the_same_bytes(rows: list[str], tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        paths = save_figures(make_study(rows), tmp_path / run)
+        assert {path.name for path in paths} == {f"{name}.png" for name in DRAW}
+    for path in paths:
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+        with Image.open(path) as image:
             assert image.width <= 1700
-        root = ElementTree.parse(tmp_path / "new" / f"{name}.svg").getroot()
-        assert root.tag == "{http://www.w3.org/2000/svg}svg"
-        assert float(root.attrib["width"].removesuffix("pt")) == pytest.approx(72 * inches[0], abs=0.01)
-        assert float(root.attrib["height"].removesuffix("pt")) == pytest.approx(72 * inches[1], abs=0.01)
 
 
-def test_the_summary_is_1200_by_500_whatever_the_map() -> None:
-    for rows in (SMALL, LARGE, WIDE):
-        assert tuple(draw_summary(make_study(rows)).get_size_inches() * style.DPI) == (1200, 500)
-
-
-def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
-    for draw in (draw_visits, draw_summary):
-        first, second = (style.save(draw(make_study(seeds=2)), tmp_path / run, draw.__name__) for run in "ab")
-        for one, other in zip(first, second, strict=True):
-            assert one.read_bytes() == other.read_bytes(), one.name
-
-
-def test_pictures_bring_their_own_light_ground(tmp_path: Path) -> None:
-    for path in style.save(draw_mse(make_study()), tmp_path, "x"):
-        if path.suffix == ".png":
-            pixels = np.asarray(Image.open(path).convert("RGBA"))
-    assert pixels[0, 0, 3] == 0, "the page shows around the card"
-    inside = pixels[6:-6, 6:-6]
-    assert (inside[..., 3] == 255).all(), "the page does not show through"
-    assert tuple(inside[0, len(inside[0]) // 4]) == (*bytes.fromhex(style.CARD[1:]), 255)
+def test_a_study_without_curves_has_no_curves_picture(tmp_path: Path) -> None:
+    study = make_study(names=("sft",))
+    study.outcomes[0].curves.clear()
+    assert {path.stem for path in save_figures(study, tmp_path)} == {"policies", "visits", "mse", "summary"}
 
 
 @pytest.mark.parametrize("name", DRAW)
 def test_titles_say_what_lake_and_how_many_seeds(name: str) -> None:
-    assert "4x4 lake, not slippery · mean of 4 seeds" in title(DRAW[name](make_study()))
-    assert "2x5 lake, slippery · 1 seed" in title(DRAW[name](make_study(WIDE, seeds=1, slippery=True)))
+    assert "4x4 lake, not slippery · mean of 4 seeds" in DRAW[name](make_study()).get_suptitle()
+    assert "2x5 lake, slippery · 1 seed" in DRAW[name](make_study(WIDE, seeds=1, slippery=True)).get_suptitle()
+
+
+@pytest.mark.parametrize("rows", [SMALL, WIDE])
+def test_arrows_are_as_long_and_as_opaque_as_actions_are_probable(rows: list[str]) -> None:
+    study = make_study(rows)
+    axes = panel(draw_policies(study), "IFT")
+    policy = study.outcomes[1].policies.mean(axis=0)
+    (arrows,) = (child for child in axes.get_children() if isinstance(child, Quiver))
+    drawn = {}
+    for x, y, u, v, colour in zip(arrows.X, arrows.Y, arrows.U, arrows.V, arrows.get_facecolors(), strict=True):
+        action = int(np.argmax(STEPS @ (u, v)))
+        drawn[int(y) * len(rows[0]) + int(x), action] = np.hypot(u, v), colour[3]
+    open_cells = [cell for cell, letter in enumerate("".join(rows)) if letter in "SF"]
+    assert set(drawn) == {(cell, action) for cell in open_cells for action in range(4)}
+    for place, (length, opacity) in drawn.items():
+        assert length == pytest.approx(ARROW * policy[place])
+        assert opacity == pytest.approx(0.25 + 0.75 * policy[place])
+
+
+def test_ties_are_all_emphasised_and_indifference_is_not() -> None:
+    policy = np.array([[0.25] * 4, [0.4, 0.4, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]])
+    assert greedy_actions(policy).tolist() == [[False] * 4, [True, True, False, False], [False] * 3 + [True]]
 
 
 def test_heat_maps_show_visits_on_one_scale() -> None:
@@ -89,50 +101,54 @@ def test_heat_maps_show_visits_on_one_scale() -> None:
         assert image.norm is images[0].norm
     assert images[0].norm.vmin == 0
     assert images[0].norm.vmax == max(outcome.visits.max() for outcome in study.outcomes)
-    assert any("expected visits" in axes.get_ylabel() for axes in figure.axes), "a colour bar"
 
 
-def test_a_study_without_curves_has_no_curves_picture(tmp_path: Path) -> None:
-    study = make_study(names=("sft",))
-    study.outcomes[0].curves.clear()
-    assert {path.stem for path in save_figures(study, tmp_path)} == {"policies", "visits", "mse", "summary"}
-
-
-def test_the_summary_shows_the_papers_methods_in_its_order() -> None:
-    figure = draw_summary(make_study(names=("kto", "ift", "ppo", "dpo", "sft", "orpo")))
+def test_the_summary_shows_the_papers_methods_in_its_order_with_their_own_bars() -> None:
+    study = make_study(names=("kto", "ift", "ppo", "dpo", "sft", "orpo"))
+    figure = draw_summary(study)
     maps = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert maps == ["SFT", "ORPO", "IFT", "DPO"]
-    assert [t.get_text() for t in panel(figure, "MSE, all cells").get_yticklabels()] == maps
-
-
-def test_the_summarys_bars_are_those_of_the_methods_named_beside_them() -> None:
-    study = make_study(names=("kto", "ift", "sft"))
-    figure = draw_summary(study)
-    for name, metric in {"MSE, optimal route": "mse_trajectory", "Success, sampled play": "success_sampled"}.items():
-        axes = panel(figure, name)
-        widths, errors = bars(axes, bar_containers(axes)[0])
-        shown = [study.outcomes[2], study.outcomes[1]]
-        assert widths == pytest.approx([outcome.mean(metric) for outcome in shown])
-        assert errors == pytest.approx([outcome.standard_error(metric) for outcome in shown])
+    by_label = {outcome.label: outcome for outcome in study.outcomes}
+    axes = panel(figure, "MSE, all cells")
+    assert [text.get_text() for text in axes.get_yticklabels()] == maps
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([by_label[m].mean("mse_all") for m in maps])
+    errors = [segment[1, 0] - segment[0, 0] for segment in axes.containers[0].lines[2][0].get_segments()]
+    assert errors == pytest.approx([2 * by_label[m].standard_error("mse_all") for m in maps])
 
 
 def test_the_summary_of_other_methods_shows_the_first_four() -> None:
-    figure = draw_summary(make_study(names=TWELVE))
+    figure = draw_summary(make_study(names=[f"m{i}" for i in range(12)]))
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["M0", "M1", "M2", "M3"]
 
 
-def test_twelve_methods_look_different() -> None:
-    assert len(set(style.looks(12))) == 12
+def test_curves_are_means_in_a_band_of_one_standard_error() -> None:
+    study = make_study()
+    axes = panel(draw_curves(study), "MSE to the optimal policy, all cells")
+    bands = [child for child in axes.get_children() if isinstance(child, FillBetweenPolyCollection)]
+    for line, band, outcome in zip(axes.lines, bands, study.outcomes, strict=True):
+        values = outcome.curves["mse_all"]
+        assert line.get_ydata() == pytest.approx(values.mean(axis=0))
+        error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert heights.max() == pytest.approx((values.mean(axis=0) + error).max())
+        assert heights.min() == pytest.approx((values.mean(axis=0) - error).min())
 
 
-def test_letters_and_numbers_stay_on_the_card() -> None:
-    figure = draw_mse(make_study(names=TWELVE))
-    figure.canvas.draw()
-    width, height = figure.get_size_inches() * style.DPI
-    for axes in figure.axes:
-        box = axes.get_tightbbox()
-        assert box is not None
-        assert box.x0 >= 0
-        assert box.y0 >= 0
-        assert box.x1 <= width
-        assert box.y1 <= height
+def test_a_method_plays_one_frame_a_cell_and_the_end_stays_in_view(tmp_path: Path) -> None:
+    study = make_study(names=("sft",), seeds=1)
+    down = np.eye(4)[[1] * 16][None]  # From the start through two cells into the hole below.
+    outcome = Outcome(**{**vars(study.outcomes[0]), "policies": down})
+    (path,) = save_animations(Study(**{**vars(study), "rows": ["SFG", "FFF", "HFF"], "outcomes": [outcome]}), tmp_path)
+    with Image.open(path) as image:
+        frames = sum(1 for _ in range(image.n_frames) if image.seek(_) is None)
+        seconds = sum(image.info["duration"] for i in range(frames) if image.seek(i) is None) / 1000
+    assert path.name == "play-sft.gif"
+    assert frames >= 3
+    assert seconds > 3
+
+
+@pytest.mark.parametrize(("errors", "median"), [([3.0, 1.0, 2.0], 2), ([4.0, 1.0, 2.0, 3.0], 2), ([0.5], 0)])
+def test_the_policy_is_that_of_the_median_seed(errors: list[float], median: int) -> None:
+    outcome = make_study(seeds=len(errors)).outcomes[0]
+    chosen = median_policy(Outcome(**{**vars(outcome), "metrics": {"mse_all": np.array(errors)}}))
+    assert np.array_equal(chosen, outcome.policies[median])
