@@ -1,6 +1,5 @@
 """A run's table of metrics, which a resumed run goes on with."""
 
-import contextlib
 import csv
 import os
 from pathlib import Path
@@ -8,40 +7,6 @@ from pathlib import Path
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_only
-
-from lit_ift.errors import UserError
-
-
-def claim_run(runs: Path) -> str | None:
-    """Make a folder ``version_<n>`` for a new run, which no other run that begins at this moment can get as well.
-
-    Returns:
-        Its name; None on ranks other than 0, which write nothing there.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        return None
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
-        number = max((int(name) for name in numbers if name.isdecimal()), default=-1)
-        while True:
-            number += 1
-            with contextlib.suppress(FileExistsError):  # Another one was faster.
-                (runs / f"version_{number}").mkdir()
-                return f"version_{number}"
-    except OSError as error:
-        raise unwritable_runs(runs, str(error)) from error
-
-
-def unwritable_runs(runs: Path, problem: str) -> UserError:
-    """What to say where runs cannot be written to their folder."""
-    return UserError(
-        f"Runs cannot be written to {runs}: {problem}. Set trainer.default_root_dir to a folder that can be written to."
-    )
 
 
 class RunTable(CSVLogger):

@@ -9,13 +9,11 @@ from typing import Any, Final, Literal
 import yaml
 
 from lit_ift.checkpoints.damage import check_checksums
+from lit_ift.checkpoints.run_folder import RUNS, Claims, holds_results, numbered
 from lit_ift.checkpoints.writing import read_header
 from lit_ift.errors import UserError
 
 Resume = Literal["auto", "require", "never"]
-
-RUNS: Final = "runs"
-"""Folder of all runs, in the root of outputs."""
 
 MAY_DIFFER: Final = (
     "resume",
@@ -27,9 +25,10 @@ MAY_DIFFER: Final = (
     "trainer.accelerator",
     "trainer.strategy",
     "trainer.enable_progress_bar",
+    "trainer.logger",
     "data.init_args.num_workers",
 )
-"""Options in which two commands may differ and yet be the same: where it runs, and how the run is looked for."""
+"""Options in which two commands may differ and yet be the same: where it runs, how the run is looked for and shown."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,13 @@ class ResumePoint:
 
 
 def resume_point(
-    mode: Resume, root: Path, *, config: Mapping[str, Any], run_name: str | None, dirpath: str | None
+    mode: Resume,
+    root: Path,
+    *,
+    config: Mapping[str, Any],
+    run_name: str | None,
+    dirpath: str | None,
+    claims: Claims | None = None,
 ) -> tuple[ResumePoint | None, list[str]]:
     """Look for the newest whole checkpoint of the run that a command began before.
 
@@ -72,25 +77,30 @@ def resume_point(
         config: the composed configuration, as plain values.
         run_name: the run's name, if it has one.
         dirpath: folder of checkpoints, if one is configured.
+        claims: given the folders that the run goes on in before they are looked through.
 
     Returns:
         The point, or None for a new run, and what was seen, a line each.
 
     Raises:
-        UserError: none was found, but is required; or a new run would take the name of an earlier one.
+        UserError: none was found, but is required; another process is at work in the folder; or a new run would take
+            the name of an earlier one.
     """
     notes: list[str] = []
+    claims = claims or Claims()
     if run_name is not None and (run_name in ("", ".", "..") or Path(run_name).name != run_name):
         raise UserError(f"--run_name {run_name!r} must be the name of one folder, which is made in {root / RUNS}.")
+    if run_name is not None:
+        claims.claim(root / RUNS / run_name)
     if mode == "never":
-        if run_name is not None and _holds_results(root / RUNS / run_name):
+        if run_name is not None and holds_results(root / RUNS / run_name):
             raise UserError(
                 f"The run {root / RUNS / run_name} exists already. Continue it with --resume auto, or give another "
                 "--run_name."
             )
         return None, notes
     found = None
-    for folder in _folders(root, config, run_name, dirpath, notes):
+    for folder in _folders(root, config, run_name, dirpath, notes, claims):
         found = newest_checkpoint(folder, notes)
         if found is not None:
             break
@@ -159,21 +169,20 @@ def newest_checkpoint(folder: Path, notes: list[str]) -> tuple[Path, dict[str, A
     return None
 
 
-def _holds_results(run: Path) -> bool:
-    """Whether a run's folder has more than what a run leaves that failed before it trained."""
-    of_a_start = ("config", "events.out.", "hparams.yaml")
-    return run.is_dir() and any(not path.name.startswith(of_a_start) for path in run.iterdir())
-
-
 def _folders(
-    root: Path, config: Mapping[str, Any], run_name: str | None, dirpath: str | None, notes: list[str]
+    root: Path,
+    config: Mapping[str, Any],
+    run_name: str | None,
+    dirpath: str | None,
+    notes: list[str],
+    claims: Claims,
 ) -> Iterator[Path]:
-    """Where checkpoints may be, the likeliest first."""
+    """Where checkpoints may be, the likeliest first; a run's folder is claimed before it is looked through."""
     if dirpath is not None:
         yield Path(dirpath)
         return
     named = root / RUNS / run_name if run_name is not None else None
-    runs = [named] if named is not None else sorted((root / RUNS).glob("version_*"), key=_number, reverse=True)
+    runs = [named] if named is not None else [run for _, run in reversed(numbered(root / RUNS))]
     for run in runs:
         saved = _saved_configuration(run, notes)
         if saved is None and named is None:
@@ -183,7 +192,10 @@ def _folders(
             notes.append(f"Passed over: {run} had another configuration ({'; '.join(changed)}).")
             continue
         notes += [f"The command line wins over what {run} had: {change}" for change in changed]
+        claims.claim(run)
         yield run / "checkpoints"
+        if named is None:  # Nothing was found in it.
+            claims.drop(run)
 
 
 def _saved_configuration(run: Path, notes: list[str]) -> Mapping[str, Any] | None:

@@ -257,9 +257,6 @@ def export_parser() -> "ArgumentParser":
 def _run_trainer_command(words: list[str]) -> int:
     from argparse import ArgumentError
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        # Where rank 0 is lost, torch warns of each message to it with a C++ trace; `LostRanks` says it in one line.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from lit_ift.cli.training import LitIFTCLI, explain_argument_error
 
     # Lightning reads the command line again where it launches further processes.

@@ -3,15 +3,15 @@
 import errno
 import re
 import sys
-import warnings
 from argparse import ArgumentError, ArgumentParser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import lightning as L
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -20,29 +20,24 @@ from lit_ift.callbacks import (
     AnswerWriter,
     HuggingFaceExport,
     LossCurves,
-    LostRanks,
     RunCheckpoint,
     TaskAccuracy,
 )
-from lit_ift.callbacks.loggers import RunTable, claim_run, unwritable_runs
-from lit_ift.checkpoints.resume import RUNS, Resume, ResumePoint, check_checkpoint, resume_point
+from lit_ift.callbacks.loggers import RunTable
+from lit_ift.callbacks.progress import ParameterCount, ProgressLines, TextProgress
+from lit_ift.checkpoints.resume import Resume, ResumePoint, check_checkpoint, resume_point
+from lit_ift.checkpoints.run_folder import RUNS, Claims, unwritable_runs
 from lit_ift.checkpoints.writing import why_not_writable
+from lit_ift.cli.quiet import quiet
 
 # The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
 from lit_ift.data import FeedbackDataModule, InstructionDataModule, TasksDataModule  # noqa: F401
+from lit_ift.distributed.processes import check_processes
 from lit_ift.errors import UserError, did_you_mean, nearest
 from lit_ift.modules import CausalLMModule
 
 OUTPUT_ROOT = "checkpoints"
 """Where runs are written unless ``trainer.default_root_dir`` says otherwise."""
-
-NOT_FOR_USERS: Final = (
-    "Be aware that when using `ckpt_path`, callbacks",  # of `validate`: it asks for one that only training has
-    "Total length of `list` across ranks is zero",  # no validation data, which RunCheckpoint says
-    "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's with torch
-    "`is_gradient_checkpointing` is deprecated",  # peft's with transformers
-)
-"""What warnings begin with that packages have for one another."""
 
 CALLBACKS: Final[dict[str, type[L.Callback]]] = {
     "checkpoint": RunCheckpoint,
@@ -50,17 +45,8 @@ CALLBACKS: Final[dict[str, type[L.Callback]]] = {
     "tasks": TaskAccuracy,
     "export": HuggingFaceExport,
     "predictions": AnswerWriter,
-    "lost_ranks": LostRanks,
 }
 """Callbacks that every run has, by the name of their group of options."""
-
-
-class TextProgress(TQDMProgressBar):
-    """Leaves out ``v_num``, the last four characters of ``version_0``."""
-
-    def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        metrics = super().get_metrics(*args, **kwargs)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
 class NumberedSaveConfig(SaveConfigCallback):
@@ -79,6 +65,10 @@ class NumberedSaveConfig(SaveConfigCallback):
 class LitIFTCLI(LightningCLI):
     """LightningCLI that is strict about keys, seeds runs, and adds the package's callbacks as flat groups."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with Claims() as self._claims:
+            super().__init__(*args, **kwargs)
+
     @classmethod
     def run(cls) -> "LitIFTCLI":
         """Parse ``sys.argv`` and run its subcommand.
@@ -87,11 +77,7 @@ class LitIFTCLI(LightningCLI):
             argparse.ArgumentError: an option is unknown or has a wrong value.
             UserError: the configuration cannot be used.
         """
-        with warnings.catch_warnings():
-            # Lightning calls functions that jsonargparse 5 removes; pyproject.toml requires jsonargparse below 5.
-            warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse|lightning")
-            for message in NOT_FOR_USERS:
-                warnings.filterwarnings("ignore", message=re.escape(message))
+        with quiet():
             strict = {"allow_abbrev": False, "exit_on_error": False}
             return cls(
                 CausalLMModule,
@@ -141,19 +127,40 @@ class LitIFTCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer", default={})
-        if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
-            root = config.get("default_root_dir") or OUTPUT_ROOT
-            folder = Path(root) / RUNS
-            if problem := why_not_writable(folder):
-                raise unwritable_runs(folder, problem)
-            kwargs["logger"] = default_loggers(root, self._get(self.config_init, "run_name"), self._resumed)
+        if self._has_folder(config):
+            kwargs["logger"] = [*self._own_loggers(config.get("default_root_dir")), *given_loggers(config["logger"])]
         given = config.get("callbacks") or []
-        callbacks = given if isinstance(given, list) else [given]
-        shows_progress = config.get("enable_progress_bar") is not False and not config.get("barebones")
-        if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-            # One line of text, which also reads well in a log file; Lightning's choice would show nothing there.
-            kwargs["callbacks"] = [*callbacks, TextProgress(refresh_rate=1 if sys.stdout.isatty() else 10)]
-        return super().instantiate_trainer(**kwargs)
+        callbacks = list(given) if isinstance(given, list) else [given]
+        for option, kind, make in (
+            ("enable_progress_bar", ProgressBar, TextProgress if sys.stdout.isatty() else ProgressLines),
+            ("enable_model_summary", ModelSummary, ParameterCount),
+        ):
+            is_wanted = config.get(option) is not False and not config.get("barebones")
+            if is_wanted and not any(isinstance(callback, kind) for callback in callbacks):
+                callbacks.append(make())
+        kwargs["callbacks"] = callbacks
+        trainer = super().instantiate_trainer(**kwargs)
+        check_processes(trainer)
+        return trainer
+
+    @staticmethod
+    def _has_folder(trainer: Mapping[str, Any]) -> bool:
+        """Whether the run has a folder of its own: not where all loggers are switched off, and in trial runs."""
+        return trainer["logger"] not in (False, []) and not trainer.get("fast_dev_run")
+
+    def _own_loggers(self, root: str | None) -> list[Logger]:
+        """Those that write to the run's folder, which this process claims."""
+        folder = Path(root or OUTPUT_ROOT) / RUNS
+        if problem := why_not_writable(folder):
+            raise unwritable_runs(folder, problem)
+        resumed = self._resumed
+        name = self._get(self.config_init, "run_name") if resumed is None else resumed.run
+        if name is None:
+            name = self._claims.claim_new(folder, "version" if self.subcommand == "fit" else str(self.subcommand))
+        else:
+            self._claims.claim(folder / name)
+        # What a killed run logged after its checkpoint is logged again; all of it where it had none.
+        return default_loggers(folder, name, first_step=0 if resumed is None else resumed.next_logged_step)
 
     def _resume_point(self) -> ResumePoint | None:
         """What ``--resume`` finds, and says so.
@@ -167,11 +174,19 @@ class LitIFTCLI(LightningCLI):
             raise UserError(
                 f"--resume {mode} looks for a checkpoint, and --ckpt_path gives one. Leave one of them out."
             )
-        if mode != "never" and config.trainer.logger not in (None, True) and config.checkpoint.dirpath is None:
-            raise UserError(
-                f"--resume {mode} does not know where a run with loggers of its own keeps its checkpoints. Set "
-                "checkpoint.dirpath."
-            )
+        if config.trainer.logger in (False, []):
+            if config["run_name"] is not None:
+                raise UserError(
+                    "--run_name names the folder to which a run logs, and trainer.logger=false switches that off. "
+                    "Leave one out."
+                )
+            if mode != "never" and config.checkpoint.dirpath is None:
+                raise UserError(
+                    f"--resume {mode} does not know where a run without loggers keeps its checkpoints. Set "
+                    "checkpoint.dirpath."
+                )
+            if config.checkpoint.dirpath is not None:
+                self._claims.claim(Path(config.checkpoint.dirpath))
         parser = self._parser(self.subcommand)
         found, notes = resume_point(
             mode,
@@ -179,6 +194,7 @@ class LitIFTCLI(LightningCLI):
             config=yaml.safe_load(parser.dump(config, skip_none=False)),
             run_name=config["run_name"],
             dirpath=None if config.checkpoint.dirpath is None else str(config.checkpoint.dirpath),
+            claims=self._claims,
         )
         for note in notes:
             rank_zero_info(note)
@@ -206,11 +222,6 @@ class LitIFTCLI(LightningCLI):
                 raise
             again = ", then start again with --resume auto" if subcommand == "fit" else ""
             raise UserError(f"{error}. Make room{again}.") from error
-        except RuntimeError as error:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, LostRanks) and callback.lost:
-                    raise UserError(f"{callback.lost} This is how it was noticed: {error}") from error
-            raise
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -235,22 +246,24 @@ def take_paths_as_they_are(parser: ArgumentParser) -> None:
             action.sub_add_kwargs["sub_configs"] = False
 
 
-def default_loggers(root: str | Path, run_name: str | None = None, resumed: ResumePoint | None = None) -> list[Logger]:
-    """CSV and TensorBoard in one folder, ``<root>/runs/version_<n>``; left alone they would number it twice.
+def default_loggers(runs: Path, name: str | None, *, first_step: int = 0) -> list[Logger]:
+    """CSV and TensorBoard in one folder of a run; left alone they would number it twice.
 
     Args:
-        root: root of outputs.
-        run_name: folder of the run, instead.
-        resumed: what is resumed, in its own folder if it had one.
+        runs: folder of all runs.
+        name: of the run's folder; None on ranks other than 0, which write nothing.
+        first_step: first step that the run logs; what is there of later ones is dropped.
     """
-    name = run_name if resumed is None else resumed.run
-    if name is None:
-        name = claim_run(Path(root) / RUNS)
-    table = RunTable(save_dir=root, name=RUNS, version=name)
+    table = RunTable(save_dir=runs.parent, name=runs.name, version=name)
     version = table.version if isinstance(table.version, str) else f"version_{table.version}"
-    # What a killed run logged after its checkpoint is logged again; all of it where it had none.
-    first = 0 if resumed is None else resumed.next_logged_step
-    return [table, TensorBoardLogger(save_dir=root, name=RUNS, version=version, purge_step=first)]
+    return [table, TensorBoardLogger(save_dir=runs.parent, name=runs.name, version=version, purge_step=first_step)]
+
+
+def given_loggers(value: Any) -> list[Logger]:
+    """The loggers that a configuration names."""
+    if value is None or value is True:
+        return []
+    return [value] if isinstance(value, Logger) else list(value)
 
 
 _FRAME: Final = re.compile(

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from lit_ift.checkpoints.damage import check_checksums
 from lit_ift.checkpoints.shards import SHARDS_REST, read_shards
 from lit_ift.checkpoints.writing import is_staged, write_together
+from lit_ift.distributed.processes import check_processes
 from lit_ift.distributed.shard import Sharding
 from lit_ift.errors import UserError
 
@@ -177,6 +178,8 @@ def check_strategy(trainer: "L.Trainer | None") -> None:
     Raises:
         UserError: names the strategy and what to use instead.
     """
+    if trainer is not None:
+        check_processes(trainer)
     strategy = None if trainer is None else trainer.strategy
     if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
         name = "fsdp (FSDP1)" if isinstance(strategy, FSDPStrategy) else "deepspeed"

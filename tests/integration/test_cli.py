@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_ift.checkpoints.run_folder import Claims
 from lit_ift.cli import main
 from lit_ift.cli.command import command_first
 
@@ -102,7 +104,10 @@ def test_validate_test_and_predict(config: Path, tmp_path: Path, data_file: Path
     assert "test/loss" in capsys.readouterr().out
     predict_data = ["--data.init_args.predict", data_file, "--model.init_args.generation", "{max_new_tokens: 4}"]
     assert run("predict", "--config", config, "--ckpt_path", checkpoint, *predict_data) == 0
-    (path,) = (tmp_path / "out" / "runs").glob("version_*/predictions.jsonl")
+    # Evaluations have folders of their own: the next run is version_1.
+    runs = {path.name for path in (tmp_path / "out" / "runs").iterdir()}
+    assert runs == {"version_0", "validate_0", "test_0", "predict_0"}
+    path = tmp_path / "out" / "runs" / "predict_0" / "predictions.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["row_id"].rpartition(":")[2] for row in rows] == [str(i) for i in range(1, 22)]
     assert rows[1]["expected"] == "bb"
@@ -115,6 +120,67 @@ def test_progress_shows_no_part_of_a_name(config: Path, capsys) -> None:
     shown = "".join(capsys.readouterr())
     assert "train/loss=" in shown
     assert "v_num" not in shown
+
+
+def test_a_start_is_quiet(config: Path, capsys, caplog) -> None:
+    """Out of a terminal, progress is lines, and what other packages have for one another is left out."""
+    assert run("fit", "--config", config, "--trainer.enable_progress_bar", "true", "--trainer.max_epochs", 1) == 0
+    shown = "".join(capsys.readouterr()) + caplog.text
+    assert "epoch 1/1, batch 1/4, train/loss=" in shown
+    assert "epoch 1/1, batch 4/4, train/loss=" in shown
+    assert "validation, train/loss=" in shown
+    assert "Model: 12.2 K parameters" in shown
+    for noise in ("litlogger", "FLOPs", "deprecat", "Warning", "\r Training"):
+        assert noise not in shown
+
+
+def test_a_failed_start_uses_up_no_number(config: Path, tmp_path: Path, data_file: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "completion": 3}\n')
+    assert run("fit", "--config", config, "--data.init_args.train", bad) == 1
+    assert run("fit", "--config", config, "--trainer.callbacks", "nowhere.Callback") == 2
+    words = ["--data.init_args.train", bad, "--run_name", "mine"]
+    assert run("fit", "--config", config, *words) == 1
+    assert list((tmp_path / "out" / "runs").iterdir()) == []
+
+
+def test_a_run_that_is_under_way_is_not_begun_twice(config: Path, tmp_path: Path, capsys) -> None:
+    runs = tmp_path / "out" / "runs"
+    once = ["fit", "--config", config, "--trainer.max_epochs", 1]
+    assert run(*once) == 0
+    assert run(*once, "--run_name", "mine") == 0
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for folder, words in (
+        (runs / "version_0", ["--resume", "auto"]),
+        (runs / "version_0", ["--resume", "auto", "--checkpoint.dirpath", runs / "version_0" / "checkpoints"]),
+        (runs / "mine", ["--resume", "auto", "--run_name", "mine"]),
+        (runs / "mine", ["--run_name", "mine"]),
+        (runs / "begun", ["--run_name", "begun"]),
+    ):
+        with Claims() as claims:
+            claims.claim(folder)
+            assert run(*once, *words) == 1
+            error = capsys.readouterr().err
+            assert f"{folder} is in use by process {os.getpid()} on {os.uname().nodename} since 2" in error
+            assert "(--run_name)" in error
+    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("launcher", ["TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_processes_that_do_not_know_of_each_other_are_refused(
+    config: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    monkeypatch.setenv(launcher, "4")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "GROUP_RANK"):
+        monkeypatch.setenv(name, "0")
+    assert run("fit", "--config", config, "--trainer.devices", 1) == 1
+    error = capsys.readouterr().err
+    assert "started 4 processes, but this run is made for 1" in error
+    assert "trainer.num_nodes=" in error
+    assert list((tmp_path / "out" / "runs").iterdir()) == []
 
 
 def test_changing_one_line_changes_the_objective(config: Path, tmp_path: Path) -> None:
