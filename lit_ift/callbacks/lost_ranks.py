@@ -24,25 +24,23 @@ class LostRanks(Callback):
     the processes that are left look who has fallen silent, print it, and add it to the error. A single process has
     nobody to lose.
 
+    It opens a port on rank 0's host, so it is there only where it is asked for: ``--trainer.callbacks+ LostRanks``.
+
     Args:
         interval: between two signs of life [s].
         patience: silence after which a rank counts as lost [s].
-        enabled: false watches nothing, and opens no port on rank 0's host.
 
     Raises:
         ValueError: `interval` is not above 0, or `patience` not above twice the interval.
     """
 
-    def __init__(self, interval: float = 1.0, patience: float = 5.0, enabled: bool = True) -> None:
+    def __init__(self, interval: float = 1.0, patience: float = 5.0) -> None:
         if not interval > 0:
             raise ValueError(f"interval={interval} must be above 0 seconds")
         if not patience > 2 * interval:
             raise ValueError(f"patience={patience} must be more than twice interval={interval}")
         self.interval = interval
         self.patience = patience
-        self.enabled = enabled
-        self.lost = ""
-        """A sentence on the ranks that were lost, once some were."""
         self._server: TCPStore | None = None
         self._store: TCPStore | None = None
         self._hosts: list[str] = []
@@ -50,7 +48,7 @@ class LostRanks(Callback):
         self._thread: threading.Thread | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if not self.enabled or trainer.world_size < 2 or self._thread is not None:
+        if trainer.world_size < 2 or self._thread is not None:
             return
         rank = trainer.global_rank
         if rank == 0:
@@ -78,9 +76,9 @@ class LostRanks(Callback):
         lost = self._lost(rank) if isinstance(exception, RuntimeError) else ""
         self._end()
         if lost:
-            self.lost = f"Rank {rank} on {self._hosts[rank]} gives up: {lost}"
-            print(self.lost, file=sys.stderr, flush=True)  # Now: what comes next may not come to its end.
-            exception.add_note(self.lost)
+            message = f"Rank {rank} on {self._hosts[rank]} gives up: {lost}"
+            print(message, file=sys.stderr, flush=True)  # Now: what comes next may not come to its end.
+            exception.add_note(message)
 
     @staticmethod
     def _connect(port: int = 0, *, is_master: bool = False) -> TCPStore:

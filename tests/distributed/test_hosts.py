@@ -63,7 +63,8 @@ TWO_NODES = ["--trainer.num_nodes", "2", "--trainer.devices", "1"]
 
 def ddp(timeout: int = 30) -> list[str]:
     name = "lightning.pytorch.strategies.DDPStrategy"
-    return [*TWO_NODES, "--trainer.strategy", name, "--trainer.strategy.init_args.timeout", f"0:00:{timeout:02}"]
+    words = [*TWO_NODES, "--trainer.strategy", name, "--trainer.strategy.init_args.timeout", f"0:00:{timeout:02}"]
+    return [*words, "--trainer.callbacks+", "LostRanks"]
 
 
 def fsdp(*, every: int) -> list[str]:
