@@ -227,7 +227,8 @@ def sum_of_losses(names: Iterable[str], given: Mapping[str, Any]) -> tuple[torch
     losses = {}
     for name in names:
         parameters = signature(PAIR_LOSSES[name]).parameters.values()
-        asked = [given[p.name] for p in parameters if p.kind is not Parameter.KEYWORD_ONLY]
+        # What has a default is for an option that is off.
+        asked = [given[p.name] for p in parameters if p.default is Parameter.empty]
         losses[f"of/{name}"], _ = PAIR_LOSSES[name](*asked, **options.get(name, {}))
     return torch.stack([*losses.values()]).sum(0), {name: values.detach() for name, values in losses.items()}
 
