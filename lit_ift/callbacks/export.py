@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -18,6 +17,7 @@ from lit_ift.distributed.shard import gathered, is_sharded
 from lit_ift.errors import UserError
 from lit_ift.models.lora import is_adapted, is_adapter_weight
 from lit_ift.modules.base import CausalLMModule
+from lit_ift.staging import scratch_folder
 
 if TYPE_CHECKING:
     from lit_ift.data.report.account import DataReport
@@ -68,6 +68,10 @@ class HuggingFaceExport(Callback):
             from lit_ift.export.write import base_of
 
             base_of(pl_module.model)  # Asked now, an adapter without a base to name is no loss of training time.
+        if isinstance(pl_module, CausalLMModule):
+            from lit_ift.export.tokenizer_files import original_files
+
+            original_files(_files_of_tokenizer(pl_module))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: "CausalLMModule") -> None:  # type: ignore[override]
         if not self.enabled or trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
@@ -80,10 +84,7 @@ class HuggingFaceExport(Callback):
         with ExitStack() as stack:
             scratch = None
             if is_sharded(pl_module.model) and trainer.is_global_zero:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                scratch = Path(
-                    stack.enter_context(TemporaryDirectory(prefix=f".{target.name}.tmp-", dir=target.parent))
-                )
+                scratch = stack.enter_context(scratch_folder(target))
             sharded = _gathered(trainer, pl_module, scratch) if is_sharded(pl_module.model) else None
             if trainer.is_global_zero:
                 self.folder = self._export(trainer, pl_module, target, run, sharded)
@@ -109,13 +110,8 @@ class HuggingFaceExport(Callback):
         sharded: "ShardedWeights | None",
     ) -> Path:
         from lit_ift.export import export_model, verify_export
-        from lit_ift.models import obtain_model
 
-        tokenizer = module.tokenizer
-        spec = module.tokenizer_source
-        source = obtain_model(spec, revision=module.tokenizer_revision) if spec is not None else None
-        # A GGUF file holds its tokenizer inside: there are no files to copy.
-        files = source.path if source is not None and source.gguf_file is None else None
+        tokenizer, files = module.tokenizer, _files_of_tokenizer(module)
         folder = export_model(
             module.model,
             target,
@@ -157,6 +153,15 @@ class HuggingFaceExport(Callback):
             metadata["name"] = f"{Path(module.model_spec).name}-{objective}"
             metadata["base_model_origin"] = obtain_model(module.model_spec, revision=module.revision).origin
         return metadata
+
+
+def _files_of_tokenizer(module: CausalLMModule) -> str | None:
+    """Folder or hub id of the tokenizer's files; a GGUF file holds it inside, so that there are none to copy."""
+    from lit_ift.models import obtain_model
+
+    spec = module.tokenizer_source
+    source = obtain_model(spec, revision=module.tokenizer_revision) if spec is not None else None
+    return source.path if source is not None and source.gguf_file is None else None
 
 
 def _gathered(trainer: L.Trainer, module: CausalLMModule, scratch: Path | None) -> "ShardedWeights":

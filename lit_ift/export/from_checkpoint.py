@@ -1,7 +1,6 @@
 """A Hugging Face folder from a training checkpoint, after the fact."""
 
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lit_ift.export.verify import verify_export
 from lit_ift.export.write import check_free, export_model
 from lit_ift.models.lora import is_adapted
 from lit_ift.models.obtain import obtain_model
+from lit_ift.staging import scratch_folder
 
 
 def export_checkpoint(
@@ -66,12 +66,11 @@ def export_checkpoint(
     revision = facts.module.get("revision") if spec == facts.module.get("model") else None
     tokenizer_spec = tokenizer or facts.module.get("tokenizer") or spec
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.tmp-", dir=output.parent) as scratch:
+        with scratch_folder(output) as scratch:
             rebuilt = rebuild(
                 found,
                 facts,
-                Path(scratch) / "weights",
+                scratch / "weights",
                 spec=spec,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
@@ -83,7 +82,7 @@ def export_checkpoint(
             files = _files_of(tokenizer_spec, revision if tokenizer_spec == spec else None)
             folder = export_model(
                 rebuilt,
-                Path(scratch) / "adapter" if merge else output,
+                scratch / "adapter" if merge else output,
                 tokenizer=trained_with,
                 tokenizer_source=files,
                 metadata=facts.metadata(spec, revision, trained_with),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lit_ift.errors import UserError
-from lit_ift.export.tokenizer_files import original_files
+from lit_ift.export.tokenizer_files import named_templates, original_files
 from lit_ift.models.load import load_model
 from lit_ift.models.lora import is_adapted
 from lit_ift.models.quantized import Quantization, compute_dtype_of, compute_in, quantization_of
@@ -192,11 +192,12 @@ def _compare_tokenizers(tokenizer: Any, again: Any, folder: Path) -> dict[str, b
     text = " ".join(message["content"] for message in _MESSAGES)
     same_text = tokenizer(text)["input_ids"] == again(text)["input_ids"]
     same_template: bool | None = None
-    if tokenizer.chat_template:
+    if "default" in named_templates(tokenizer):
         render = {"tokenize": True, "return_dict": False}
         before = tokenizer.apply_chat_template(_MESSAGES, **render)
         same_template = before == again.apply_chat_template(_MESSAGES, **render) if again.chat_template else False
-    if not same_text or same_template is False:
+    # Others, such as those for tools and for documents, take other inputs.
+    if not same_text or same_template is False or named_templates(tokenizer) != named_templates(again):
         raise UserError(
             f"{folder}: the exported tokenizer or chat template gives other token ids than the trained one."
         )

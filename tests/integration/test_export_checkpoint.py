@@ -199,8 +199,8 @@ def test_a_full_disk(part: str, model_folder: Path, tmp_path: Path, monkeypatch:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    name = "rebuild.mapped" if part == "weights" else "export.write_tokenizer"
-    monkeypatch.setattr(f"lit_ift.models.{name}", full)
+    name = "rebuild.mapped" if part == "weights" else "write.write_tokenizer"
+    monkeypatch.setattr(f"lit_ift.export.{name}", full)
     with pytest.raises(UserError, match=r"No space left on device.*Nothing was left behind"):
         export_checkpoint(shards, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"a.ckpt", "shards.ckpt"}

@@ -270,3 +270,94 @@ def test_real_model_round_trip(tmp_path: Path, smollm2: str) -> None:
     assert figures["max_abs_logit_diff"] == 0.0
     assert figures["tokenizer_files_differing"] == []
     assert "tokenizer.json" in figures["tokenizer_files_identical"]
+
+
+TOOL_TEMPLATE = "{{ messages[0].content }} with {{ tools }}"
+RAG_TEMPLATE = "{{ documents | length }} documents"
+OF_A_PROCESSOR = {"preprocessor_config.json": '{"size": 224}', "processor_config.json": "{}", "tekken.json": "{}"}
+
+
+def with_everything(folder: Path) -> dict[str, bytes]:
+    """Named templates, a processor and the vocabulary in the forms of other programs; all of the folder's files."""
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(TOOL_TEMPLATE)
+    (folder / "additional_chat_templates" / "rag.jinja").write_text(RAG_TEMPLATE)
+    for name, text in {**OF_A_PROCESSOR, "qwen.tiktoken": "IQ== 0\n", "tokenizer.model.v3": "m"}.items():
+        (folder / name).write_text(text)
+    (folder / "notes.txt").write_text("not of the tokenizer")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_all_that_belongs_to_the_tokenizer_is_kept(
+    llama_folder: Path, tmp_path: Path, llama: Callable[..., Any]
+) -> None:
+    files = with_everything(llama_folder)
+    tokenizer = load_tokenizer(str(llama_folder))
+    assert set(tokenizer.chat_template) == {"default", "tool_use", "rag"}
+    source = str(llama_folder)
+    folder = export_model(llama(), tmp_path / "out", tokenizer=tokenizer, tokenizer_source=source, metadata={})
+    figures = verify_export(llama(), folder, tokenizer, tokenizer_source=source)
+    assert figures["tokenizer_files_differing"] == []
+    others = {"config.json", "generation_config.json", "model.safetensors", "notes.txt"}
+    assert set(figures["tokenizer_files_identical"]) == set(files) - others
+    for name in figures["tokenizer_files_identical"]:
+        assert (folder / name).read_bytes() == files[name]
+    assert load_tokenizer(str(folder)).chat_template == tokenizer.chat_template
+    assert not (folder / "notes.txt").exists()
+
+
+def test_what_another_template_leaves_as_it_was(llama_folder: Path, tmp_path: Path, llama: Callable[..., Any]) -> None:
+    with_everything(llama_folder)
+    tokenizer = load_tokenizer(str(llama_folder))
+    tokenizer.chat_template = tokenizer.chat_template | {"tool_use": "{{ tools }}"}
+    folder = export_model(
+        llama(), tmp_path / "out", tokenizer=tokenizer, tokenizer_source=str(llama_folder), metadata={}
+    )
+    verify_export(llama(), folder, tokenizer, tokenizer_source=str(llama_folder))
+    assert {name: (folder / name).read_text() for name in OF_A_PROCESSOR} == OF_A_PROCESSOR
+    assert load_tokenizer(str(folder)).chat_template["tool_use"] == "{{ tools }}"
+    # Other programs would read an old vocabulary.
+    tokenizer.add_tokens(["<new>"])
+    model = llama()
+    model.resize_token_embeddings(len(tokenizer))
+    folder = export_model(model, tmp_path / "2", tokenizer=tokenizer, tokenizer_source=str(llama_folder), metadata={})
+    assert {path.name for path in folder.glob("*.json")} >= {"preprocessor_config.json", "processor_config.json"}
+    assert not (folder / "tekken.json").exists()
+
+
+def test_every_named_template_is_compared(llama_folder: Path, tmp_path: Path, llama: Callable[..., Any]) -> None:
+    with_everything(llama_folder)
+    tokenizer = load_tokenizer(str(llama_folder))
+    folder = export_model(
+        llama(), tmp_path / "out", tokenizer=tokenizer, tokenizer_source=str(llama_folder), metadata={}
+    )
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    with pytest.raises(UserError, match="chat template"):
+        verify_export(llama(), folder, tokenizer)
+
+
+def test_links_out_of_the_folder_are_refused(llama_folder: Path, tmp_path: Path, llama: Callable[..., Any]) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("of the one who exports")
+    (llama_folder / "tokenizer.model").symlink_to(secret)
+    tokenizer = load_tokenizer(str(llama_folder))
+    with pytest.raises(UserError, match=r"tokenizer.model is a link to .*secret, outside of the model's folder"):
+        export_model(llama(), tmp_path / "out", tokenizer=tokenizer, tokenizer_source=str(llama_folder), metadata={})
+    assert not (tmp_path / "out").exists()
+    (llama_folder / "tokenizer.model").unlink()
+    (llama_folder / "tokenizer.model").symlink_to(llama_folder / "config.json")  # Inside, it may.
+    export_model(llama(), tmp_path / "out", tokenizer=tokenizer, tokenizer_source=str(llama_folder), metadata={})
+
+
+def test_snapshots_of_the_hub_are_links(llama_folder: Path, tmp_path: Path, llama: Callable[..., Any]) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    for file in llama_folder.iterdir():
+        file.rename(blobs / f"{file.name}.blob")
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}.blob")
+    tokenizer = load_tokenizer(str(snapshot))
+    folder = export_model(llama(), tmp_path / "out", tokenizer=tokenizer, tokenizer_source=str(snapshot), metadata={})
+    assert (folder / "tokenizer.json").read_bytes() == (blobs / "tokenizer.json.blob").read_bytes()
+    assert not any(file.is_symlink() for file in folder.iterdir())
