@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NotRequired, TypedDict
 
+from lit_ift.errors import RowError
+
 LOSS: Final = "loss"
 """Key of a turn that says whether to train on it."""
 
@@ -78,3 +80,29 @@ def split_thinking(content: str) -> tuple[str, str]:
     """What stands through the last ``</think>`` of an assistant's text, and the rest."""
     head, found, answer = content.rpartition(END_THINK)
     return (head + found, answer) if found else ("", content)
+
+
+def check_has_target(conversation: Conversation, origin: str) -> None:
+    """Do nothing if something of a conversation can be trained on, or it is a mere prompt.
+
+    Raises:
+        RowError: all its answers are marked as not to be trained on, or the prompt holds the beginning of the answer.
+    """
+    if conversation.is_prompt:
+        return
+    if not conversation.trains_all and not conversation.target_turns:
+        raise RowError(
+            origin,
+            "messages",
+            "every answer in it is marked as not to be trained on",
+            "Leave the row out, or mark an answer as one to train on (loss: true)",
+            reason="no_target",
+        )
+    messages, start = conversation.messages, conversation.num_prompt_messages
+    if start and messages[start - 1]["role"] == messages[start]["role"] == "assistant":
+        raise RowError(
+            origin,
+            f"messages[{start - 1}]",
+            "the prompt ends with an answer that is begun, and the template would close it before the rest",
+            "Write the whole answer as the completion, or end the prompt with a user or tool turn",
+        )

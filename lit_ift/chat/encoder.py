@@ -7,7 +7,6 @@ same token. Control tokens that a message spells out are encoded as text (`contr
 """
 
 import re
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from lit_ift.chat.control_tokens import LEFT, RESERVED, RIGHT, ControlTokens, strings_in
-from lit_ift.chat.conversation import Conversation, Message
+from lit_ift.chat.conversation import Conversation, Message, check_has_target
 from lit_ift.chat.dropped_characters import Coverage
 from lit_ift.chat.example import Example
-from lit_ift.chat.spans import MARKS, Location, locate
+from lit_ift.chat.marks import MARKS
+from lit_ift.chat.spans import Location, locate
 from lit_ift.chat.templated import check_not_templated, heads_of
 from lit_ift.chat.templates import (
     ChatTemplate,
@@ -31,6 +31,7 @@ from lit_ift.chat.templates import (
     with_bos,
     with_fixed_day,
 )
+from lit_ift.chat.token_ranges import TokenRanges
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.errors import RowError, UserError
 
@@ -144,13 +145,13 @@ class ConversationEncoder:
         waiting = deque()
         with ThreadPoolExecutor(1) as pool:
             for batch in batches:
-                rendered = [self._render(conversation, origin) for conversation, origin in batch]
+                rendered = [self._render_row(conversation, origin) for conversation, origin in batch]
                 texts = [row.location.text for row in rendered if isinstance(row, _Rendered) and row.hidden is None]
                 waiting.append((batch, rendered, pool.submit(self._tokenize, texts)))
                 if len(waiting) > 1:
-                    yield self._finish(*waiting.popleft())
+                    yield self._finished(*waiting.popleft())
             while waiting:
-                yield self._finish(*waiting.popleft())
+                yield self._finished(*waiting.popleft())
 
     def encode_prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
         """Token ids of `messages` with the header of the assistant's next turn.
@@ -159,10 +160,10 @@ class ConversationEncoder:
             UserError: the template cannot render the messages or hides a text.
         """
         prompt = Conversation(messages, tools=tools, num_prompt_messages=len(messages))
-        result = self.encode([prompt], ["prompt"])[0]
-        if isinstance(result, RowError):
-            raise result
-        return result.input_ids
+        self._set_up_backend()
+        rendered = self._render(prompt, "prompt")
+        encoding = self._tokenize([rendered.location.text])[0] if rendered.hidden is None else None
+        return self._example(prompt, rendered, encoding, "prompt").input_ids
 
     def _template(self, *, has_tools: bool) -> ChatTemplate:
         """The template for rows with or without tools, which differ for some tokenizers."""
@@ -190,30 +191,34 @@ class ConversationEncoder:
         encodings: list[Encoding] = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         return encodings
 
-    def _render(self, conversation: Conversation, origin: str) -> _Rendered | RowError:
+    def _render_row(self, conversation: Conversation, origin: str) -> _Rendered | RowError:
         try:
-            check_conversation(conversation, origin)
-            template = self._template(has_tools=bool(conversation.tools))
+            check_has_target(conversation, origin)
+            self._template(has_tools=bool(conversation.tools))
             check_not_templated(conversation, self._heads[bool(conversation.tools)], origin)
-            controls = self._controls[bool(conversation.tools)]
-            strings = [message["content"] for message in conversation.messages]
-            for message in conversation.messages:
-                if len(message) > 2:
-                    strings += strings_in(message)
-            if conversation.tools:
-                strings += strings_in(conversation.tools)
-            _check_unreserved(strings, MARKS, origin)
-            location = locate(conversation, template, origin)
-            if controls.is_in(strings):
-                _check_unreserved(strings, RESERVED, origin)
-                return self._hide(conversation, location, template, controls, origin)
-            num_controls = controls.count(location.text)
-            # Marks part what the template writes from texts: a token across them would be part of both.
-            if controls.count(location.marked) != num_controls:
-                raise _leak(origin, "the end of a text and what the template writes after it spell a control token")
-            return _Rendered(location, num_controls, None)
+            return self._render(conversation, origin)
         except RowError as error:
             return error
+
+    def _render(self, conversation: Conversation, origin: str) -> _Rendered:
+        template = self._template(has_tools=bool(conversation.tools))
+        controls = self._controls[bool(conversation.tools)]
+        strings = [message["content"] for message in conversation.messages]
+        for message in conversation.messages:
+            if len(message) > 2:
+                strings += strings_in(message)
+        if conversation.tools:
+            strings += strings_in(conversation.tools)
+        _check_unreserved(strings, MARKS, origin)
+        location = locate(conversation, template, origin)
+        if controls.is_in(strings):
+            _check_unreserved(strings, RESERVED, origin)
+            return self._hide(conversation, location, template, controls, origin)
+        num_controls = controls.count(location.text)
+        # Marks part what the template writes from texts: a token across them would be part of both.
+        if controls.count(location.marked) != num_controls:
+            raise _leak(origin, "the end of a text and what the template writes after it spell a control token")
+        return _Rendered(location, num_controls, None)
 
     def _hide(
         self,
@@ -239,7 +244,7 @@ class ConversationEncoder:
             raise _leak(origin, "a key of an object in it spells a control token")
         return _Rendered(location, len(saved), _Hidden(text, saved, num_fenced))
 
-    def _finish(
+    def _finished(
         self,
         batch: Sequence[tuple[Conversation, str]],
         rendered: list[_Rendered | RowError],
@@ -265,10 +270,10 @@ class ConversationEncoder:
         if row.hidden is None:
             assert encoding is not None
             ids: list[int] = encoding.ids
-            tokens = _Tokens(encoding, None)
+            tokens = TokenRanges(encoding, None)
         else:
             ids, offsets = controls.encode_hidden(row.hidden.text)
-            tokens = _Tokens(None, offsets)
+            tokens = TokenRanges(None, offsets)
             place = row.hidden.position
             first = [(place(start), place(end)) for start, end in first]
             second = [(place(start), place(end)) for start, end in second]
@@ -342,97 +347,6 @@ def _all_but(ids: list[int], untrained: list[tuple[int, int, bool]], length: int
         first = begin - is_split  # A token that holds the start of such a turn is none to train on.
         labels[first:end] = [IGNORE_INDEX] * (end - first)
     return labels
-
-
-class _Tokens:
-    """Finds the tokens of characters, in an encoding or in a list of offsets."""
-
-    def __init__(self, encoding: "Encoding | None", offsets: list[Span] | None) -> None:
-        self._encoding = encoding
-        self._offsets = offsets
-        self._begins: list[int] | None = None
-
-    def range(self, span: Span, text: str, origin: str) -> tuple[int, int, bool]:
-        """First token of a span, one past its last token, and whether the token before reaches into the span.
-
-        Raises:
-            RowError: the tokens do not reach the end of the span.
-        """
-        if span[0] == span[1]:
-            return 0, 0, False
-        quick = self._quick_range(span) if self._encoding is not None else None
-        if quick is not None:
-            return quick
-        return self._range_by_offsets(span, text, origin)
-
-    def _quick_range(self, span: Span) -> tuple[int, int, bool] | None:
-        """The usual case, without a Python object for every offset: tokens begin and end with the span."""
-        encoding = self._encoding
-        assert encoding is not None
-        first, last = encoding.char_to_token(span[0]), encoding.char_to_token(span[1] - 1)
-        if first is None or last is None:
-            return None
-        if _chars(encoding, first)[0] != span[0] or _chars(encoding, last)[1] != span[1]:
-            return None
-        # A character may have several tokens, and blanks whose offsets are trimmed have no width.
-        count = len(encoding)
-        if last + 1 < count and _chars(encoding, last + 1)[0] < span[1]:
-            return None
-        if first > 0 and _chars(encoding, first - 1)[1] > span[0]:
-            return None
-        return first, last + 1, False
-
-    def _range_by_offsets(self, span: Span, text: str, origin: str) -> tuple[int, int, bool]:
-        if self._offsets is None:
-            assert self._encoding is not None
-            self._offsets = self._encoding.offsets
-        if self._begins is None:
-            # Zero-width tokens are blanks whose offsets the tokenizer trimmed: they begin where the token before ended.
-            ends = [0, *(end for _, end in self._offsets)]
-            self._begins = [ends[k] if start == end else start for k, (start, end) in enumerate(self._offsets)]
-        begin = bisect_left(self._begins, span[0])
-        end = bisect_left(self._begins, span[1], lo=begin)
-        if begin == end or self._offsets[end - 1][1] < span[1]:
-            raise RowError(
-                origin,
-                "messages",
-                f"the tokens of the answer do not reach its end ({text[max(span[0], span[1] - 20) : span[1]]!r})",
-                "The tokenizer drops characters; mend the row or use another tokenizer",
-                reason="template",
-            )
-        return begin, end, begin > 0 and self._offsets[begin - 1][1] > span[0]
-
-
-def _chars(encoding: "Encoding", token: int) -> Span:
-    """The characters of a token; none for one that has no text."""
-    found: Span | None = encoding.token_to_chars(token)
-    return found or (0, 0)
-
-
-def check_conversation(conversation: Conversation, origin: str) -> None:
-    """Do nothing if something of a conversation can be trained on, or it is a mere prompt.
-
-    Raises:
-        RowError: all its answers are marked as not to be trained on, or the prompt holds the beginning of the answer.
-    """
-    if conversation.is_prompt:
-        return
-    if not conversation.trains_all and not conversation.target_turns:
-        raise RowError(
-            origin,
-            "messages",
-            "every answer in it is marked as not to be trained on",
-            "Leave the row out, or mark an answer as one to train on (loss: true)",
-            reason="no_target",
-        )
-    messages, start = conversation.messages, conversation.num_prompt_messages
-    if start and messages[start - 1]["role"] == messages[start]["role"] == "assistant":
-        raise RowError(
-            origin,
-            f"messages[{start - 1}]",
-            "the prompt ends with an answer that is begun, and the template would close it before the rest",
-            "Write the whole answer as the completion, or end the prompt with a user or tool turn",
-        )
 
 
 def _check_unreserved(strings: list[str], pattern: re.Pattern[str], origin: str) -> None:

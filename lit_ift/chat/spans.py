@@ -13,24 +13,16 @@ turns) starts after what it has in common with the generation prompt. White spac
    a stand-in takes the place of the answer or of the message after it.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from lit_ift.chat.control_tokens import map_strings, strings_in
+from lit_ift.chat.control_tokens import strings_in
 from lit_ift.chat.conversation import END_THINK, THINK, THINKING_FIELDS, Conversation, Message, split_thinking
 from lit_ift.chat.frames import STAND_IN, Frames, TurnKind
+from lit_ift.chat.marks import ARGUMENT, TEXT, THINKING, Marks, marked
 from lit_ift.chat.templates import ChatTemplate, Span
 from lit_ift.errors import RowError
-
-OPEN, CLOSE = "\U000ffffc", "\U000ffffd"
-"""A mark is a number between these private-use characters; `MARKS_PER_MESSAGE` numbers for each message."""
-
-MARKS_PER_MESSAGE: Final = 8
-TEXT, THINKING, ARGUMENT = 0, 2, 4
-
-MARKS: Final = re.compile(f"{OPEN}([0-9]+){CLOSE}")
 
 
 @dataclass(frozen=True)
@@ -63,13 +55,13 @@ def locate(conversation: Conversation, template: ChatTemplate, origin: str) -> L
     messages, tools = conversation.messages, conversation.tools
     is_prompt, turns = conversation.is_prompt, conversation.located_turns
     text = template.render(messages, tools, add_generation_prompt=is_prompt, origin=origin)
-    marked = template.render(
-        [_marked(message, index) for index, message in enumerate(messages)],
+    with_marks = template.render(
+        [marked(message, index) for index, message in enumerate(messages)],
         tools,
         add_generation_prompt=is_prompt,
         origin=origin,
     )
-    marks = _Marks(marked)
+    marks = Marks(with_marks)
     if marks.text != text:
         raise _unconfirmed(
             origin,
@@ -96,83 +88,10 @@ def locate(conversation: Conversation, template: ChatTemplate, origin: str) -> L
         ]
     others = [i for i in sorted(conversation.untrained) if messages[i]["role"] != "assistant" and i in marks.first]
     untrained = [(marks.first[i], marks.last[i]) for i in others]
-    return Location(text, marked, spans, confirmed, untrained, num_dropped)
+    return Location(text, with_marks, spans, confirmed, untrained, num_dropped)
 
 
-class _Marks:
-    """A marked rendering taken apart."""
-
-    def __init__(self, marked: str) -> None:
-        pieces = MARKS.split(marked)
-        self.text = "".join(pieces[::2])
-        self.first: dict[int, int] = {}
-        self.last: dict[int, int] = {}
-        self.found: dict[int, list[int]] = {}
-        """By number of the mark: its positions in `text`."""
-        position = 0
-        for piece, mark in zip(pieces[::2], pieces[1::2], strict=False):
-            position += len(piece)
-            number = int(mark)
-            index = number // MARKS_PER_MESSAGE
-            self.first.setdefault(index, position)
-            self.last[index] = position
-            self.found.setdefault(number, []).append(position)
-
-    def spans(self, index: int, kind: int) -> list[Span] | None:
-        """Where the texts of this kind of message `index` stand; None if a mark came out without its partner."""
-        number = index * MARKS_PER_MESSAGE + kind
-        opening, closing = self.found.get(number, []), self.found.get(number + 1, [])
-        spans = list(zip(opening, closing, strict=False))
-        in_order = len(opening) == len(closing) and all(start <= end for start, end in spans)
-        return spans if in_order else None
-
-
-def _marked(message: Message, index: int) -> dict[str, Any]:
-    content = message["content"]
-    result: dict[str, Any] = {"role": message["role"], "content": content}
-    if message["role"] == "assistant":
-        head, answer = split_thinking(content)
-        if head:
-            prefix = THINK if head.lstrip().startswith(THINK) else ""
-            blank = head[: head.index(THINK)] if prefix else ""
-            inside = head.removesuffix(END_THINK)[len(blank) + len(prefix) :]
-            kind = THINKING if prefix else TEXT
-            head = blank + prefix + _wrapped(inside, index, kind) + END_THINK
-        result["content"] = head + _wrapped(answer, index, TEXT)
-    else:
-        result["content"] = _wrapped(content, index, TEXT)
-    if len(message) > 2:
-        for key, value in message.items():
-            if key == "tool_calls":
-                result[key] = [_marked_call(call, index) for call in message["tool_calls"]]
-            elif key in THINKING_FIELDS and isinstance(value, str):
-                result[key] = _wrapped(value, index, THINKING)
-            elif key not in result:
-                result[key] = value
-    return result
-
-
-def _wrapped(text: str, index: int, kind: int) -> str:
-    """`text` with marks inside its outer white space, which templates trim; blank text stays as it is."""
-    core = text.strip()
-    if not core:
-        return text
-    number = index * MARKS_PER_MESSAGE + kind
-    marked = f"{OPEN}{number}{CLOSE}{core}{OPEN}{number + 1}{CLOSE}"
-    return marked if core == text else text.replace(core, marked, 1)
-
-
-def _marked_call(call: dict[str, Any], index: int) -> dict[str, Any]:
-    function = call.get("function")
-    holder: Mapping[str, Any] = function if isinstance(function, dict) else call
-    if "arguments" not in holder:
-        return call
-    arguments = map_strings(holder["arguments"], lambda text: _wrapped(text, index, ARGUMENT))
-    changed = {**holder, "arguments": arguments}
-    return {**call, "function": changed} if isinstance(function, dict) else changed
-
-
-def _check_shown(conversation: Conversation, marks: _Marks, origin: str) -> int:
+def _check_shown(conversation: Conversation, marks: Marks, origin: str) -> int:
     """Every text must come out whole, but for the thinking of earlier turns; the number of those that lose it."""
     num_dropped = 0
     for index, message in enumerate(conversation.messages):
@@ -222,7 +141,7 @@ def _check_shown(conversation: Conversation, marks: _Marks, origin: str) -> int:
     return num_dropped
 
 
-def _check_arguments_shown(message: Message, index: int, marks: _Marks, origin: str) -> None:
+def _check_arguments_shown(message: Message, index: int, marks: Marks, origin: str) -> None:
     for call in message.get("tool_calls", ()):
         name = call.get("function", call).get("name")
         if isinstance(name, str) and name and name not in marks.text:
@@ -271,7 +190,7 @@ def _kind(message: Message) -> TurnKind:
     return "call" if message.get("tool_calls") else "text"
 
 
-def _span_by_marks(conversation: Conversation, template: ChatTemplate, marks: _Marks, turn: int, origin: str) -> Span:
+def _span_by_marks(conversation: Conversation, template: ChatTemplate, marks: Marks, turn: int, origin: str) -> Span:
     messages, text, frames = conversation.messages, marks.text, template.frames
     role, kind = messages[turn - 1]["role"], _kind(messages[turn])
     field = f"messages[{turn}]"

@@ -58,7 +58,7 @@ def check_no_media(record: Record, values: Mapping[str, Any], prefix: str = "") 
 
 def is_empty(value: Any) -> bool:
     """Whether `value` is nothing: null, an empty text, list or object, or a list of nothing."""
-    nothing = (None, "", {}, [])
+    nothing: tuple[Any, ...] = (None, "", {}, [])
     return value in nothing or (isinstance(value, list) and all(item in nothing for item in value))
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
-from lit_ift.chat.conversation import END_THINK, THINK, THINKING_FIELDS, Conversation, Message, split_thinking
+from lit_ift.chat.conversation import END_THINK, LOSS, THINK, THINKING_FIELDS, Conversation, Message, split_thinking
 from lit_ift.data.parse.content import MEDIA, check_no_media, parse_content
 from lit_ift.data.parse.tool_calls import parse_tool_calls, parse_tools
-from lit_ift.data.parse.training_flags import FLAGS, LOSS, take_flags
+from lit_ift.data.parse.training_flags import FLAGS, take_flags
 from lit_ift.data.parse.values import (
     MAX_NESTING,
     check_nested,
@@ -150,13 +150,13 @@ def _calls(record: Record, path: str, role: str, extras: dict[str, Any]) -> list
     """The tool calls of a turn, those in OpenAI's old form included, which are taken out of `extras`."""
     calls, old = extras.get("tool_calls"), extras.pop("function_call", None)
     name = "tool_calls" if old is None else "function_call"
-    if calls and old:
+    if calls and old is not None:
         raise RowError(
             record.origin, f"{path}.{name}", "calls a function, and so does 'tool_calls'", "Keep one of them"
         )
-    if (calls or old) and role != "assistant":
+    if (calls or old is not None) and role != "assistant":
         raise RowError(record.origin, f"{path}.{name}", f"on a {role} turn", "Only the assistant calls tools")
-    if old:
+    if old is not None:
         calls = [{"type": "function", "function": old}]
     return None if calls is None else parse_tool_calls(record, f"{path}.{name}", calls)
 

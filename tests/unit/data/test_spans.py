@@ -2,10 +2,11 @@
 
 import pytest
 
-from lit_ift.chat.conversation import Conversation
+from lit_ift.chat.conversation import Conversation, split_thinking
 from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
-from lit_ift.chat.spans import CLOSE, OPEN, locate, split_thinking
+from lit_ift.chat.marks import CLOSE, OPEN
+from lit_ift.chat.spans import locate
 from lit_ift.chat.templates import ChatTemplate
 from lit_ift.errors import RowError
 

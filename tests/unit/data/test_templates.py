@@ -51,7 +51,7 @@ def test_today_is_a_fixed_day() -> None:
         """a {{ strftime_now("%d %b %Y") }} b {{- strftime_now( '%Y-%m-%d' ) -}}{% set x = strftime_now(form) %}"""
     )
     fixed = with_fixed_day(template)
-    assert fixed == """{{ "01 Jan 2025" }} b {{- "2025-01-01" -}}{% set x = strftime_now(form) %}"""
+    assert fixed == """a {{ "01 Jan 2025" }} b {{- "2025-01-01" -}}{% set x = strftime_now(form) %}"""
     assert (
         with_fixed_day("{% if strftime_now is defined %}x{% endif %}") == "{% if strftime_now is defined %}x{% endif %}"
     )
