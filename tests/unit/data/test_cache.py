@@ -108,6 +108,7 @@ def is_found(folder: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_every_flipped_bit_is_found(tmp_path: Path, file: str) -> None:
     path = entry_of(tmp_path) / file

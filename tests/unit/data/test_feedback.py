@@ -440,6 +440,7 @@ def test_a_row_that_no_batch_can_hold(paths: dict[str, str], tokenizer) -> None:
         two.train_dataloader()
 
 
+@pytest.mark.slow
 def test_a_share_with_one_judged_row_leaves_the_run_without_validation(tmp_path: Path, caplog) -> None:
     path = jsonl(tmp_path / "thumbs.jsonl", *feedback_rows("unpaired", 10))
     kto = taker("unpaired", needs_mismatched=True)

@@ -138,6 +138,7 @@ def test_warns_if_nothing_teaches_the_model_to_stop(tmp_path: Path, make_tokeniz
         assert any("does not learn to stop" in text for text in caplog.messages) == warns
 
 
+@pytest.mark.slow
 def test_val_fraction_is_stable_and_keeps_equal_questions_together(tmp_path: Path, tokenizer) -> None:
     rows = [{"prompt": f"Question {i // 2}", "completion": f"answer {i}"} for i in range(200)]
     rows += [{"prompt": f" question  {i}", "completion": "again"} for i in range(100)]
@@ -252,6 +253,7 @@ def test_batches_are_padded_to_a_multiple(tmp_path: Path, tokenizer) -> None:
         assert {batch["input_ids"].shape[1] % 64 for batch in loader} == {0}
 
 
+@pytest.mark.slow
 def test_bos_is_written_by_built_in_templates_and_missed_in_others(tmp_path: Path, make_tokenizer, caplog) -> None:
     source = write(tmp_path / "a.jsonl", 5)
 

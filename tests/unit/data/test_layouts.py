@@ -179,6 +179,7 @@ def test_rows_before_the_first_recognised_one_do_not_decide() -> None:
         parser.parse(record({"instruction": "q"}))
 
 
+@pytest.mark.slow
 def test_rows_with_columns_of_their_own_cost_no_memory() -> None:
     parser = RowParser()
     for line in range(2 * MAX_CACHED):

@@ -87,6 +87,7 @@ def nested(levels: int) -> list:
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [MAX_NESTING + 1, 100_000])
 def test_deep_nesting_is_a_row_error(levels: int) -> None:
     deep = nested(levels)

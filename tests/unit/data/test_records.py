@@ -180,6 +180,7 @@ def test_compression_is_by_the_name(tmp_path: Path) -> None:
     assert [record.data for record in read_records(path)] == [{"a": 1}]
 
 
+@pytest.mark.slow
 def test_four_thousand_files_are_listed_in_one_pass(tmp_path: Path) -> None:
     """By the number of looks at a name, for a test that took its time would depend on the machine."""
     for i in range(4000):

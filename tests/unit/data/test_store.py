@@ -33,6 +33,7 @@ def encoded_rows(draw: st.DrawFn) -> EncodedRow:
     return EncodedRow(kind, row_id, {name: draw(examples(row_id)) for name in names}, score)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(encoded_rows(), max_size=6))
 def test_rows_of_every_kind_come_back_as_they_were(rows: list[EncodedRow]) -> None:

@@ -114,6 +114,7 @@ def test_faults_that_hide_the_rest_are_never_passed_over(tmp_path: Path, data: b
         list(read_records(write(tmp_path / "rows.csv", data), on_row_error=lambda error: None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [b'1,"' + b"x\n" * 2**23, b"1," + b"x" * 2**24, b'"\n",' * 2**22])
 def test_a_csv_row_without_end_is_given_up_in_little_memory(
     tmp_path: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
@@ -185,6 +186,7 @@ def test_parquet_with_two_columns_of_one_name(tmp_path: Path) -> None:
         list(read_records(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "columns",
     [

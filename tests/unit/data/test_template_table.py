@@ -487,6 +487,7 @@ def test_only_the_answers_are_trained(name: str, case: str) -> None:
         assert result.input_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_message_can_write_a_control_token(name: str) -> None:
     tokenizer, family = tokenizer_of(name), FAMILIES[name]

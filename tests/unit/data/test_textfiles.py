@@ -99,6 +99,7 @@ def test_a_line_at_the_limit_is_read_and_one_without_line_break_ends_the_file(
     assert [error.origin for error in errors] == [f"{path}:2", f"{path}:3"]
 
 
+@pytest.mark.slow
 def test_long_files_are_read_in_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with path.open("wb") as file:

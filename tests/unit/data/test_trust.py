@@ -58,6 +58,7 @@ def traced_peak(work: Callable[[], Any]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_unreadable_rows_take_no_memory_and_the_first_stops_at_once(tmp_path: Path, make) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text("{no json, but of some length: " + "x" * 300 + "\n", encoding="utf-8")
@@ -92,6 +93,7 @@ def test_the_first_bad_row_is_the_one_that_is_raised(tmp_path: Path, make) -> No
             make(str(path))
 
 
+@pytest.mark.slow
 def test_long_rows_are_encoded_in_small_chunks(tmp_path: Path, make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_ift.data.pipeline.CHUNK_CHARS", 50_000)
     monkeypatch.setattr("lit_ift.data.store.BATCH_TOKENS", 20_000)

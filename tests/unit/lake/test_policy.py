@@ -30,6 +30,7 @@ def test_features() -> None:
     assert coordinates[4].tolist() == pytest.approx([-1 / 3, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 def test_a_member_trained_in_company_is_that_trained_alone(objective: Objective) -> None:
     game, updates, rates = small_game(), 12, [1e-3, 1e-1]

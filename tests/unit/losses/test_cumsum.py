@@ -33,6 +33,7 @@ def test_gradients(gamma: float, reverse: bool) -> None:
     assert torch.autograd.gradgradcheck(lambda x: discounted_cumsum(x, gamma, reverse=reverse).square(), values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gamma", [0.95, 0.9999, 1.0])
 def test_long_rows_stay_accurate(dtype: torch.dtype, gamma: float) -> None:

@@ -29,6 +29,7 @@ LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=12)
 MULTIPLES = st.sampled_from([None, 1, 4, 7])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(lengths=LENGTHS, multiple=MULTIPLES, one_row=st.booleans(), seed=st.integers(0, 9))
 def test_packing_loses_nothing_and_is_undone(lengths, multiple, one_row, seed) -> None:

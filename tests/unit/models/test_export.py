@@ -28,6 +28,7 @@ METADATA: Any = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_round_trip(tmp_path: Path, llama: Callable[..., Any], tokenizer: Any, tied: bool) -> None:
     source = tmp_path / "source"

@@ -125,6 +125,7 @@ def test_a_batch_that_is_not_divided_is_refused() -> None:
         mixed(tiny_model()).check_batch(feedback_batch(INSTRUCTIONS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_yaml", [False, True])
 def test_a_part_takes_an_object_as_class_path_and_init_args(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_yaml: bool

@@ -148,6 +148,7 @@ def test_updates_that_half_precision_loses() -> None:
     assert lost_updates(torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=1e-9))[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_would_not_learn_is_warned_of(model_folder: Path, data_file: Path) -> None:
     def fit(precision: Any, rate: float) -> None:
         module = SFTModule(str(model_folder), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate))

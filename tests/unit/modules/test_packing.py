@@ -134,6 +134,7 @@ def test_same_gradient_of_each_example(name: str, rows: str) -> None:
     assert_equal_to_alone(module, BATCHES[rows], packed(BATCHES[rows], pad_to_multiple_of=4), each=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -197,6 +198,7 @@ class Steps(Callback):
             self.seen.append(tuple(float(trainer.callback_metrics[name]) for name in names))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module_class", [SFTModule, IFTModule])
 def test_training_takes_the_same_steps(module_class: type, tmp_path: Path) -> None:
     examples = [example(3 + (7 * i) % 11, 1 + i % 3, i) for i in range(46)]

@@ -43,6 +43,7 @@ def test_no_module_is_left_out() -> None:
     assert {OBJECTIVES[name].module for name in ONE_OF_EACH} == {o.module for o in OBJECTIVES.values()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("objective", ONE_OF_EACH)
 def test_every_objective_under_every_precision(folder: Path, in_float32: Any, objective: str, precision: str) -> None:

@@ -222,6 +222,7 @@ def test_token_weights_are_checked_before_anything_is_loaded(options: dict[str, 
 PARTS = {"preference": ObjectivePart("PreferenceModule")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "options"), [(PreferenceModule, {}), (MixedModule, {"parts": PARTS})])
 def test_a_module_from_a_checkpoint_warns_that_it_is_its_own_reference(
     tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch, cls: Any, options: Any

@@ -140,6 +140,7 @@ def lora_model(dtype: torch.dtype = torch.float64) -> Any:
     return add_lora(tiny_model(dtype=dtype), {"r": 4})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("kind", ["cached", "adapter", "model"])
 def test_it_is_the_policy_at_first_and_stays(kind: str, dtype: torch.dtype, tolerance: float, tmp_path: Path) -> None:
@@ -231,6 +232,7 @@ class TestCached:
         data.tokenizer.chat_template += " "
         return policy("cached", folder=self.folder), data
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("change", ["other_weights", "other_configuration", "other_rows", "other_template"])
     def test_it_is_computed_anew_for(self, change: str, tmp_path: Path) -> None:
         self.folder = tmp_path
@@ -240,6 +242,7 @@ class TestCached:
         assert module.passes > 1
         assert len(list(tmp_path.glob("*.npy"))) == 2
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("how", "message"),
         [
@@ -277,6 +280,7 @@ class TestCached:
         assert str(numbers) in str(caught.value)
         assert record.name in str(caught.value)
 
+    @pytest.mark.slow
     def test_a_trained_policy_does_not_speak_for_the_first(self, tmp_path: Path) -> None:
         module, data = policy("cached", folder=tmp_path), Data()
         fit(module, data)

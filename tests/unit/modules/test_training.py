@@ -242,6 +242,7 @@ def test_a_subclass_may_save_its_hyperparameters(tmp_path: Path) -> None:
     assert torch.equal(next(loaded.parameters()), next(module.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -299,6 +300,7 @@ def test_lightnings_own_callbacks_keep_working(tmp_path: Path) -> None:
     assert (tmp_path / "on_exception.ckpt").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     "options", [{"lam_schedule": "linear", "lam_warmup": 4}, {"lam_noise": 0.4, "lam_seed": 3}], ids=["linear", "noisy"]
