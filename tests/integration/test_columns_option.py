@@ -51,12 +51,12 @@ def test_columns_beside_files(path: Path, model_folder: Path, tmp_path: Path, ca
     assert report["rows_kept"] == 12
     assert report["columns_left_out"] == {"rating": 12, "id": 12}
     assert report["columns_renamed"] == {"ask": "prompt", "say": "completion"}
-    assert report["columns_missing"] == {"rules": "system"}
+    assert report["columns_missing"] == ["rules"]
     said = capsys.readouterr().out
     for line in (
         "columns left out: rating (12), id (12)",
         "columns read by another name: ask as prompt, say as completion",
-        "the option columns names columns that no row has: rules (for system)",
+        "the option columns names columns that no row has: rules.",
     ):
         assert line in " ".join(said.split())
     for command in ("preview", "build"):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from lit_ift.data.parse.content import MEDIA, is_empty
+from lit_ift.data.parse.json_columns import LISTS, with_lists
 from lit_ift.data.parse.training_flags import FLAG_COLUMNS
-from lit_ift.data.parse.values import did_you_mean, shown
-from lit_ift.data.read.json_files import StrictDecoder
+from lit_ift.data.parse.values import did_you_mean
 from lit_ift.data.read.record import Record
 from lit_ift.errors import RowError, UserError
 
@@ -38,11 +38,15 @@ _SCORE: Final = Meaning("how good the answer is", "score")
 _PAIR: Final = Meaning("an answer of a pair")
 
 MEANINGS: Final[dict[str, Meaning]] = {
-    **dict.fromkeys(("label", "kto_label", "thumbs_up", "thumb", "thumbs", "is_good", "desirable", "liked"), _LABEL),
+    **dict.fromkeys(
+        ("label", "labels", "kto_label", "thumbs_up", "thumb", "thumbs", "is_good", "desirable", "liked"), _LABEL
+    ),
     **dict.fromkeys(("is_desirable", "is_correct", "is_accepted", "is_chosen", "upvoted", "good"), _LABEL),
-    **dict.fromkeys(("is_bad", "thumbs_down", "undesirable"), Meaning("whether the answer is bad")),
+    **dict.fromkeys(("correct", "thumb_up"), _LABEL),
+    **dict.fromkeys(("is_bad", "thumb_down", "thumbs_down", "undesirable"), Meaning("whether the answer is bad")),
     **dict.fromkeys(("score", "scores", "rating", "ratings", "reward", "rewards", "stars", "grade"), _SCORE),
-    **dict.fromkeys(("quality", "quality_score", "overall_score", "overall_rating", "helpfulness"), _SCORE),
+    **dict.fromkeys(("quality", "quality_score", "overall_score", "overall_rating"), _SCORE),
+    **dict.fromkeys(("helpfulness", "correctness"), _SCORE),
     **dict.fromkeys(("reward_score", "answer_score", "response_score", "completion_score"), _SCORE),
     "chosen": replace(_PAIR, read_as="chosen"),
     "rejected": replace(_PAIR, read_as="rejected"),
@@ -77,9 +81,6 @@ _BESIDE_A_PROMPT: Final = frozenset({"context", "history", "passage", "document"
 
 _HOLD_A_PROMPT: Final = frozenset({"prompt", "question", "messages", "conversations", "instruction"})
 """Columns from which a pair has its prompt, or that hold it inside a conversation."""
-
-_LISTS: Final = ("messages", "conversations")
-"""Columns that never hold a text, so that a text there is JSON."""
 
 MAX_PLANS: Final = 1000
 """Sets of columns whose names are remembered."""
@@ -141,14 +142,14 @@ class ColumnNames:
         self._everyday: dict[str, str] = {}
         self._plans: dict[tuple[tuple[str, bool], ...], dict[str, str | None]] = {}
         self._sources: dict[str, str] = {}
-        self._missing = {column for column in self._given.values() if column is not None}
+        self.found: set[str] = set()
         self.renamed: dict[str, str] = {}
         self.left_out: Counter[str] = Counter()
 
     @property
-    def missing(self) -> dict[str, str]:
-        """Columns that the user named and no row had: what they are to be, by their names."""
-        return {column: name for name, column in self._given.items() if column in self._missing}
+    def given(self) -> dict[str, str | None]:
+        """Columns that the user named, and what they are; those of which a row had something are in `found`."""
+        return {column or name: name if column else None for name, column in self._given.items()}
 
     def read(self, record: Record, *, is_open: bool) -> Record:
         """The row with the names by which layouts read its columns; lists that were written as JSON are lists.
@@ -176,7 +177,7 @@ class ColumnNames:
         present = present_columns(named)
         if (is_open or self._everyday) and (not self._fits(present) or _is_bare_pair(named, present)):
             named = self._with_everyday_names(named, present)
-        return _with_lists(named)
+        return with_lists(named)
 
     def note_unread(self, columns: Iterable[str]) -> None:
         """Count columns of the row that was read last that its layout does not read."""
@@ -226,13 +227,13 @@ class ColumnNames:
 
     def _given_names(self, data: Mapping[str, Any]) -> dict[str, str | None]:
         """What the user says of the row's columns; case and hyphens do not count where nothing has the exact name."""
-        by_column = {column or name: name if column else None for name, column in self._given.items()}
+        by_column = self.given
         plan: dict[str, str | None] = {}
         for column in data:
             key = column if column in by_column else self._canonical(column)
             if key in by_column and (key == column or key not in data):
                 plan[column] = by_column[key]
-                self._missing.discard(key)
+                self.found.add(key)
         return plan
 
     def _canonical(self, column: str) -> str:
@@ -244,7 +245,8 @@ class ColumnNames:
 
     def _with_everyday_names(self, record: Record, present: Columns) -> Record:
         """The row without everyday names, if it can be read then; those of earlier rows hold where it has gaps."""
-        names = _everyday_names(present, self._takes_prompts) or self._everyday
+        said = frozenset(column for column in present if not is_empty(record.data[column]))
+        names = _everyday_names(present, said, self._takes_prompts) or self._everyday
         names = {column: name for column, name in names.items() if column in record.data and name not in present}
         can_be_read = self._fits(present - names.keys() | {*names.values()})
         if not names or not (can_be_read or self._everyday or self._takes_prompts):
@@ -318,11 +320,17 @@ def _option(columns: ColumnMap) -> str:
     return f"--columns '{{{pairs}}}'"
 
 
-def _everyday_names(present: Columns, takes_prompts: bool) -> dict[str, str]:
-    """What the row's everyday names stand for; nothing if that is not clear."""
-    prompts = [name for name in PROMPT_NAMES if name in present]
+def _everyday_names(present: Columns, said: Columns, takes_prompts: bool) -> dict[str, str]:
+    """What the row's everyday names stand for; nothing if that is not clear.
+
+    Args:
+        present: columns that are not null.
+        said: those of them that are not empty.
+        takes_prompts: whether a prompt may stand alone.
+    """
+    prompts = [name for name in PROMPT_NAMES if name in said] or [name for name in PROMPT_NAMES if name in present]
     answers = [name for name in ANSWER_NAMES if name in present]
-    if len(prompts) != 1 or present & _BESIDE_A_PROMPT or present & {*_LISTS}:
+    if len(prompts) != 1 or said & _BESIDE_A_PROMPT or present & {*LISTS}:
         return {}
     if present >= {"chosen", "rejected"} or (not answers and takes_prompts and prompts != ["instruction"]):
         return {prompts[0]: "prompt"}
@@ -334,29 +342,3 @@ def _is_bare_pair(record: Record, present: Columns) -> bool:
     if not present >= {"chosen", "rejected"} or present & _HOLD_A_PROMPT:
         return False
     return isinstance(record.data["chosen"], str | dict)
-
-
-def _with_lists(record: Record) -> Record:
-    lists = {}
-    for column in _LISTS:
-        text = record.data.get(column)
-        if isinstance(text, str):
-            lists[column] = _decoded(record, column, text.strip())
-    return replace(record, data={**record.data, **lists}) if lists else record
-
-
-def _decoded(record: Record, column: str, text: str) -> Any:
-    try:
-        value, end, error = StrictDecoder().decode(text, 0, record.origin)
-    except ValueError as fault:
-        if isinstance(fault, RowError):
-            raise
-        remedy = "Write the list of turns as JSON"
-        if text.startswith(("[{'", "[{\"role': ")):
-            remedy = "It is written as Python shows it: write it with json.dumps"
-        raise RowError(record.origin, column, f"is a str that is not JSON ({shown(text)})", remedy) from fault
-    if error is not None:
-        raise error
-    if text[end:].strip():
-        raise RowError(record.origin, column, "has text behind its JSON value", "Write one list of turns there")
-    return value

@@ -128,7 +128,7 @@ class DataReport:
         rows_longer: how many rows are longer than some maximum lengths, this one among them.
         columns_left_out: columns that nothing read, by name in the data, and the rows that held something there.
         columns_renamed: columns that were read by another name, and by which one.
-        columns_missing: columns that the option ``columns`` names and no row had, and what they were to be.
+        columns_missing: columns that the option ``columns`` names and no row had.
     """
 
     split: str
@@ -172,7 +172,7 @@ class DataReport:
     rows_longer: Mapping[str, int]
     columns_left_out: Mapping[str, int] = field(default_factory=dict)
     columns_renamed: Mapping[str, str] = field(default_factory=dict)
-    columns_missing: Mapping[str, str] = field(default_factory=dict)
+    columns_missing: tuple[str, ...] = ()
 
     @property
     def rows_measured(self) -> int:
@@ -210,6 +210,7 @@ class DataReport:
             "turn_ends": tuple(TurnEnd(**end) for end in values["turn_ends"]),
             "unread": tuple(values["unread"]),
             **{name: _lengths_from(values[name]) for name in LENGTHS},
+            "columns_missing": tuple(values["columns_missing"]),
         }
         for name in ("messages", "row_ids"):
             made[name] = {key: tuple(texts) for key, texts in values[name].items()}
@@ -305,7 +306,7 @@ def warnings(report: DataReport) -> list[str]:
             "and set data.chat_template to the file."
         )
     if report.columns_missing:
-        named = ", ".join(f"{column} (for {name})" for column, name in report.columns_missing.items())
+        named = ", ".join(report.columns_missing)
         found.append(f"the option columns names columns that no row has: {named}. Correct it if they should be there.")
     return found
 

@@ -141,7 +141,8 @@ class ReportBuilder:
         self._turns_cut = 0
         self._columns_left_out: Counter[str] = Counter()
         self._columns_renamed: dict[str, str] = {}
-        self._columns_missing: dict[str, str] = {}
+        self._columns_given: dict[str, str | None] = {}
+        self._columns_found: set[str] = set()
         self._kinds: Counter[RowKind] = Counter()
         self._turns: Counter[int] = Counter()
         self._sides: dict[str, _TokenTally] = {}
@@ -168,7 +169,8 @@ class ReportBuilder:
         """Take over by which names columns were read, and which were not."""
         self._columns_left_out.update(names.left_out)
         self._columns_renamed |= names.renamed
-        self._columns_missing |= names.missing
+        self._columns_given |= names.given
+        self._columns_found |= names.found
 
     def keep(self, row: Row, *encoded: EncodedRow, source: str = "") -> None:
         """Count a row that is trained on, as it is after truncation.
@@ -277,7 +279,7 @@ class ReportBuilder:
             rows_longer=_longer(self._whole_lengths, self.max_length),
             columns_left_out=dict(self._columns_left_out.most_common()),
             columns_renamed=self._columns_renamed,
-            columns_missing=self._columns_missing,
+            columns_missing=tuple(column for column in self._columns_given if column not in self._columns_found),
         )
 
     def _note_messages(self, row: Row) -> None:

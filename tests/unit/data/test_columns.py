@@ -255,7 +255,7 @@ def test_the_users_names_come_first() -> None:
     parser = RowParser(columns=columns)
     assert is_asked_and_answered(parser.parse(Record(data, "rows.jsonl:1")))
     assert parser.names.left_out == {"prompt": 1, "note": 1, "Completion": 1}
-    assert parser.names.missing == {"Rules": "system"}
+    assert parser.names.given.keys() - parser.names.found == {"Rules"}
     with pytest.raises(RowError, match=r"rows.jsonl:2: field 'say': missing, but layout 'prompt_completion' needs it"):
         parser.parse(Record({"ask": "q"}, "rows.jsonl:2"))
     with pytest.raises(RowError, match=r"rows.jsonl:3: field 'say': is a int"):
@@ -297,6 +297,29 @@ def test_two_columns_of_one_name_are_refused(data: dict, columns: list[str]) -> 
     null = {column: None if column == columns[0] else value for column, value in data.items()}
     if "label" in null:
         assert parse({**ANSWERED["messages"], **null}).score == 0.0
+
+
+def test_empty_columns_make_no_name_unclear() -> None:
+    for data in ({"query": "q", "response": "a", "history": []}, {"instruction": "q", "input": "", "answer": "a"}):
+        assert is_asked_and_answered(parse(data))
+
+
+def test_turns_that_stand_as_json_in_a_column_of_texts_are_turns() -> None:
+    question, answer = json.dumps([USER]), json.dumps([GPT])
+    assert is_asked_and_answered(parse({"prompt": question, "completion": json.dumps([ASSISTANT])}))
+    pair = parse({"conversations": json.dumps([HUMAN]), "chosen": answer, "rejected": json.dumps([B])})
+    assert turns(pair.sides["rejected"]) == [("user", "q"), ("assistant", "b")]
+    for text in (
+        f"Mend this: {question}",
+        question[:-1],
+        '[{"role": "user"}]',
+        "[1]",
+        "[{'role': 'user'}, 3]",
+        f"{[USER]} + []",
+    ):
+        assert turns(parse({"prompt": text, "completion": "a"}).sides["answer"])[0] == ("user", text)
+    with pytest.raises(RowError, match=r"field 'prompt': is a str that is not JSON.*written as Python shows it"):
+        parse({"prompt": str([USER]), "completion": "a"})
 
 
 @pytest.mark.parametrize("name", ["messages", "sharegpt"])

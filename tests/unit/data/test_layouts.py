@@ -208,7 +208,7 @@ def test_unknown_columns_are_listed_with_near_misses() -> None:
     [
         ({**ROWS["messages"], "lable": False}, "lable", "label"),
         ({**ROWS["messages"], "Scor": 0.0}, "Scor", "score"),
-        ({**ROWS["prompt_completion"], "labels": 0}, "labels", "label"),
+        ({**ROWS["prompt_completion"], "labell": 0}, "labell", "label"),
         ({**ROWS["alpaca"], "inputs": "x"}, "inputs", "input"),
         ({**ROWS["preference"], "preferences": 0.5}, "preferences", "preference"),
         ({"chosen": [USER, ASSISTANT], "rejected": [USER, OTHER], "promt": "q"}, "promt", "prompt"),
