@@ -7,7 +7,8 @@ from .modules.feedback import FeedbackDataModule
 from .modules.instruction import InstructionDataModule
 from .modules.tasks import TasksDataModule
 from .modules.verifiable import TaskItem, VerifiableDataModule
-from .parse.layouts import LAYOUTS, Layout, RowParser, to_row
+from .parse.layouts import LAYOUTS, Layout
+from .parse.row_parser import RowParser, to_row
 from .read.known_datasets import KNOWN_DATASETS, KnownDataset, known_dataset
 from .read.records import Record, read_records
 from .read.sources import Source

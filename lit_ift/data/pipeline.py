@@ -11,7 +11,7 @@ from lit_ift.chat.example import Example
 from lit_ift.chat.templated import TemplatedPromptError
 from lit_ift.data.encode_sides import SideEncoder
 from lit_ift.data.parse.columns import ColumnMap
-from lit_ift.data.parse.layouts import RowParser
+from lit_ift.data.parse.row_parser import RowParser
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.data.rows import Document, EncodedRow, Row, RowKind, Side

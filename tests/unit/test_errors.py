@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rowfiles import read_all
 
-from lit_ift.data.parse import layouts
+from lit_ift.data.parse.row_parser import RowParser
 from lit_ift.data.read.record import Record
 from lit_ift.data.read.records import read_records
 from lit_ift.errors import RowError, UserError, printable
@@ -34,6 +34,6 @@ def test_names_of_columns_and_keys_are_shown_as_text(tmp_path: Path) -> None:
     keys.write_text('{"\\u001b[2J": 1, "\\u001b[2J": 2}\n' + json.dumps({"\x1b[2J": 1}) + "\n")
     records, errors = read_all(keys)
     with pytest.raises(UserError) as of_layout:
-        layouts.RowParser().parse(Record({"\x1b[2J": "x"}, "f:1"))
+        RowParser().parse(Record({"\x1b[2J": "x"}, "f:1"))
     assert len(records) == len(errors) == 1
     assert not any("\x1b" in str(error) for error in (caught.value, *errors, of_layout.value))

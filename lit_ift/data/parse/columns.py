@@ -149,7 +149,8 @@ class ColumnNames:
     @property
     def given(self) -> dict[str, str | None]:
         """Columns that the user named, and what they are; those of which a row had something are in `found`."""
-        return {column or name: name if column else None for name, column in self._given.items()}
+        named = {column: name for name, column in self._given.items() if column is not None}
+        return named | {name: None for name, column in self._given.items() if column is None}
 
     def read(self, record: Record, *, is_open: bool) -> Record:
         """The row with the names by which layouts read its columns; lists that were written as JSON are lists.

@@ -91,6 +91,7 @@ def _own_turns(record: Record) -> tuple[list[Message], list[Message]]:
         if chosen is None:
             check_reply(record, turns[start:], holders[0])
         return turns[:start], turns[start:]
+    answers: tuple[str, ...]
     if holders[0] == "prompt":
         prompt, answers = prompt_alone(record), ("completion",)
     elif data.get("context") is None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import strategies as st
 
 from lit_ift.chat.conversation import Conversation
-from lit_ift.data.parse.layouts import to_row
 from lit_ift.data.parse.messages import MAX_NESTING, ROLES, prompt_key
+from lit_ift.data.parse.row_parser import to_row
 from lit_ift.data.read.records import Record
 from lit_ift.errors import RowError
 

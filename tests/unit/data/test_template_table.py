@@ -24,7 +24,7 @@ from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
 from lit_ift.chat.templates import DAY, with_fixed_day
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.parse.layouts import to_row
+from lit_ift.data.parse.row_parser import to_row
 from lit_ift.data.read.records import read_records
 from lit_ift.errors import RowError
 

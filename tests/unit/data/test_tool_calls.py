@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lit_ift.chat.conversation import Conversation
-from lit_ift.data.parse.layouts import to_row
+from lit_ift.data.parse.row_parser import to_row
 from lit_ift.data.read.records import Record
 from lit_ift.errors import RowError
 

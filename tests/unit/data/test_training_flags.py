@@ -9,7 +9,7 @@ from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.parse.layouts import to_row
+from lit_ift.data.parse.row_parser import to_row
 from lit_ift.data.read.records import Record
 from lit_ift.data.rows import EncodedRow
 from lit_ift.data.truncation import truncate

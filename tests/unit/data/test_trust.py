@@ -21,7 +21,7 @@ from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data import InstructionDataModule
-from lit_ift.data.parse.layouts import to_row
+from lit_ift.data.parse.row_parser import to_row
 from lit_ift.data.read.record import Record
 from lit_ift.data.read.sources import Source
 from lit_ift.data.rows import EncodedRow
