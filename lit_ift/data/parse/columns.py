@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from lit_ift.data.parse.content import MEDIA, is_empty
-from lit_ift.data.parse.json_columns import LISTS, with_lists
+from lit_ift.data.parse.json_columns import LISTS
 from lit_ift.data.parse.training_flags import FLAG_COLUMNS
 from lit_ift.data.parse.values import did_you_mean
 from lit_ift.data.read.record import Record
@@ -153,7 +153,7 @@ class ColumnNames:
         return named | {name: None for name, column in self._given.items() if column is None}
 
     def read(self, record: Record, *, is_open: bool) -> Record:
-        """The row with the names by which layouts read its columns; lists that were written as JSON are lists.
+        """The row with the names by which layouts read its columns.
 
         Args:
             record: the row as it was read.
@@ -161,7 +161,7 @@ class ColumnNames:
                 if they counted then.
 
         Raises:
-            RowError: two columns are the same by their names, or a text is not the JSON that it must be.
+            RowError: two columns are the same by their names.
         """
         data = record.data
         signature = tuple((name, value is None) for name, value in data.items())
@@ -178,7 +178,7 @@ class ColumnNames:
         present = present_columns(named)
         if (is_open or self._everyday) and (not self._fits(present) or _is_bare_pair(named, present)):
             named = self._with_everyday_names(named, present)
-        return with_lists(named)
+        return named
 
     def note_unread(self, columns: Iterable[str]) -> None:
         """Count columns of the row that was read last that its layout does not read."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 from lit_ift.chat.conversation import Conversation
 from lit_ift.data.parse.columns import ColumnMap, ColumnNames, Columns, check_read, null_option, present_columns
 from lit_ift.data.parse.content import check_no_placeholder
+from lit_ift.data.parse.json_columns import with_lists
 from lit_ift.data.parse.layouts import (
     ANSWERED,
     LAYOUTS,
@@ -127,7 +128,7 @@ class RowParser:
         """
         named = self.names.read(record, is_open=self._layout is None or self._declared)
         try:
-            return self._parse(named)
+            return self._parse(with_lists(named))
         except RowError as error:
             raise self.names.in_source_words(error) from error.__cause__
 

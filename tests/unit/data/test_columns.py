@@ -336,9 +336,10 @@ def test_lists_written_as_json_are_read(name: str) -> None:
         ('[{"role": "user", "role": "user", "content": "q"}]', "more than once"),
         ("[" * 10_000, "nested"),
     ):
-        with pytest.raises(RowError, match=f"field '{column}|{problem}") as raised:
+        with pytest.raises(RowError, match=problem):
             parse({column: text})
-        assert problem in str(raised.value)
+    with pytest.raises(RowError, match=f"field '{column.title()}': is a str that is not JSON"):
+        parse({column.title(): "q"})
 
 
 def test_every_column_with_a_meaning_names_one_that_is_read() -> None:
