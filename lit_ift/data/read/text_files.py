@@ -105,6 +105,7 @@ def open_bytes(path: Path) -> ByteFile:
         UserError: it cannot be opened, or begins like something that is not UTF-8 text.
     """
     name = path.name.lower()
+    file: ByteFile
     try:
         if name.endswith(".gz"):
             file = io.BufferedReader(_Decompressed(gzip.GzipFile(path, "rb"), ExpandedSize(path)), BUFFER_BYTES)

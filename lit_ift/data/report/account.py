@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, printable
 
 if TYPE_CHECKING:
     pass
@@ -281,7 +281,7 @@ def announce(report: DataReport) -> None:
     for message in report.skipped:
         logger.warning("%s: skipped %s", report.split, message)
     for warning in warnings(report):
-        logger.warning("%s: %s", report.split, warning)
+        logger.warning("%s: %s", report.split, printable(warning))
 
 
 def warnings(report: DataReport) -> list[str]:

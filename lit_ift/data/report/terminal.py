@@ -219,7 +219,7 @@ def table(report: DataReport) -> RenderableType:
     """A report for the terminal."""
     parts: list[RenderableType] = [Text(f"\n{report.split}", style="bold underline"), _figures_table(report)]
     if report.rows_kept:
-        parts += [Text(f"{name}: {value}", style="dim") for name, value in facts(report)]
+        parts += [Text(visible(f"{name}: {value}"), style="dim") for name, value in facts(report)]
         tables = [_tokens_table(report), _longer_table(report), _ends_table(report)]
         tables += [_counts_table(name, counts) for name, counts in tables_of_counts(report).items()]
         parts += [part for shown in (*tables, _histograms(report)) for part in (Text(), shown)]
@@ -227,7 +227,7 @@ def table(report: DataReport) -> RenderableType:
     for reason, messages in report.messages.items():
         words = REASONS[reason]  # type: ignore[index]
         parts += [Text(f"skipped ({words}): {visible(message)}", style="red") for message in messages]
-    parts += [Text(f"look: {hint}", style="yellow") for hint in hints(report)]
+    parts += [Text(visible(f"look: {hint}"), style="yellow") for hint in hints(report)]
     return Group(*parts)
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.example import Example
-from lit_ift.data.report.account import DataReport
+from lit_ift.data.report.account import DataReport, announce
 from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.data.report.html import report_page
 from lit_ift.data.report.terminal import About, Thresholds, as_json, figures, hints, table, violations
@@ -77,6 +77,18 @@ def test_every_skipped_row_has_a_line(report: DataReport) -> None:
     lines = list(figures(report))
     skipped = next(line.count for line in lines if line.name == "skipped")
     assert skipped == sum(line.count for line in lines if line.is_part) == 2
+
+
+def test_names_of_columns_steer_no_terminal(report: DataReport, caplog: pytest.LogCaptureFixture) -> None:
+    names = {"columns_left_out": {EVIL: 2}, "columns_renamed": {EVIL: "prompt"}, "columns_missing": {EVIL: "prompt"}}
+    hostile = replace(report, unread=(EVIL,), messages={"field": (EVIL,)}, **names)
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    console.print(table(hostile))
+    announce(replace(hostile, messages={}))
+    for text in (console.file.getvalue(), caplog.text, report_page({"train": hostile}, [EVIL], ABOUT)):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+        assert "\\x1b[31m" in text
 
 
 def test_the_table_shows_text_as_text(report: DataReport) -> None:
