@@ -185,8 +185,8 @@ def check_strategy(trainer: "L.Trainer | None") -> None:
         name = "fsdp (FSDP1)" if isinstance(strategy, FSDPStrategy) else "deepspeed"
         raise UserError(
             f"trainer.strategy={name} is not supported: it flattens parameters, and its clipping of gradients and "
-            "precision of sums differ from one process. Use FSDP2: trainer.strategy=fsdp2, or add "
-            "--config configs/strategy/fsdp2.yaml."
+            "precision of sums differ from one process. Use FSDP2: L.Trainer(strategy='fsdp2'), or "
+            "--config configs/strategy/fsdp2.yaml (trainer.strategy=fsdp2)."
         )
     if isinstance(strategy, ModelParallelStrategy):
         size = strategy.device_mesh["tensor_parallel"].size()
