@@ -97,6 +97,7 @@ def command_first(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 done, 1 the run failed, 2 the call was wrong."""
     words = command_first(sys.argv[1:] if argv is None else argv)
+    make_folder_importable()
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text(), end="")
         return 0
@@ -116,6 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in TRAINER_COMMANDS:
         return _unknown_command("lit-ift", words[0], [*TRAINER_COMMANDS, *MODEL_COMMANDS, "data", *LAKE_COMMANDS])
     return _run_trainer_command(words)
+
+
+def make_folder_importable() -> None:
+    """Let configurations name classes of the current folder, as ``python -m`` does; installed packages come first."""
+    folder = os.getcwd()
+    if folder not in sys.path and not sys.flags.safe_path:
+        sys.path.append(folder)
 
 
 def _unknown_command(program: str, word: str, known: Iterable[str]) -> int:
@@ -257,8 +265,10 @@ def export_parser() -> "ArgumentParser":
 def _run_trainer_command(words: list[str]) -> int:
     from argparse import ArgumentError
 
+    from lit_ift.cli.help import name_class_of_help
     from lit_ift.cli.training import LitIFTCLI, explain_argument_error
 
+    words = name_class_of_help(words)
     # Lightning reads the command line again where it launches further processes.
     sys.argv = [sys.argv[0], *words]
 
