@@ -32,7 +32,9 @@ def nearest(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str |
         known: what could be meant.
         cutoff: how alike two names must be, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
     """
-    close = get_close_matches(str(name)[:60], sorted(known), n=1, cutoff=cutoff)
+    names = sorted(known)
+    in_other_case = [other for other in names if other.lower() == str(name).lower()]
+    close = in_other_case or get_close_matches(str(name)[:60], names, n=1, cutoff=cutoff)
     return close[0] if close else None
 
 

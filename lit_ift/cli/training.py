@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import lightning as L
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -28,6 +29,8 @@ from lit_ift.callbacks.progress import ParameterCount, ProgressLines, TextProgre
 from lit_ift.checkpoints.resume import Resume, ResumePoint, check_checkpoint, resume_point
 from lit_ift.checkpoints.run_folder import RUNS, Claims, unwritable_runs
 from lit_ift.checkpoints.writing import why_not_writable
+from lit_ift.cli.fsdp import fsdp2_instead
+from lit_ift.cli.objects import BUILDERS, check_objects
 from lit_ift.cli.quiet import quiet
 
 # The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
@@ -78,6 +81,8 @@ class LitIFTCLI(LightningCLI):
             UserError: the configuration cannot be used.
         """
         with quiet():
+            # Where an option takes any value, what looks like an object stays a value.
+            set_parsing_settings(instantiate_subclass_spec_in_any=False)
             strict = {"allow_abbrev": False, "exit_on_error": False}
             return cls(
                 CausalLMModule,
@@ -116,6 +121,17 @@ class LitIFTCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would let the checkpoint's hyperparameters overrule it."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        try:
+            check_objects(config, self.parser)
+            fsdp2 = fsdp2_instead(config.trainer.strategy, config.trainer.num_nodes)
+        except ValueError as error:
+            raise UserError(f"The configuration cannot be used: {error}") from error
+        if fsdp2 is not None:
+            rank_zero_info("trainer.strategy=fsdp runs FSDP2 (lit_ift.distributed.FSDP2Strategy).")
+            config.trainer.strategy = fsdp2
 
     def instantiate_classes(self) -> None:
         self._resumed = self._resume_point() if self.subcommand == "fit" else None
@@ -339,9 +355,9 @@ def _nearest_option(name: str) -> str | None:
 
 
 def _nearest_class(name: str) -> str | None:
-    """``Did you mean …?`` for a module or data module that there is not."""
-    known = {cls.__name__ for parent in (CausalLMModule, L.LightningDataModule) for cls in _family(parent)}
-    hint = did_you_mean(name.split(".")[-1], known)
+    """``Did you mean …?`` for a module, data module, optimizer or scheduler that there is not."""
+    parents = (CausalLMModule, L.LightningDataModule, *BUILDERS.values())
+    hint = did_you_mean(name.split(".")[-1], {cls.__name__ for parent in parents for cls in _family(parent)})
     return f"There is no class '{name}'.{hint}" if hint else None
 
 

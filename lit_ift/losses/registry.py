@@ -7,13 +7,13 @@ Shapes: P pairs, T positions, E the size of an embedding. All log-probabilities 
 """
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from lit_ift.imports import check_is_function, imported
 from lit_ift.losses.pair import absolute, by_token, in_batch, reference, reference_free, soft_labels
 
 PairLossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -188,22 +188,11 @@ def _find(loss: Any) -> PairLossFunction:
         raise ValueError(f"loss={loss!r} must be a name or the import path of a function: loss={path!r}.")
     if loss in PAIR_LOSSES:
         return PAIR_LOSSES[loss]
-    module, _, name = loss.rpartition(".")
-    if not module or loss.startswith("."):
+    if "." not in loss or loss.startswith("."):
         raise ValueError(
             f"loss={loss!r} is none of {', '.join(PAIR_LOSSES)}, nor the import path of a function "
             "(package.module.name)."
         )
-    try:
-        function: PairLossFunction = getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"loss={loss!r} cannot be imported: {error}. The folder that it stands in must be on PYTHONPATH."
-        ) from error
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"loss={loss!r} cannot be imported: {error}") from error
-    except Exception as error:  # Of the user's own module, which may be unfinished.
-        raise ValueError(f"loss={loss!r} cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(function):
-        raise ValueError(f"loss={loss!r} is not a function.")
+    function: PairLossFunction = imported("loss", loss)
+    check_is_function(f"loss={loss!r}", function)
     return function

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ift.checkpoints.writing import raise_together
 from lit_ift.constants import IGNORE_INDEX
@@ -21,6 +22,7 @@ from lit_ift.distributed import check_strategy, sharding_of
 from lit_ift.distributed.load import WeightFiles, load_skeleton, materialise, stand_ins
 from lit_ift.distributed.shard import Sharding, in_root, is_sharded, same_on_all_ranks, shard_model
 from lit_ift.errors import UserError
+from lit_ift.imports import check_makes
 from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
 from lit_ift.losses.masking import per_sequence_mean, target_counts
 from lit_ift.models.dropout import check_dropout_is_off
@@ -179,6 +181,8 @@ class CausalLMModule(ExampleMeanModule):
         generation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_makes("optimizer", optimizer, Optimizer, by_path=False)
+        check_makes("lr_scheduler", lr_scheduler, LRScheduler, by_path=False)
         if reduction not in ("sequence", "token"):
             raise ValueError(f"reduction={reduction!r} is not one of 'sequence', 'token'")
         if quantization is not None:
@@ -499,6 +503,9 @@ class CausalLMModule(ExampleMeanModule):
             raise UserError(f"The optimizer refuses its options: {error}") from error
         check_eps(optimizer)
         scheduler = self._build_scheduler(optimizer)
+        for option, made, kind in (("optimizer", optimizer, Optimizer), ("lr_scheduler", scheduler, LRScheduler)):
+            if not isinstance(made, kind):
+                raise UserError(f"{option} returned {type(made).__name__} {made!r}, where {kind.__name__} is needed.")
         if isinstance(scheduler, WarmupSchedule) and scheduler.needs_total_steps:
             scheduler.bind(self.total_steps())
         self.remember_configuration(optimizer)

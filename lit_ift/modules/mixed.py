@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
-from inspect import signature
-from typing import TYPE_CHECKING, Any, Final
+from inspect import Parameter, signature
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import torch
 from torch import Tensor
@@ -116,7 +117,10 @@ class MixedModule(CausalLMModule):
             raise ValueError(
                 f"parts.{name}.options has {strange[0]!r}, which the parts share. Set it beside parts, for all of them."
             )
-        options = {option: _made(f"parts.{name}.options.{option}", value) for option, value in part.options.items()}
+        options = {
+            option: _made(f"parts.{name}.options.{option}", value, _kinds_of(cls, option))
+            for option, value in part.options.items()
+        }
         try:
             # Whether the shared model keeps its dropout, and that of its adapter, has been decided.
             return cls(self.model_spec, disable_dropout=False, **of_model, **options)
@@ -236,20 +240,31 @@ def _is_described(value: Any) -> bool:
     return isinstance(value, Mapping) and "class_path" in value
 
 
-def _made(where: str, value: Any) -> Any:
-    """The object that a ``class_path`` with its ``init_args`` describes; any other value, or the object, as it is."""
+def _made(where: str, value: Any, kinds: tuple[type, ...]) -> Any:
+    """The object of one of some kinds that ``class_path`` and ``init_args`` describe; any other value as it is."""
     if not _is_described(value):
         return value
     path, strange = value["class_path"], sorted(set(value) - {"class_path", "init_args"})
     if strange:
         raise ValueError(f"{where} has {strange[0]!r} beside class_path. Put the arguments into init_args.")
     cls = _imported(f"{where}.class_path", path, "Give the import path of a class.")
-    if not isinstance(cls, type):
-        raise ValueError(f"{where}.class_path={path!r} is no class.")
+    if not kinds or not isinstance(cls, type) or not issubclass(cls, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds) or "no object"
+        raise ValueError(f"{where}.class_path={path!r}: the option takes {wanted}, and this is no such class.")
     try:
         return cls(**(value.get("init_args") or {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} ({cls.__name__}): {error}") from error
+
+
+def _kinds_of(cls: type, option: str) -> tuple[type, ...]:
+    """The classes among what an option of a class, or of one that it hands its arguments on to, is annotated with."""
+    for parent in cls.__mro__:
+        parameter = signature(parent).parameters.get(option) if "__init__" in vars(parent) else None
+        if parameter is not None:
+            found = get_args(parameter.annotation) or (parameter.annotation,)
+            return tuple(kind for kind in found if isinstance(kind, type) and kind not in (Parameter.empty, NoneType))
+    return ()
 
 
 def _imported(where: str, path: Any, remedy: str) -> Any:

@@ -108,10 +108,14 @@ def test_options_are_copied(own: str) -> None:
     ("loss", "options", "message"),
     [
         ("dop", {}, "loss='dop' is none of dpo, robust_dpo, "),
-        ("no.such.module", {}, "loss='no.such.module' cannot be imported: No module named 'no'. The folder that"),
+        (
+            "no.such.module",
+            {},
+            "loss='no.such.module' cannot be imported: No module named 'no'. Start from the folder",
+        ),
         ("unfinished_losses.loss", {}, "loss='unfinished_losses.loss' cannot be imported: SyntaxError: "),
         ("own_pair_losses.missing", {}, "loss='own_pair_losses.missing' cannot be imported"),
-        ("own_pair_losses.NUMBER", {}, "loss='own_pair_losses.NUMBER' is not a function"),
+        ("own_pair_losses.NUMBER", {}, "loss='own_pair_losses.NUMBER' is not a Python function, but int 3"),
         (PAIR_LOSSES["dpo"], {}, "import path of a function: loss='lit_ift.losses.pair.reference.dpo_loss'"),
         (3, {}, "loss=3 must be a name or the import path"),
         (
@@ -131,6 +135,9 @@ def test_options_are_copied(own: str) -> None:
         ("own_pair_losses.bare", {}, "must return losses and a mapping of metrics, not tensor("),
         ("own_pair_losses.failing", {"scale": "1"}, "fails on two made-up pairs: TypeError: unsupported operand"),
         ("own_pair_losses.detached", {}, "has no gradient in its inputs (chosen_logps), so nothing would train"),
+        ("os.system", {}, "loss='os.system' is not a Python function, but builtin_function_or_method"),
+        ("subprocess.Popen", {}, "loss='subprocess.Popen' is not a Python function, but type"),
+        ("subprocess.call", {}, "The loss 'subprocess.call' asks for nothing."),
         ("..own", {}, "loss='..own' is none of dpo"),
         ("own_pair_losses.mean_metric", {}, "returned length of shape () for 2 pairs"),
     ],
