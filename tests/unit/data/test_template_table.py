@@ -25,7 +25,9 @@ from lit_ift.chat.example import Example
 from lit_ift.chat.templates import DAY, with_fixed_day
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.parse.row_parser import to_row
-from lit_ift.data.read.records import read_records
+from lit_ift.data.read.records import Record, read_records
+from lit_ift.data.report.builder import ReportBuilder
+from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import RowError
 
 PAGE = Path(__file__).parents[3] / "docs" / "chat-templates.md"
@@ -540,6 +542,31 @@ def test_masks_agree_with_the_generation_blocks_of_trl() -> None:
             compared.add((name, case))
     assert len({name for name, _ in compared}) >= 20
     assert len(compared) >= 200
+
+
+@pytest.mark.parametrize(
+    ("name", "stop", "unstopped"),
+    [
+        ("command_a", "<|END_OF_TURN_TOKEN|>", 0),
+        ("command_r7b", "<|END_OF_TURN_TOKEN|>", 0),
+        ("glm4", "<|user|>", 1),
+        ("glm4moe", "<|user|>", 1),
+        ("apertus", "<|assistant_end|>", 1),
+        ("apriel_1_6", "<|end|>", 1),
+        ("hunyuan_hy3", "<｜hy_place▁holder▁no▁2｜>", 1),
+    ],
+)
+def test_the_report_names_what_stops_a_turn(name: str, stop: str, unstopped: int) -> None:
+    """These tokens end texts in an export; a last turn without one is counted, whatever it ends in."""
+    turns = [say("user", "hi"), say("assistant", "yo."), say("user", "x"), say("assistant", "so.")]
+    row = to_row(Record({"messages": turns}, "rows.jsonl:1"))
+    example = ConversationEncoder(tokenizer_of(name)).encode([row.sides["answer"]], [row.origin])[0]
+    assert isinstance(example, Example)
+    builder = ReportBuilder("train", tokenizer_of(name), max_length=900, truncation="right")
+    builder.keep(row, EncodedRow(row.kind, row.origin, {"answer": example}))
+    report = builder.build()
+    assert [end.token for end in report.turn_ends if end.stops] == [stop]
+    assert report.turns_unstopped == unstopped
 
 
 def table() -> str:
