@@ -19,6 +19,7 @@ from lit_ift.models.load import check_causal_lm, check_folder, make_ready, where
 from lit_ift.models.load_errors import explain_load_error
 from lit_ift.models.obtain import obtain_model
 from lit_ift.models.source import ModelSource
+from lit_ift.models.tying import holds_apart, say_untied
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,6 +71,14 @@ class WeightFiles:
             if tuple(shape) != tuple(entries[name].shape):
                 return f"{name} has the shape {tuple(shape)} in the file"
         return None
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor as it is stored."""
+        from safetensors import safe_open
+
+        with safe_open(self.file_of[name], framework="pt") as content:
+            tensor: torch.Tensor = content.get_tensor(name)
+        return tensor
 
     def read_into(self, model: nn.Module) -> None:
         """Fill a sharded model, whose adapters, if any, have their values."""
@@ -158,15 +167,17 @@ def load_skeleton(
         raise explain_load_error(source, revision, error, what="model") from error
     if files is None:
         return _whole(source, "it has no safetensors")
-    built = build_skeleton(
-        source,
-        config,
-        dtype=chosen,
-        revision=revision,
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
-    )
+    options: dict[str, Any] = {
+        "dtype": chosen,
+        "revision": revision,
+        "attn_implementation": attn_implementation,
+        "trust_remote_code": trust_remote_code,
+    }
+    built = build_skeleton(source, config, **options)
     try:
+        if holds_apart(built.state_dict(keep_vars=True), files.file_of, files.read):
+            say_untied(config)
+            built = build_skeleton(source, config, **options)
         reason = files.mismatch(built)
     except Exception as error:
         raise explain_load_error(source, revision, error, what="model") from error

@@ -11,6 +11,7 @@ from lit_ift.export.verify import check_logits, load_adapter, verify_export
 from lit_ift.export.write import check_free, export_model
 from lit_ift.models.load import load_tokenizer
 from lit_ift.models.obtain import obtain_model
+from lit_ift.models.tying import tell_ties, untie_adapted
 
 logger = logging.getLogger("lit_ift")
 
@@ -53,7 +54,9 @@ def merge_adapter(adapter: Path, output: Path, *, base: str | None = None, dtype
         ) from error
     generation = _generation_config(adapter)
     expected = check_logits(model)
+    untie_adapted(model)
     merged = model.merge_and_unload()
+    tell_ties(merged)
     gap = (check_logits(merged).double() - expected.double()).abs().max().item()
     # Other order of the same sums, through all layers.
     tolerance = 256 * torch.finfo(expected.dtype).eps * max(1.0, expected.abs().max().item())

@@ -20,6 +20,7 @@ from lit_ift.models.load import load_model, load_tokenizer
 from lit_ift.models.lora import add_lora, is_adapter_weight
 from lit_ift.models.obtain import obtain_model
 from lit_ift.models.source import ModelSource
+from lit_ift.models.tying import holds_apart, say_untied
 
 _NUM_NAMED: Final = 3
 
@@ -143,11 +144,9 @@ def rebuild(
     dtype = next((kind for kind in of_base if kind.is_floating_point), torch.float32)
     attn = facts.module.get("attn_implementation")
     model: Any
-    if source.gguf_file is not None:  # It has no configuration but in the form of a model.
-        model = load_model(source, dtype=str(dtype).removeprefix("torch."), attn_implementation=attn)
-    else:
-        config = read_config(source, revision=revision, trust_remote_code=trust_remote_code)
-        model = build_skeleton(
+
+    def build(config: Any) -> Any:
+        built: Any = build_skeleton(
             source,
             config,
             dtype=dtype,
@@ -155,9 +154,17 @@ def rebuild(
             attn_implementation=attn,
             trust_remote_code=trust_remote_code,
         )
-    if lora is not None:
-        with stand_ins(model):
-            model = add_lora(model, lora)
+        return _with_lora(built, lora)
+
+    if source.gguf_file is not None:  # It has no configuration but in the form of a model.
+        model = load_model(source, dtype=str(dtype).removeprefix("torch."), attn_implementation=attn)
+        model = _with_lora(model, lora)
+    else:
+        config = read_config(source, revision=revision, trust_remote_code=trust_remote_code)
+        model = build(config)
+        if holds_apart(model.state_dict(keep_vars=True), checkpoint.kinds, checkpoint.read):
+            say_untied(config)
+            model = build(config)
     entries = model.state_dict(keep_vars=True)
     _check_fit(checkpoint, entries, spec)
     found = {name: name for name in entries if name in checkpoint.kinds}
@@ -171,6 +178,14 @@ def rebuild(
     model.load_state_dict(weights, strict=False, assign=True)
     base_model(model).tie_weights()
     return model.eval()
+
+
+def _with_lora(model: Any, lora: Mapping[str, Any] | None) -> Any:
+    """The model with a fresh adapter, if the run trained one."""
+    if lora is None:
+        return model
+    with stand_ins(model):
+        return add_lora(model, lora)
 
 
 def _on_stored_base(

@@ -75,9 +75,11 @@ def load_model(
     # Imported here because they need torch.
     from lit_ift.models.limits import damage_of
     from lit_ift.models.quantized import make_trainable
+    from lit_ift.models.tying import tell_ties
 
     if damage := damage_of(loaded, model if isinstance(model, str) else type(loaded).__name__):
         raise UserError(damage)
+    tell_ties(loaded)
     make_trainable(loaded)
     make_ready(loaded, gradient_checkpointing=gradient_checkpointing, disable_dropout=disable_dropout)
     if disable_dropout:
