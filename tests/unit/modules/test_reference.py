@@ -15,7 +15,7 @@ from lit_ift.chat.example import Example
 from lit_ift.data.batch.collate import collate, collate_packed
 from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import UserError
-from lit_ift.modules import SFTModule
+from lit_ift.modules import SFTModule, reference_cache
 from lit_ift.modules.reference import ReferencePolicy
 
 
@@ -243,21 +243,12 @@ class TestCached:
         assert len(list(tmp_path.glob("*.npy"))) == 2
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(
-        ("how", "message"),
-        [
-            ("values", "changed after it was written"),
-            ("nan", "not finite"),
-            ("length", r"shape \(18,\) for 19 answers"),
-            ("key", "other precision"),
-            ("cut", "cannot be read"),
-            ("zip", "cannot be read"),
-            ("record", "cannot be read"),
-        ],
-    )
-    def test_what_was_tampered_with_is_refused(self, how: str, message: str, tmp_path: Path) -> None:
-        fit(policy("cached", folder=tmp_path), steps=1)
+    @pytest.mark.parametrize("how", ["values", "nan", "length", "longer", "key", "cut", "zip", "record"])
+    def test_what_was_changed_is_computed_again(self, how: str, tmp_path: Path) -> None:
+        module = policy("cached", folder=tmp_path)
+        fit(module, steps=1)
         (numbers,), (record,) = tmp_path.glob("*.npy"), tmp_path.glob("*.json")
+        written = numbers.read_bytes(), record.read_bytes()
         values = np.load(numbers)
         if how == "values":
             values[3] += 1
@@ -267,6 +258,8 @@ class TestCached:
             values = values[1:]
         if how == "key":
             record.write_text(record.read_text().replace('"32-true"', '"16-true"'))
+        elif how == "longer":
+            numbers.write_bytes(numbers.read_bytes() + b"x")
         elif how == "cut":
             numbers.write_bytes(numbers.read_bytes()[:20])
         elif how == "zip":
@@ -275,10 +268,27 @@ class TestCached:
             record.write_text('{"key": null, "numbers": ""}')
         else:
             np.save(numbers, values)
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.warns(UserWarning, match=f"{numbers.name}: .* are damaged, so they are computed again"):
             fit(policy("cached", folder=tmp_path), steps=1)
-        assert str(numbers) in str(caught.value)
-        assert record.name in str(caught.value)
+        assert (numbers.read_bytes(), record.read_bytes()) == written
+
+    @pytest.mark.filterwarnings("ignore:.*are damaged")
+    def test_every_flipped_bit_is_found(self, tmp_path: Path) -> None:
+        entry = reference_cache._Entry(tmp_path / "a.npy", tmp_path / "a.json", {"rows": "x", "precision": "32-true"})
+        logps = np.linspace(-3, -1, 9, dtype=np.float32)
+        reference_cache._write(entry, logps)
+        found, places = 0, 0
+        for path in (entry.numbers, entry.record):
+            data = path.read_bytes()
+            for i in range(len(data)):
+                path.write_bytes(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :])
+                loaded = reference_cache._load(entry, len(logps))
+                # A flip in the header's blanks, or in the version of its format, changes no number.
+                found += loaded is None or np.array_equal(loaded, logps)
+                places += 1
+            path.write_bytes(data)
+        assert found == places
+        np.testing.assert_array_equal(reference_cache._load(entry, len(logps)), logps)
 
     @pytest.mark.slow
     def test_a_trained_policy_does_not_speak_for_the_first(self, tmp_path: Path) -> None:
