@@ -89,7 +89,7 @@ def save_animations(study: Study, folder: Path) -> list[Path]:
             path = folder / f"play-{outcome.name}.gif"
             # Long games run faster.
             FuncAnimation(drawing, frame, frames, init_func=lambda: ()).save(
-                path, PillowWriter(fps=min(8.0, max(1.5, len(frames) / 12))), dpi=80
+                path, PillowWriter(fps=min(8, max(2, len(frames) // 12))), dpi=80
             )
         paths.append(path)
     return paths
@@ -155,8 +155,8 @@ def draw_map(axes: "Axes", study: Study, title: str, policy: Array) -> None:
     for row, column in np.argwhere(np.isin(letters, ["S", "G"])):
         axes.text(column - 0.44, row - 0.42, letters[row, column], fontsize=9 * scale, fontweight="bold", va="top")
     # A shift keeps both in view where they meet.
-    for cells, colour, line, shift in ((study.rejected, SUBOPTIMAL, "--", 0.06), (study.chosen, OPTIMAL, "-", -0.06)):
-        rows, columns = np.divmod(np.array(cells), width)
+    for route, colour, line, shift in ((study.rejected, SUBOPTIMAL, "--", 0.06), (study.chosen, OPTIMAL, "-", -0.06)):
+        rows, columns = np.divmod(np.array(route), width)
         axes.plot(columns + shift, rows + shift, line, color=colour, linewidth=3 * scale, alpha=0.55, zorder=2)
     cells = np.flatnonzero(~np.isin(letters, ["H", "G"]))
     at, actions = np.repeat(cells, len(ACTIONS)), np.tile(np.arange(len(ACTIONS)), len(cells))
@@ -304,7 +304,7 @@ def draw_summary(study: Study) -> "Figure":
     by_name = {outcome.name: outcome for outcome in study.outcomes}
     shown = [by_name[name] for name in SUMMARY if name in by_name] or study.outcomes[:4]
     with figure(12.0, 5.0, f"The same lake, the same budget · {describe(study)}") as drawing:
-        left, right = drawing.subfigures(1, 2, width_ratios=(4.6, 7.4))
+        left, right = np.ravel(drawing.subfigures(1, 2, width_ratios=(4.6, 7.4)))
         columns = min(2, len(shown))
         panels = list(left.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).flat)
         for axes, outcome in zip(panels, shown, strict=False):

@@ -173,7 +173,7 @@ class ColumnNames:
         self._count(name for name, new in plan.items() if new is None and data[name] is not None)
         named = record
         if plan:
-            named = replace(record, data={plan.get(n, n): v for n, v in data.items() if plan.get(n, n) is not None})
+            named = replace(record, data={new: v for n, v in data.items() if (new := plan.get(n, n)) is not None})
         self._sources = {new: name for name, new in plan.items() if new is not None}
         present = present_columns(named)
         if (is_open or self._everyday) and (not self._fits(present) or _is_bare_pair(named, present)):
