@@ -149,8 +149,13 @@ class ColumnNames:
     @property
     def given(self) -> dict[str, str | None]:
         """Columns that the user named, and what they are; those of which a row had something are in `found`."""
-        named = {column: name for name, column in self._given.items() if column is not None}
-        return named | {name: None for name, column in self._given.items() if column is None}
+        given: dict[str, str | None] = {}
+        for name, column in self._given.items():
+            if column is None:
+                given[name] = None
+            else:
+                given[column] = name
+        return given
 
     def read(self, record: Record, *, is_open: bool) -> Record:
         """The row with the names by which layouts read its columns.

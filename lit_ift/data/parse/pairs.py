@@ -65,9 +65,9 @@ def parse_preference(record: Record) -> Row:
         prompt, answers = _implicit_prompt(record, fields)
     else:
         answers = {field: _without_prompt(record, field, prompt) for field in fields}
-        if own_answer and not all(map(_same_turn, own_answer, answers.setdefault("chosen", own_answer))):
-            problem = "is not the answer that the conversation ends with"
-            raise RowError(record.origin, "chosen", problem, "End the conversation before the answers, or mend the row")
+        if own_answer and not _same_turns(own_answer, answers.setdefault("chosen", own_answer)):
+            problem = "is not the answer that the row has besides"
+            raise RowError(record.origin, "chosen", problem, "Keep one of the two, or mend the row")
         answers = {field: answers[field] for field in (*_SIDES, "gold") if field in answers}
     return _row(record, prompt, answers)
 
@@ -100,7 +100,7 @@ def _own_turns(record: Record) -> tuple[list[Message], list[Message]]:
         prompt, answers = dolly_prompt(record), ("response", "output")
     else:
         raise RowError(record.origin, "context", "is there, and so is 'input'", "Keep one of the two")
-    own = [field for field in answers if chosen is None and data.get(field) is not None]
+    own = [field for field in answers if data.get(field) is not None]
     return prompt, _answer(record, own[0]) if own else []
 
 
@@ -197,7 +197,8 @@ def _without_prompt(record: Record, field: str, prompt: Sequence[Message]) -> li
     for start in (prompt, prompt[1:] if prompt[0]["role"] == "system" else prompt):
         if len(answer) > len(start) and all(map(_same_turn, answer, start)):
             return answer[len(start) :]
-    raise _prompts_differ(record, field, "prompt")
+    holder = next((name for name in _PROMPT_HOLDERS if record.data.get(name) is not None), "chosen")
+    raise _prompts_differ(record, field, holder)
 
 
 def _answer(record: Record, field: str) -> list[Message]:
@@ -208,6 +209,10 @@ def _answer(record: Record, field: str) -> list[Message]:
     if isinstance(value, list) and any(isinstance(turn, dict) and turn.get("from") is not None for turn in value):
         return parse_turns(record, field)
     return parse_answer(record, field)
+
+
+def _same_turns(some: Sequence[Message], others: Sequence[Message]) -> bool:
+    return len(some) == len(others) and all(map(_same_turn, some, others))
 
 
 def _same_turn(one: Message, other: Message) -> bool:

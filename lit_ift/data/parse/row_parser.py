@@ -299,7 +299,7 @@ def _lacking(record: Record, name: str, present: Columns) -> RowError:
         record.origin,
         missing,
         f"{problem}, but layout '{name}' needs it (columns: {_quoted(record)})",
-        near_misses(present) or "Add the column or choose another layout",
+        near_misses(present, missing) or "Add the column or choose another layout",
         reason="layout",
     )
 

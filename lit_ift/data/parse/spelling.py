@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from lit_ift.data.parse.columns import Columns
+from lit_ift.data.parse.columns import ANSWER_NAMES, PROMPT_NAMES, Columns
 from lit_ift.data.parse.layouts import LAYOUTS, Layout
 from lit_ift.errors import nearest
 
@@ -38,11 +38,19 @@ def _near(column: str, known: Columns) -> str:
     return nearest(plain, candidates, cutoff=NEAR) or ""
 
 
-def near_misses(present: Columns) -> str:
-    """Spelling suggestions for columns that nearly have a known name; empty if there are none."""
+def near_misses(present: Columns, missing: str = "") -> str:
+    """Suggestions for columns that nearly have a known name, or have another one; empty if there are none.
+
+    Args:
+        present: the row's columns.
+        missing: the column that its layout lacks; empty if it has no layout.
+    """
     known = frozenset().union(*(columns for layout in LAYOUTS.values() for columns in layout.required))
     near = {column: _near(column, known) for column in sorted(present - known)}
     usual = {column: name for column, name in _SYNONYMS.items() if column in present and name not in present}
+    if missing:
+        alike = next((names for names in (PROMPT_NAMES, ANSWER_NAMES) if missing in names), ())
+        usual = {column: missing for column in alike if column in present}
     hints = {column: name for column, name in near.items() if name} or usual
     if not hints:
         return ""

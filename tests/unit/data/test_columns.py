@@ -134,6 +134,7 @@ B, OTHER = {"from": "gpt", "value": "b"}, {"role": "assistant", "content": "b"}
         {"messages": [USER], "chosen": ASSISTANT, "rejected": OTHER},
         {"messages": [USER], "chosen": [USER, ASSISTANT], "rejected": [USER, OTHER]},
         {"messages": [USER, ASSISTANT], "chosen": "a", "rejected": "b"},
+        {"instruction": "q", "output": "a", "chosen": "a", "rejected": "b"},
         {"conversations": [HUMAN], "chosen": GPT, "rejected": B},
         {"conversations": [HUMAN], "chosen": "a", "rejected": "b"},
         {"conversations": [HUMAN], "chosen": [GPT], "rejected": [B]},
@@ -176,7 +177,16 @@ def test_the_prompt_of_an_alpaca_or_dolly_pair_has_its_input() -> None:
     [
         (
             {"messages": [USER, OTHER], "chosen": "a", "rejected": "b"},
-            "'chosen': is not the answer that the conversation",
+            "'chosen': is not the answer that the row has",
+        ),
+        ({**PAIR, "completion": "c"}, "'chosen': is not the answer that the row has"),
+        (
+            {"instruction": "q", "output": "c", "chosen": "a", "rejected": "b"},
+            "'chosen': is not the answer that the row",
+        ),
+        (
+            {"conversations": [HUMAN], "chosen": HUMAN, "rejected": B},
+            "'chosen': does not begin with .* 'conversations'",
         ),
         ({"conversations": [HUMAN], "prompt": "q", "chosen": "a", "rejected": "b"}, "holds a prompt, and so does 'pro"),
         ({"conversations": [HUMAN], "rejected": "b"}, "'conversations': does not end with an assistant turn"),
@@ -242,6 +252,11 @@ def test_a_row_with_a_gap_is_read_by_the_names_of_the_rows_before() -> None:
     with pytest.raises(RowError, match=r"rows.csv:4: field 'Answer': the assistant text is empty"):
         parser.parse(Record({"Question": "q", "Answer": ""}, "rows.csv:4"))
     assert parser.names.renamed == {"Question": "prompt", "Answer": "completion"}
+
+
+def test_a_declared_layout_names_the_column_that_it_may_be_read_from() -> None:
+    with pytest.raises(RowError, match=r"field 'output': missing.*'response' should be 'output'.*{output: response}"):
+        parse({"instruction": "q", "response": "a"}, "alpaca")
 
 
 def test_prompts_to_answer_have_everyday_names() -> None:
