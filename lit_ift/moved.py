@@ -22,7 +22,7 @@ MODULES: Final = {
     "lit_ift.data.datamodule": "lit_ift.data.modules.conversation",
     "lit_ift.data.feedback": "lit_ift.data.modules.feedback",
     "lit_ift.data.instruction": "lit_ift.data.modules.instruction",
-    "lit_ift.data.layouts": "lit_ift.data.parse.layouts",
+    "lit_ift.data.layouts": "lit_ift.data.parse.row_parser",
     "lit_ift.data.messages": "lit_ift.data.parse.messages",
     "lit_ift.data.records": "lit_ift.data.read.records",
     "lit_ift.data.sources": "lit_ift.data.read.sources",
