@@ -1,5 +1,6 @@
 """Tiny random models, tokenizers and batches for tests; nothing is downloaded."""
 
+import json
 from typing import Any
 
 import torch
@@ -100,6 +101,22 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHATML
     return fast
+
+
+def tiny_base_tokenizer() -> PreTrainedTokenizerFast:
+    """The same for a base model: it has neither ChatML's tokens nor a template; a text starts with nothing."""
+    state = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    spelt = {"<|im_start|>": "<s>", "<|im_end|>": "</s>"}
+    vocabulary = state["model"]["vocab"]
+    state["model"]["vocab"] = {spelt.get(token, token): index for token, index in vocabulary.items()}
+    state["added_tokens"] = []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+    )
 
 
 def tiny_batch(rows: int = 4, length: int = 12, *, seed: int = 1, first: int = 0) -> dict[str, Any]:

@@ -27,6 +27,9 @@ DAY: Final = date(2025, 1, 1)
 TODAY: Final = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
 """How templates ask for the date."""
 
+CONTROL_LIKE: Final = re.compile(r"<[^<>\s]+>")
+"""What is spelt like a control token."""
+
 GENERATION_BLOCK: Final = re.compile(r"\{%[-+]?\s*generation\b")
 
 
@@ -102,6 +105,22 @@ def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
             f"The tokenizer {tokenizer_name(tokenizer)} is a slow one, which cannot tell which characters a token "
             "covers. Use a model that ships a tokenizer.json."
         )
+
+
+def plain_marks(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """What the template writes around turns like control tokens, though the tokenizer has no token for them.
+
+    Empty if the mark at the end of turns is a token of the tokenizer, or is not meant as one.
+    """
+    frames = ChatTemplate(tokenizer, tokenizer.get_chat_template()).frames
+
+    def lacking(text: str) -> list[str]:
+        found = dict.fromkeys(CONTROL_LIKE.findall(text))
+        return [mark for mark in found if len(tokenizer.encode(mark, add_special_tokens=False)) > 1]
+
+    if not lacking(frames.last_ends.get("text", "")):
+        return []
+    return lacking("\n".join(frames.structure()))
 
 
 def tokenizer_name(tokenizer: "PreTrainedTokenizerBase") -> str:

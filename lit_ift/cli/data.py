@@ -28,6 +28,7 @@ from lit_ift.data.report.account import logger as report_logger
 from lit_ift.data.report.builder import Check
 from lit_ift.data.report.terminal import About, Thresholds
 from lit_ift.errors import RowError, UserError, did_you_mean
+from lit_ift.models.added_tokens import add_tokens
 from lit_ift.models.load import load_tokenizer
 
 T = TypeVar("T")
@@ -301,11 +302,13 @@ def _tokenizer_of_model(model: Any) -> Any:
     spec = own or of_model
     if not isinstance(spec, str):
         raise UserError("Neither data.tokenizer nor the model's tokenizer is named. Set data.init_args.tokenizer.")
-    return load_tokenizer(
+    tokenizer = load_tokenizer(
         spec,
         revision=options.get("revision") if own in (None, of_model) else None,
         trust_remote_code=bool(options.get("trust_remote_code")),
     )
+    add_tokens(tokenizer, options.get("added_tokens") or ())
+    return tokenizer
 
 
 def _parser(command: str, *, with_files: bool) -> tuple[ArgumentParser, list[str]]:

@@ -67,6 +67,8 @@ def export_checkpoint(
     tokenizer_spec = tokenizer or facts.module.get("tokenizer") or spec
     try:
         with scratch_folder(output) as scratch:
+            trained_with = tokenizer_of(facts, spec, tokenizer_spec, revision, trust_remote_code)
+            added = bool(facts.module.get("added_tokens"))
             rebuilt = rebuild(
                 found,
                 facts,
@@ -74,11 +76,11 @@ def export_checkpoint(
                 spec=spec,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
+                num_tokens=max(trained_with.get_vocab().values()) + 1 if added else 0,
             )
             is_adapter = is_adapted(rebuilt)
             if merge and not is_adapter:
                 raise UserError(f"{checkpoint} holds a whole model: there is nothing to merge. Leave --merge out.")
-            trained_with = tokenizer_of(facts, spec, tokenizer_spec, revision, trust_remote_code)
             files = _files_of(tokenizer_spec, revision if tokenizer_spec == spec else None)
             folder = export_model(
                 rebuilt,

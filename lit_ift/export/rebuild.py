@@ -15,6 +15,7 @@ from lit_ift.distributed.load import build_skeleton, read_config, stand_ins
 from lit_ift.errors import UserError
 from lit_ift.export.card import ExportMetadata
 from lit_ift.export.file_tensors import mapped
+from lit_ift.models.added_tokens import add_tokens
 from lit_ift.models.head import base_model
 from lit_ift.models.load import load_model, load_tokenizer
 from lit_ift.models.lora import add_lora, is_adapter_weight
@@ -113,6 +114,7 @@ def rebuild(
     spec: str,
     revision: str | None,
     trust_remote_code: bool,
+    num_tokens: int = 0,
 ) -> Any:
     """Build the model that a checkpoint has the weights of; memory holds one of them at a time.
 
@@ -126,6 +128,7 @@ def rebuild(
         spec: folder, file or hub id of the model that training started from, for its configuration.
         revision: of a hub id.
         trust_remote_code: run the code that the model brings.
+        num_tokens: rows that its embedding must have at least, for tokens that the run added.
 
     Returns:
         A Hugging Face model, or a ``PeftModel``.
@@ -158,9 +161,13 @@ def rebuild(
 
     if source.gguf_file is not None:  # It has no configuration but in the form of a model.
         model = load_model(source, dtype=str(dtype).removeprefix("torch."), attn_implementation=attn)
+        if num_tokens > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(num_tokens, mean_resizing=False)
         model = _with_lora(model, lora)
     else:
         config = read_config(source, revision=revision, trust_remote_code=trust_remote_code)
+        text_config = config.get_text_config()
+        text_config.vocab_size = max(text_config.vocab_size, num_tokens)
         model = build(config)
         if holds_apart(model.state_dict(keep_vars=True), checkpoint.kinds, checkpoint.read):
             say_untied(config)
@@ -219,6 +226,7 @@ def tokenizer_of(facts: RunFacts, spec: str, source: str, revision: str | None, 
 
     of_model = revision if source == spec else None
     tokenizer: Any = load_tokenizer(source, revision=of_model, trust_remote_code=trust_remote_code)
+    add_tokens(tokenizer, facts.module.get("added_tokens") or ())
     name = facts.data.get("chat_template")
     if name is not None:
         template = resolve_chat_template(name)

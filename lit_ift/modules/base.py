@@ -25,6 +25,7 @@ from lit_ift.errors import UserError
 from lit_ift.imports import check_makes
 from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
 from lit_ift.losses.masking import per_sequence_mean, target_counts
+from lit_ift.models.added_tokens import ZEPHYR, add_tokens, check_added_tokens, give_rows
 from lit_ift.models.dropout import check_dropout_is_off
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 from lit_ift.models.limits import damage_of
@@ -125,6 +126,9 @@ class CausalLMModule(ExampleMeanModule):
         lora: train a LoRA adapter on the frozen model: options of ``peft.LoraConfig`` (``r``, ``lora_alpha``,
             ``lora_dropout``, ``target_modules``, ``use_dora``, …), empty for its defaults. ``target_modules`` is
             ``all-linear`` if not given. Needs ``pip install 'lit-ift[lora]'``.
+        added_tokens: special tokens that the chat template needs and the tokenizer lacks, such as
+            ``["<|im_start|>", "<|im_end|>"]`` for ChatML on a base model. Their rows in embedding and output head begin
+            as the mean of the others, are trained with all weights, and are exported. Not with ``lora``.
         quantization: hold the frozen weights under ``lora`` in ``nf4``, ``fp4`` or ``int8``: those of all linear
             layers but the output head. Checkpoints then hold the adapter alone. Needs
             ``pip install 'lit-ift[quantization]'``.
@@ -174,6 +178,7 @@ class CausalLMModule(ExampleMeanModule):
         trust_remote_code: bool = False,
         detach_input_embeddings: bool = False,
         lora: dict[str, Any] | None = None,
+        added_tokens: list[str] | None = None,
         quantization: Quantization | None = None,
         reduction: Reduction = "sequence",
         optimizer: OptimizerCallable = default_optimizer,
@@ -193,6 +198,14 @@ class CausalLMModule(ExampleMeanModule):
             check_quantization(quantization, dtype)
         if lora is not None:
             check_lora(lora)
+        check_added_tokens(added_tokens)
+        if added_tokens and lora is not None:
+            raise UserError(
+                f"model.added_tokens has no use with model.lora, which freezes the rows that they would learn. Use "
+                f"{ZEPHYR}, or train all weights without lora."
+            )
+        if added_tokens and tokenizer is None and not isinstance(model, str):
+            raise UserError("model.added_tokens needs the tokenizer of the ready model: set model.tokenizer.")
         # Not as a part of this module, which would save a ready model twice.
         object.__setattr__(self, "model_spec", model)
         self.save_hyperparameters()
@@ -205,6 +218,8 @@ class CausalLMModule(ExampleMeanModule):
         self.trust_remote_code = trust_remote_code
         self.detach_input_embeddings = detach_input_embeddings
         self.lora = lora
+        self.added_tokens = list(added_tokens or ())
+        self._new_token_ids: list[int] = []
         self.quantization = quantization
         self.reduction = reduction
         self.generation = generation or {}
@@ -327,6 +342,12 @@ class CausalLMModule(ExampleMeanModule):
             )
         embedding = self.model.get_input_embeddings()
         if self.detach_input_embeddings and not is_tied(self.model):
+            if fits and self._new_token_ids:
+                raise UserError(
+                    "model.added_tokens has no use with model.detach_input_embeddings on a model whose embedding and "
+                    f"output head are not tied: the new rows of the embedding would not be trained. Use {ZEPHYR}, or "
+                    "set model.detach_input_embeddings=false."
+                )
             # It would never get a gradient, which DDP and resuming under FSDP2 take for an error.
             self._froze_embeddings |= embedding.weight.requires_grad
             embedding.requires_grad_(False)
@@ -359,11 +380,15 @@ class CausalLMModule(ExampleMeanModule):
             "trust_remote_code": self.trust_remote_code,
         }
         found = None
-        if in_parts and self.quantization is None:
+        # Embeddings that grow do not fit the files.
+        if in_parts and self.quantization is None and not self.added_tokens:
             found = load_skeleton(self.model_spec, lora=self.lora, **options)
         model: Any
         if found is None:
             model = load_model(self.model_spec, quantization=self.quantization, **options)
+            if self.added_tokens:
+                self._tokenizer = self.tokenizer  # It knows which of them are new once it is loaded.
+                give_rows(model, self._new_token_ids)
             model = model if self.lora is None else add_lora(model, self.lora)
             check_hidden_state_path(model)
         else:  # It is checked once `shard` has read its weights.
@@ -391,7 +416,8 @@ class CausalLMModule(ExampleMeanModule):
             return
         if is_quantized(self.model):
             raise _not_sharded("stored in the model's folder")
-        if self.lora is not None or not isinstance(self.model_spec, str):  # Else all ranks read the same file.
+        # Else all ranks read the same file.
+        if self.lora is not None or self.added_tokens or not isinstance(self.model_spec, str):
             same_on_all_ranks(self.model, sharding.device, all_of_it=not isinstance(self.model_spec, str))
         shard_model(self.model, sharding, keep_root=keep_root)
         if self._files is not None:
@@ -449,6 +475,7 @@ class CausalLMModule(ExampleMeanModule):
             self._tokenizer = load_tokenizer(
                 source, revision=self.tokenizer_revision, trust_remote_code=self.trust_remote_code
             )
+            self._new_token_ids = add_tokens(self._tokenizer, self.added_tokens)
         return self._tokenizer
 
     @tokenizer.setter

@@ -214,6 +214,9 @@ class ReferencePolicy:
             spec = copy_sharded(module.model) if is_sharded(module.model) else copy.deepcopy(module.model)
         second = CausalLMModule(
             spec,
+            # Of another model, its own tokenizer says which tokens it lacks.
+            tokenizer=module.tokenizer_spec if own else None,
+            added_tokens=module.added_tokens if isinstance(spec, str) else None,
             revision=module.revision if own else None,
             dtype=module.dtype_name if isinstance(spec, str) else None,
             attn_implementation=module.attn_implementation,

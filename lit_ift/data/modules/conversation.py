@@ -1,5 +1,6 @@
 """The part of a LightningDataModule that all conversation data shares: encode, batch, report."""
 
+import json
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_ift.chat.encoder import is_built_in_template, resolve_chat_template, with_bos
 from lit_ift.chat.example import Example
-from lit_ift.chat.templates import check_fast
+from lit_ift.chat.templates import check_fast, plain_marks, tokenizer_name
 from lit_ift.data.batch.collate import Batch, PackedBatch, collate, collate_packed
 from lit_ift.data.batch.cursor import TrainingCursor
 from lit_ift.data.batch.dataset import EncodedDataset
@@ -32,6 +33,7 @@ from lit_ift.data.store import StoredRows
 from lit_ift.data.train_on import TrainOn
 from lit_ift.data.truncation import Truncation
 from lit_ift.errors import UserError
+from lit_ift.models.added_tokens import ZEPHYR
 from lit_ift.models.load import load_tokenizer
 from lit_ift.models.packing_check import packs_into_one_row
 
@@ -568,6 +570,12 @@ class ConversationDataModule(L.LightningDataModule):
                 "exported. Set data.chat_template, or remove data.tokenizer."
             )
         check_fast(chosen)
+        if template is not None and (marks := plain_marks(chosen)):
+            raise UserError(
+                f"The chat template ends turns with a mark that the tokenizer {tokenizer_name(chosen)} has no token "
+                f"for, so it would be several plain ones. Set model.added_tokens to {json.dumps(marks)}, or use "
+                f"{ZEPHYR}."
+            )
         return chosen
 
 

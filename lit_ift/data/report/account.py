@@ -293,7 +293,9 @@ def warnings(report: DataReport) -> list[str]:
             "trained on. Let the generation prompt of the chat template end where answers begin, with a line break or "
             "a special token."
         )
-    if report.split == "train" and report.rows_kept and not report.rows_with_stop:
+    # What turns end in stops generation too, if it is a control token: the export says so.
+    stops = report.rows_with_stop or any(end.is_control for end in report.turn_ends)
+    if report.split == "train" and report.rows_kept and not stops:
         found.append(
             "no row trains the tokenizer's end-of-sequence token, so the model does not learn to stop there. Name the "
             "end-of-turn token as eos_token in the model's tokenizer_config.json, set data.chat_template to a template "
