@@ -132,9 +132,10 @@ def test_all_rows_bad_is_an_error_even_when_skipping(tmp_path: Path, tokenizer) 
 
 def test_warns_if_nothing_teaches_the_model_to_stop(tmp_path: Path, make_tokenizer, caplog) -> None:
     train = write(tmp_path / "a.jsonl", 3)
-    for eos, warns in (("<|im_end|>", False), ("<|endoftext|>", True)):
+    # A control token at the end of turns stops exports too, whatever the tokenizer's own eos_token is.
+    for eos, max_length, warns in (("<|im_end|>", 64, False), ("<|endoftext|>", 64, False), ("<|im_end|>", 20, True)):
         caplog.clear()
-        InstructionDataModule(train, tokenizer=make_tokenizer(eos_token=eos)).setup("fit")
+        InstructionDataModule(train, tokenizer=make_tokenizer(eos_token=eos), max_length=max_length).setup("fit")
         assert any("does not learn to stop" in text for text in caplog.messages) == warns
 
 
