@@ -6,7 +6,7 @@ from typing import Final
 
 from lit_ift.errors import RowError
 
-LONGEST_MESSAGE: Final = 500
+LONGEST_MESSAGE: Final = 1000
 """Characters kept of a message."""
 
 NUM_ALIKE: Final = 20

@@ -113,20 +113,21 @@ def test_bad_rows_stop_or_are_counted_and_named(tmp_path: Path, tokenizer, caplo
         assert any(f"a.jsonl:{number}: " in text and reason in text for text in caplog.messages)
 
 
-def test_many_skipped_rows_are_named_up_to_twenty(tmp_path: Path, tokenizer, caplog) -> None:
+def test_many_rows_with_one_fault_are_told_in_one_line(tmp_path: Path, tokenizer, caplog) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "q", "completion": "a"}\n' + "{}\n" * 23)
     module = InstructionDataModule(str(path), tokenizer=tokenizer, on_bad_row="skip")
     with caplog.at_level(logging.WARNING, logger="lit_ift"):
         module.setup("fit")
-    assert sum("skipped " in text and ".jsonl:" in text for text in caplog.messages) == 20
-    assert "train: skipped 3 more rows" in caplog.messages
+    (told,) = (text for text in caplog.messages if "skipped " in text)
+    assert f"{path}:2: " in told
+    assert told.endswith("(the first of 23 such rows)")
 
 
 def test_all_rows_bad_is_an_error_even_when_skipping(tmp_path: Path, tokenizer) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("{}\n" * 3)
-    with pytest.raises(UserError, match=r"train: none of 3 rows can be used. The first: .*a\.jsonl:1: columns"):
+    with pytest.raises(UserError, match=r"train: none of 3 rows can be used\.\n.*a\.jsonl:1: columns.*the first of 3"):
         InstructionDataModule(str(path), tokenizer=tokenizer, on_bad_row="skip").setup("fit")
 
 
