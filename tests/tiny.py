@@ -144,3 +144,8 @@ def tiny_batch(rows: int = 4, length: int = 12, *, seed: int = 1, first: int = 0
 def answers(dataset: EncodedDataset) -> list[Example]:
     """The examples of instruction rows, in their order."""
     return [row.sides["answer"] for row in dataset.rows]
+
+
+def num_rows(batch: dict[str, Any]) -> int:
+    """Rows of a batch, as `ThroughputMonitor` asks for them."""
+    return len(batch["input_ids"])

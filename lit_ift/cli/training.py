@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -30,6 +30,7 @@ from lit_ift.checkpoints.resume import Resume, ResumePoint, check_checkpoint, re
 from lit_ift.checkpoints.run_folder import RUNS, Claims, unwritable_runs
 from lit_ift.checkpoints.writing import why_not_writable
 from lit_ift.cli.fsdp import fsdp2_instead
+from lit_ift.cli.injected import CopyableArguments, NumberedSaveConfig
 from lit_ift.cli.objects import BUILDERS, check_objects
 from lit_ift.cli.quiet import quiet
 
@@ -50,19 +51,6 @@ CALLBACKS: Final[dict[str, type[L.Callback]]] = {
     "predictions": AnswerWriter,
 }
 """Callbacks that every run has, by the name of their group of options."""
-
-
-class NumberedSaveConfig(SaveConfigCallback):
-    """Saves the composed configuration to the run's folder; a second one there becomes ``config.1.yaml``."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = trainer.log_dir  # A broadcast: once on every rank, however many files each of them sees.
-        if not self.already_saved and folder is not None:
-            name, number = Path(self.config_filename), 0
-            while (Path(folder) / self.config_filename).exists():
-                number += 1
-                self.config_filename = f"{name.stem}.{number}{name.suffix}"
-        super().setup(trainer, pl_module, stage)
 
 
 class LitIFTCLI(LightningCLI):
@@ -118,6 +106,10 @@ class LitIFTCLI(LightningCLI):
                 help=f"folder of the run in <default_root_dir>/{RUNS}; version_<n> by default",
             )
         return parser
+
+    def _add_instantiators(self) -> None:
+        for key, kind in (("model", CausalLMModule), ("data", L.LightningDataModule)):
+            self.parser.add_instantiator(CopyableArguments(cli=self, key=key), kind, subclasses=True)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would let the checkpoint's hyperparameters overrule it."""

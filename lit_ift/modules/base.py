@@ -57,6 +57,7 @@ from lit_ift.modules.optim import (
 from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
 from lit_ift.modules.precision import convert_weights, float32_by_default, keep_batches_exact, uncached_casts
 from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
+from lit_ift.modules.tuning import set_learning_rate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -224,6 +225,7 @@ class CausalLMModule(ExampleMeanModule):
         self.reduction = reduction
         self.generation = generation or {}
         check_generation(self.generation)
+        self._lr: float | None = None
         self._build_optimizer = optimizer
         self._build_scheduler = lr_scheduler
         self._language_model_ready = False
@@ -523,12 +525,33 @@ class CausalLMModule(ExampleMeanModule):
 
     # Optimization ------------------------------------------------------------------------------------------------
 
+    @property
+    def lr(self) -> float | None:
+        """Peak learning rate instead of the optimizer's own; None leaves that. ``Tuner.lr_find`` sets it."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, rate: float | None) -> None:
+        self._lr = rate
+        if rate is not None and self._trainer is not None and self.trainer.optimizers:
+            set_learning_rate(self.trainer, rate)
+            self.remember_configuration(self.trainer.optimizers[0])
+
+    def on_train_start(self) -> None:
+        # A tuner may have changed the size of batches, or the learning rate, since the schedule was made.
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, WarmupSchedule) and config.scheduler.is_bound:
+                config.scheduler.bind(self.total_steps())
+        super().on_train_start()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         try:
             optimizer = self._build_optimizer(parameter_groups(self, self._vector_names))
         except ValueError as error:  # As torch's have it for a learning rate below 0.
             raise UserError(f"The optimizer refuses its options: {error}") from error
         check_eps(optimizer)
+        for group in optimizer.param_groups if self._lr is not None else ():
+            group["lr"] = self._lr
         scheduler = self._build_scheduler(optimizer)
         for option, made, kind in (("optimizer", optimizer, Optimizer), ("lr_scheduler", scheduler, LRScheduler)):
             if not isinstance(made, kind):

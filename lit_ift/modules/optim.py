@@ -173,6 +173,8 @@ class WarmupSchedule(LRScheduler):
             raise ValueError(f"warmup={warmup} is negative")
         self.warmup = warmup
         self.total_steps = total_steps
+        self.is_bound = False
+        """Whether `total_steps` is what the Trainer estimates."""
         super().__init__(optimizer)
 
     @property
@@ -190,6 +192,7 @@ class WarmupSchedule(LRScheduler):
     def bind(self, total_steps: int) -> None:
         """Set the length of the run."""
         self.total_steps = total_steps
+        self.is_bound = True
         self.apply()
 
     def apply(self) -> None:
@@ -220,7 +223,7 @@ class WarmupSchedule(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         # The length of the run and the warm-up are configuration: a resumed run keeps its own.
-        return {k: v for k, v in super().state_dict().items() if k not in ("total_steps", "warmup")}
+        return {k: v for k, v in super().state_dict().items() if k not in ("total_steps", "warmup", "is_bound")}
 
 
 class ConstantSchedule(WarmupSchedule):

@@ -16,6 +16,7 @@ from lit_ift.errors import NonFiniteLossError, UserError
 from lit_ift.modules.optim import configured_options, keep_configuration
 from lit_ift.modules.precision import float32_by_default
 from lit_ift.modules.start_line import announce_start
+from lit_ift.modules.tuning import accumulated_steps, check_callbacks, is_trial, searches_learning_rate
 from lit_ift.modules.window import AccumulationWindow, Weighted
 
 T = TypeVar("T")
@@ -38,9 +39,10 @@ class ExampleMeanModule(L.LightningModule):
 
     The gradient of an optimizer step is that of ``sum_b weight_b * loss_b / sum_b weight_b`` over all examples of all
     its micro-batches on all ranks, however they were split and however short the last window is. To that end
-    ``training_step`` returns sums, so that is what callbacks find in ``outputs["loss"]``, and ``optimizer_step``
-    divides the gradients once, before clipping and before ``on_before_optimizer_step``. The mean is logged as
-    ``train/loss``. Ranks must report the same metrics.
+    ``training_step`` returns a loss with the gradient of the sum, and ``optimizer_step`` divides the gradients once,
+    before clipping and before ``on_before_optimizer_step``. The value of that loss is the micro-batch's mean, which is
+    what callbacks find in ``outputs["loss"]``. The mean of the step is logged as ``train/loss``. Ranks must report the
+    same metrics.
 
     Logged every optimizer step: ``train/loss`` and the metrics, ``train/lr``, ``train/grad_norm`` (before clipping),
     ``train/tokens_per_s`` (input tokens of all ranks, padding apart). Validation and test log the same means under
@@ -121,6 +123,7 @@ class ExampleMeanModule(L.LightningModule):
         """Keep the random numbers of training in checkpoints, unless the Trainer has a callback for that already."""
         from lit_ift.checkpoints.random_state import RandomState  # Its package imports the modules.
 
+        check_callbacks(self.trainer)
         fits = self.trainer.state.fn == "fit"
         has_one = any(isinstance(callback, RandomState) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [RandomState()] if fits and not has_one else []
@@ -128,6 +131,8 @@ class ExampleMeanModule(L.LightningModule):
     def on_train_start(self) -> None:
         self._window.clear()
         self._window.restart_clock()
+        if is_trial(self.trainer):
+            return
         if self._configured_options:
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             optimizer = self.trainer.optimizers[0]
@@ -136,13 +141,15 @@ class ExampleMeanModule(L.LightningModule):
         announce_start(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the weighted sum of the example losses; ``optimizer_step`` divides."""
+        """Return a loss with the gradient of the weighted sum of the example losses; ``optimizer_step`` divides."""
         losses, weights, metrics = self._weighted_losses(batch, batch_idx)
         row_ids = self.row_ids(batch, batch_idx, len(losses))
         self._window.add(losses, weights, metrics, self.num_tokens(batch), row_ids)
         self.latest_losses = row_ids, losses.detach()
         # Lightning divides by the nominal length of the window; undo that, `_close_window` divides by the true weight.
-        return (losses * weights).sum() * self.trainer.accumulate_grad_batches
+        total = (losses * weights).sum()
+        mean = total.detach() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+        return (mean + (total - total.detach())) * self.trainer.accumulate_grad_batches
 
     def optimizer_step(
         self,
@@ -169,6 +176,8 @@ class ExampleMeanModule(L.LightningModule):
             )
         mean_loss = totals.means["loss"]
         if not math.isfinite(mean_loss):
+            if searches_learning_rate(self.trainer):
+                return self._end_trial(optimizer)
             raise NonFiniteLossError(self._non_finite_message(f"the loss ({mean_loss})"))
         gradients = [
             parameter.grad
@@ -185,6 +194,8 @@ class ExampleMeanModule(L.LightningModule):
         if torch.isfinite(grad_norm):
             self.log("train/grad_norm", grad_norm)
         elif self._gradient_scaler() is None:
+            if searches_learning_rate(self.trainer):
+                return self._end_trial(optimizer)
             raise NonFiniteLossError(self._non_finite_message("the gradient"))
         # Otherwise float16 overflowed: the scaler skips this step and lowers its scale.
         self.log("train/loss", mean_loss, prog_bar=True)
@@ -193,6 +204,13 @@ class ExampleMeanModule(L.LightningModule):
         self.log("train/tokens_per_s", totals.tokens_per_s)
         self._window.clear()
         return torch.tensor(mean_loss, device=self.device)
+
+    def _end_trial(self, optimizer: Any) -> Tensor:
+        """End a search for a learning rate, which goes up until training diverges, without a step."""
+        self.trainer.should_stop = True
+        optimizer.zero_grad()
+        self._window.clear()
+        return torch.tensor(math.nan, device=self.device)
 
     def _forget_last_step(self) -> None:
         """Keep Lightning from logging a metric once more for a step without rows that have it, as rejected ones do."""
@@ -233,7 +251,7 @@ class ExampleMeanModule(L.LightningModule):
         Raises:
             UserError: the run has no end.
         """
-        total = self.trainer.estimated_stepping_batches
+        total = accumulated_steps(self.trainer)
         if not math.isfinite(total):
             raise UserError(
                 "The length of the run is not known, but a schedule needs it. "
