@@ -31,7 +31,8 @@ def announce_start(trainer: L.Trainer) -> None:
         *_warmup(trainer),
         f"in {folder}",
     ]
-    rank_zero_info(f"{'Training' if trainer.global_step == 0 else 'Training goes on'}: {', '.join(said)}.")
+    begin = "Training" if trainer.global_step == 0 else f"Training goes on after step {trainer.global_step:,}"
+    rank_zero_info(f"{begin}: {', '.join(said)}.")
     if steps < FEW_STEPS:
         _warn_of_few_steps(int(steps))
 
@@ -40,7 +41,7 @@ def announce_start(trainer: L.Trainer) -> None:
 def _warn_of_few_steps(steps: int) -> None:
     logger.warning(
         "The whole run makes %s only, which is too little to learn much. Take fewer rows a step (data.batch_size, "
-        "trainer.accumulate_grad_batches), more rows, or more epochs (trainer.max_epochs).",
+        "trainer.accumulate_grad_batches), more rows, or more epochs (trainer.max_epochs, trainer.max_steps).",
         _counted(steps, "optimizer step"),
     )
 

@@ -60,7 +60,7 @@ def data(*sources: TokenCount, batch_size: int | None) -> Any:
         ),
         (
             trainer(batches=40, steps=40, global_step=7),
-            "Training goes on: 40 steps in 1 epoch, 4 warm-up steps, in out.",
+            "Training goes on after step 7: 40 steps in 1 epoch, 4 warm-up steps, in out.",
         ),
         (trainer(batches=40, steps=math.inf), "Training: steps without end, in out."),
     ],
