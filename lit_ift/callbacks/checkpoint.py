@@ -31,9 +31,16 @@ from lit_ift.checkpoints.writing import (
     staging_path,
     why_not_writable,
     write_together,
-    writes_shards,
 )
 from lit_ift.errors import UserError, nearest
+from lit_ift.lightning_private import (
+    dump_checkpoint,
+    is_accumulating,
+    logged_steps,
+    not_yet_logged,
+    validation_or_epoch_end_follows,
+    writes_shards,
+)
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -173,12 +180,8 @@ class RunCheckpoint(ModelCheckpoint):
     # When --------------------------------------------------------------------------------------------------------
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.fit_loop._should_accumulate():
-            return
-        epoch = trainer.fit_loop.epoch_loop
-        assert trainer.fit_loop._data_fetcher is not None
         # A run resumed from here would skip the validation, or the end of the epoch, if these come next.
-        if not epoch._should_check_val_fx(trainer.fit_loop._data_fetcher) and not epoch._num_ready_batches_reached():
+        if not is_accumulating(trainer) and not validation_or_epoch_end_follows(trainer):
             self._between_steps(trainer, due=self._is_due(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -188,14 +191,14 @@ class RunCheckpoint(ModelCheckpoint):
             self._check_monitor(trainer)
             return
         if self._lacks_monitor(trainer):
-            if not trainer.fit_loop._should_accumulate() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if not is_accumulating(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))  # What was trained is not lost.
             raise self._no_such_metric(trainer)
         if self.monitor is not None and self._compared_step != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._compared_step = trainer.global_step
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         due = self._is_due(trainer) or self._every_n_train_steps < 1
-        if trainer.fit_loop._should_accumulate():
+        if is_accumulating(trainer):
             self._owed |= due and self._last_step != trainer.global_step
         else:
             self._between_steps(trainer, due=due)
@@ -273,9 +276,8 @@ class RunCheckpoint(ModelCheckpoint):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         reports = getattr(getattr(trainer, "datamodule", None), "reports", {})
         checkpoint["data_reports"] = {split: report.summary() for split, report in reports.items()}
-        loop = trainer.fit_loop.epoch_loop
-        accumulated = loop.batch_progress.current.ready % trainer.accumulate_grad_batches
-        checkpoint["accumulated_batches"] = accumulated if trainer.fit_loop._should_accumulate() else 0
+        accumulated = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches
+        checkpoint["accumulated_batches"] = accumulated if is_accumulating(trainer) else 0
         checkpoint["logged"] = {
             "folder": trainer.loggers[0].log_dir if trainer.loggers else None,
             "rows": {
@@ -283,8 +285,8 @@ class RunCheckpoint(ModelCheckpoint):
                 for logger in trainer.loggers
                 if trainer.is_global_zero and isinstance(logger, RunTable)
             },
-            "next_step": loop._batches_that_stepped + trainer.validating,  # Counted on after the validation.
-            "pending": _not_yet_logged(trainer),
+            "next_step": logged_steps(trainer) + trainer.validating,  # Counted on after the validation.
+            "pending": not_yet_logged(trainer),
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -353,7 +355,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Write on all ranks under another name, then rename; raise on all of them if it fails on one."""
         path = Path(trainer.strategy.broadcast(filepath))
         self._finish_together(trainer)
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+        checkpoint = dump_checkpoint(trainer, weights_only=self.save_weights_only)
         if self.async_save:
             staged = staging_path(path)
             self._start_writing(self._asynchronous_job(trainer, checkpoint, staged), path, staged, trainer)
@@ -436,16 +438,6 @@ class RunCheckpoint(ModelCheckpoint):
                 (staged / SHARDS_REST).write_bytes(rest.getvalue())
 
         return finish
-
-
-def _not_yet_logged(trainer: L.Trainer) -> dict[str, float]:
-    """Metrics of the optimizer step that was just taken, if Lightning is yet to log them."""
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    connector = trainer._logger_connector
-    if progress.processed == progress.completed or not trainer.training or not connector.should_update_logs:
-        return {}
-    metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
-    return metrics and {**metrics, "epoch": trainer.current_epoch}
 
 
 def _is_over(trainer: L.Trainer) -> bool:

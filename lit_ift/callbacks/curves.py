@@ -11,6 +11,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from lit_ift.lightning_private import metrics_of_this_step
+
 
 class LossCurves(Callback):
     """Draws loss and metrics against the optimizer step when ``fit`` ends, also when it ends by an error.
@@ -58,8 +60,7 @@ class LossCurves(Callback):
         self.points = {name: [tuple(p) for p in points] for name, points in state_dict["points"].items()}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        # Of this step alone; `callback_metrics` has what earlier steps logged as well.
-        self._record(trainer, trainer._logger_connector.metrics["callback"], "train/")
+        self._record(trainer, metrics_of_this_step(trainer), "train/")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:

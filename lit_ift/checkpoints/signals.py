@@ -6,7 +6,8 @@ import threading
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from lit_ift.lightning_private import handle_sigterm, signal_launched
 
 
 class StopSignals:
@@ -28,12 +29,11 @@ class StopSignals:
         """
         self.received = None
         self._launcher = trainer.strategy.launcher
-        # The Trainer registers this one after all set-up, and puts back in the end what was there before it began.
-        trainer._signal_connector._sigterm_notifier_fn = self._note  # type: ignore[method-assign, assignment]
+        handle_sigterm(trainer, self._note)
 
     def leave_sigterm(self, trainer: L.Trainer) -> None:
         """Let the Trainer register its own handler again."""
-        vars(trainer._signal_connector).pop("_sigterm_notifier_fn", None)
+        handle_sigterm(trainer, None)
 
     def take_interrupts(self) -> None:
         """Note the first Ctrl-C and go on, too; the second one ends the process."""
@@ -50,8 +50,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: Any) -> None:
         if self.received is None:
-            if isinstance(self._launcher, _SubprocessScriptLauncher):
-                self._launcher.kill(signal.SIGTERM)
+            signal_launched(self._launcher, signal.SIGTERM)
             self.received = signal.Signals(number)
 
     def _note_interrupt(self, number: int, frame: Any) -> None:

@@ -16,7 +16,6 @@ from typing import Any, Final, cast
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -194,11 +193,6 @@ def check_shared(folder: Path) -> None:
             "together: set checkpoint.dirpath or trainer.default_root_dir to a folder that all nodes share, or set "
             "save_distributed_checkpoint of the strategy to false, which lets rank 0 write alone."
         )
-
-
-def writes_shards(strategy: Strategy) -> bool:
-    """Whether a strategy's checkpoints are folders, to which every rank adds its part."""
-    return isinstance(strategy, ModelParallelStrategy) and bool(strategy._save_distributed_checkpoint)
 
 
 def read_header(path: Path) -> dict[str, Any]:

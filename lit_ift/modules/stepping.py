@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_ift.errors import NonFiniteLossError, UserError
+from lit_ift.lightning_private import forget_logged
 from lit_ift.modules.optim import configured_options, keep_configuration
 from lit_ift.modules.precision import float32_by_default
 from lit_ift.modules.start_line import announce_start
@@ -189,7 +190,8 @@ class ExampleMeanModule(L.LightningModule):
         scale = self.trainer.world_size / totals.weight
         for gradient in gradients:
             gradient.mul_(scale)
-        self._forget_last_step()
+        # Else a metric would be logged once more for a step without rows that have it, as rejected ones do.
+        forget_logged(self)
         grad_norm = self._gradient_norm(gradients)
         if torch.isfinite(grad_norm):
             self.log("train/grad_norm", grad_norm)
@@ -211,12 +213,6 @@ class ExampleMeanModule(L.LightningModule):
         optimizer.zero_grad()
         self._window.clear()
         return torch.tensor(math.nan, device=self.device)
-
-    def _forget_last_step(self) -> None:
-        """Keep Lightning from logging a metric once more for a step without rows that have it, as rejected ones do."""
-        results = self.trainer._results
-        if results is not None:
-            results.reset(fx=self._current_fx_name)
 
     def _add_over_ranks(self, sums: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(sums, reduce_op="sum")
