@@ -48,6 +48,7 @@ INHERITED: Final[dict[str, tuple[str, ...]]] = {
         *("_get", "_parse_ckpt_path", "_parser", "_prepare_subcommand_kwargs", "_prepare_subcommand_parser"),
         "_run_subcommand",
     ),
+    "lightning.pytorch.cli._InstantiatorFn": ("__call__",),
 }
 """Members that classes of this package override, or use of themselves, by the class that they derive from."""
 
