@@ -15,6 +15,7 @@ def test_text_counts_wherever_it_stands() -> None:
     assert caught.value.reason == "unreadable"
 
 
+@pytest.mark.slow
 def test_nesting_of_any_depth_is_refused_without_recursion() -> None:
     value: object = "x"
     for _ in range(50_000):

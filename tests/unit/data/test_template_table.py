@@ -469,6 +469,7 @@ def test_every_recorded_family_is_here() -> None:
     assert len(recorded) >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_only_the_answers_are_trained(name: str, case: str) -> None:

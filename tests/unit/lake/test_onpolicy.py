@@ -102,6 +102,7 @@ def test_ppos_loss_is_the_clipped_surrogate_of_every_move() -> None:
     assert clipped > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [Reinforce(games=8), PPO(games=8)], ids=["reinforce", "ppo"])
 def test_it_learns_to_reach_the_goal(objective: Reinforce | PPO) -> None:
     game = small_game(map=["SFF", "FFF", "HFG"], suboptimal="hole")

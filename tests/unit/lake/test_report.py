@@ -18,6 +18,8 @@ from lit_ift.frozen_lake.report import claim_lines, difference, report_lines, re
 from lit_ift.frozen_lake.result import METRICS, Outcome, Study
 from lit_ift.frozen_lake.study import run_study
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def study() -> Study:

@@ -15,6 +15,8 @@ from lit_ift.frozen_lake.result import METRICS, Study
 from lit_ift.frozen_lake.settings import LABELS, LakeOptions, Protocol, StartOptions
 from lit_ift.frozen_lake.study import pretraining_text, run_studies, run_study
 
+pytestmark = pytest.mark.slow
+
 ALL = tiny_settings(methods=list(LABELS))
 
 
@@ -31,7 +33,6 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
 def test_same_settings_same_numbers(study: Study, threads: Callable[[int], None]) -> None:
     """Whatever the global generators hold, and however many threads torch may use."""
     state = torch.get_rng_state()
@@ -49,7 +50,6 @@ def test_same_settings_same_numbers(study: Study, threads: Callable[[int], None]
             assert (first.curves[metric] == second.curves[metric]).all()
 
 
-@pytest.mark.slow
 def test_no_global_generator_is_touched() -> None:
     torch.manual_seed(5)
     before, of_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -108,7 +108,6 @@ def test_the_best_rate_by_the_chosen_metric_is_taken(metric: str, monkeypatch: p
     assert run_study(tiny_settings(protocol=protocol)).outcomes[0].learning_rate == 0.2
 
 
-@pytest.mark.slow
 def test_studies_that_choose_rates_differently_are_those_run_one_by_one() -> None:
     protocol = replace(ALL.protocol, learning_rates=[1e-3, 1e-1, 3.0])
     settings = replace(ALL, methods=["sft", "dpo", "ppo"], protocol=protocol)

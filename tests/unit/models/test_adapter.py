@@ -28,6 +28,7 @@ def test_a_fresh_adapter_changes_nothing_and_alone_trains() -> None:
     assert all("lora_" in name for name in trainable)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "phi3"])
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"r": 2, "lora_alpha": 8, "use_rslora": True}])
 def test_the_hidden_state_path_holds(name: str, options: dict[str, Any]) -> None:

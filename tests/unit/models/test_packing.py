@@ -12,6 +12,7 @@ from lit_ift.models.packing_check import check_packing, packs_into_one_row
 IMPLEMENTATIONS = [(name, kind) for name in CONFIGS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("name", "implementation"), IMPLEMENTATIONS)
 def test_architectures_pass(name: str, implementation: str, dtype: torch.dtype) -> None:

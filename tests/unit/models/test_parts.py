@@ -21,6 +21,7 @@ def saved(folder: Path, name: str = "llama", *, tied: bool = False, **options: s
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3", "gpt2"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_it_becomes_the_model_that_is_loaded_whole(name: str, tied: bool, tmp_path: Path) -> None:

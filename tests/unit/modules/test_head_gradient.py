@@ -37,6 +37,7 @@ def head_gradient(
     return gradient.clone(), chunks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
     ("module_class", "options"), [(SFTModule, {}), (IFTModule, {"lam": 0.3}), (SFTMixModule, {"mu": 0.5})]

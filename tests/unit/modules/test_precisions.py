@@ -81,6 +81,7 @@ def test_an_eps_that_float16_does_not_know_is_refused(optimizer: type[Optimizer]
         fit(partial(optimizer, lr=1e-3), "16-true")  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "precision"),
     [

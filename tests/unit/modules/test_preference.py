@@ -69,6 +69,7 @@ def test_metrics_are_those_of_the_answers() -> None:
 NEEDS_MORE = {name for name in PAIR_LOSSES if PairLoss(name).needs_reference_tokens} | {"tis_dpo"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", sorted(set(PAIR_LOSSES) - NEEDS_MORE))
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_loss_runs_and_packing_changes_nothing(loss: str, packed: bool) -> None:

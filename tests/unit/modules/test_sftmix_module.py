@@ -202,6 +202,7 @@ def test_recorded_at_every_validation(tmp_path: Path) -> None:
     assert {count for _, count in recorder._passes.values()} == {3}
 
 
+@pytest.mark.slow
 def test_recorder_resumes(tmp_path: Path) -> None:
     def run(epochs: int, ckpt: str | None = None) -> tuple[ConfidenceRecorder, L.Trainer]:
         recorder = ConfidenceRecorder(path=tmp_path / f"{epochs}{ckpt is None}.jsonl")
