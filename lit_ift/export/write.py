@@ -18,6 +18,9 @@ logger = logging.getLogger("lit_ift")
 
 EXPORT_DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
 
+_MODES: Final = ("do_sample", "num_beams", "cache_implementation", "return_dict_in_generate")
+"""Fields of a generation config that say which others have an effect."""
+
 MODEL_FILES: Final = ("config.json", "adapter_config.json")
 """What tells a model's folder, or an adapter's."""
 
@@ -140,23 +143,38 @@ def base_of(model: Any) -> str:
 
 def _generation_config(model: Any, tokenizer: Any, metadata: ExportMetadata) -> Any:
     """The model's generation config with the stop tokens, in a form that transformers agrees to save."""
-    from transformers import GenerationConfig
-
     ids = stop_token_ids(model, tokenizer, metadata.get("stop_token_ids", ()))
     config = copy.deepcopy(model.generation_config)
     config.eos_token_id = ids or None
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
-    config._from_model_config = False  # it would be derived from config.json again, without the stop tokens
-    try:
-        config.validate(strict=True)
-    except ValueError as error:
-        # Many published models ask for a temperature but not for sampling, which cannot be saved.
-        logger.warning("The model's generation config is contradictory and is reset to greedy decoding: %s", error)
-        return GenerationConfig(
-            bos_token_id=config.bos_token_id, eos_token_id=ids or None, pad_token_id=config.pad_token_id
+    return _without_contradictions(config)
+
+
+def _without_contradictions(config: Any) -> Any:
+    """A generation config without the fields that transformers refuses to save beside the others.
+
+    Many published models ask for a temperature but not for sampling.
+    """
+    from transformers import GenerationConfig
+
+    kept, dropped = GenerationConfig(), []
+    values = {name: value for name, value in vars(config).items() if value is not None and name != "_from_model_config"}
+    for name in sorted(values, key=lambda name: name not in _MODES):
+        before = getattr(kept, name, None)
+        setattr(kept, name, values[name])
+        try:
+            kept.validate(strict=True)
+        except ValueError:
+            setattr(kept, name, before)
+            dropped.append(f"{name}={values[name]}")
+    kept._from_model_config = False  # It would be derived from config.json again, without the stop tokens.
+    if dropped:
+        logger.warning(
+            "The model's generation config is contradictory. It is exported without what contradicts the rest: %s.",
+            ", ".join(dropped),
         )
-    return config
+    return kept
 
 
 def _write_weights(

@@ -138,7 +138,8 @@ class CausalLMModule(ExampleMeanModule):
         optimizer: builds the optimizer from parameter groups; AdamW at 2e-5 by default.
         lr_scheduler: builds the scheduler from the optimizer; warm-up and cosine by default.
         generation: options of ``predict``'s answers, as ``model.generate`` takes them; greedy, at most 128 tokens, by
-            default. ``prior`` is text that every answer begins with (PreTTY, arXiv:2404.16766).
+            default, whatever the model's generation config says; with ``do_sample`` that fills in what is left out.
+            ``prior`` is text that every answer begins with (PreTTY, arXiv:2404.16766).
 
     Raises:
         ValueError: an option has an unknown value.

@@ -20,6 +20,22 @@ MAX_NEW_TOKENS: Final = 128
 SAMPLING_OPTIONS: Final = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 """Options of ``model.generate`` that only sampling heeds."""
 
+PLAIN: Final[dict[str, Any]] = {
+    **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")),
+    **{"num_beams": 1, "early_stopping": False, "length_penalty": 1.0, "repetition_penalty": 1.0},
+    **{"no_repeat_ngram_size": 0, "min_length": 0},
+    **dict.fromkeys(("num_beam_groups", "diversity_penalty", "penalty_alpha", "dola_layers", "guidance_scale")),
+    **dict.fromkeys(("constraints", "force_words_ids", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty")),
+    **dict.fromkeys(("sequence_bias", "watermarking_config", "token_healing", "renormalize_logits", "min_new_tokens")),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "assistant_early_exit", "max_time")),
+}
+"""Options of ``model.generate`` that have a say in which tokens an answer has, with values that leave them as the model
+finds them likeliest."""
+
+ONE_ANSWER: Final[dict[str, Any]] = {"num_return_sequences": 1, "return_dict_in_generate": False}
+"""What ``model.generate`` is to return."""
+
 
 def generate_answers(
     model: "PreTrainedModel",
@@ -32,6 +48,10 @@ def generate_answers(
     **options: Any,
 ) -> Iterator[tuple[int, str]]:
     """Continue each prompt, greedily unless ``options`` say otherwise.
+
+    Greedy takes the likeliest token each time, whatever the model's own generation config asks for (repetition penalty,
+    beams, tokens never to use, ...): of that, only the tokens and strings that end an answer stand. With
+    ``do_sample=True``, what ``options`` leave out is as the model's generation config has it.
 
     Prompts of similar length share a batch, so answers come in another order than prompts. Ranks that share a sharded
     model must all call this, each with its own prompts if any, and take all answers.
@@ -61,10 +81,7 @@ def generate_answers(
         raise ValueError("the tokenizer has neither a padding nor an end-of-sequence token")
     begin = [] if prior is None else _prior_ids(tokenizer, prior)
     prompts = [[*prompt, *begin] for prompt in prompts]
-    options = {"do_sample": False, **options}
-    if not options["do_sample"]:
-        # A model's own sampling defaults would only draw warnings here.
-        options = {"temperature": None, "top_p": None, "top_k": None, **options}
+    options = _options(options)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     device = compute_device(model)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -88,6 +105,7 @@ def generate_answers(
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad,
                 use_cache=True,
+                tokenizer=tokenizer,  # For strings that end an answer.
                 **options,
             )
             output = in_root(model, generate)
@@ -99,7 +117,7 @@ def check_generation(options: Mapping[str, Any]) -> None:
     """Check options of `generate_answers` before there is a model, so that a misspelt one does not end a long run.
 
     Raises:
-        UserError: a name looks misspelt, or an option needs sampling, which is off.
+        UserError: a name looks misspelt, an option needs sampling, which is off, or asks for several answers.
     """
     if not options:
         return
@@ -111,12 +129,23 @@ def check_generation(options: Mapping[str, Any]) -> None:
         # What is like no name that is known may be meant for the model's own code.
         if name not in known and (hint := did_you_mean(name, known)):
             raise UserError(f"generation has no option {name!r}.{hint}")
+    if several := [name for name, value in ONE_ANSWER.items() if options.get(name) not in (None, value)]:
+        raise UserError(f"generation: {several[0]}={options[several[0]]} asks for more than one answer. Leave it out.")
     idle = [name for name in SAMPLING_OPTIONS if options.get(name) is not None]
     if idle and not options.get("do_sample"):
         raise UserError(
             f"generation: {', '.join(idle)} has no effect without do_sample: true. Set that, or leave "
             f"{'it' if len(idle) == 1 else 'them'} out for greedy answers."
         )
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for ``model.generate``, in which what is not given is greedy."""
+    from transformers import GenerationConfig
+
+    known = vars(GenerationConfig())
+    plain = {} if given.get("do_sample") else {name: value for name, value in PLAIN.items() if name in known}
+    return {"do_sample": False, **plain, **ONE_ANSWER, **given}
 
 
 def _prior_ids(tokenizer: "PreTrainedTokenizerBase", prior: str) -> list[int]:

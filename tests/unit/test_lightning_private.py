@@ -46,9 +46,10 @@ def lightning_names() -> set[str]:
 def test_no_other_is_used() -> None:
     """Where a name is this file's own as well, it is taken for that."""
     theirs = lightning_names()
-    listed = {name for table in (READ, INHERITED) for names in table.values() for name in names}
-    listed |= {path.rpartition(".")[2] for table in (READ, INHERITED) for path in table}
-    inherited = {name for names in INHERITED.values() for name in names}
+    read, inherited = (
+        {name for path, names in table.items() for name in (path.rpartition(".")[2], *names)}
+        for table in (READ, INHERITED)
+    )
     used: dict[str, list[str]] = {}
     for file in Path(lit_ift.__file__).parent.rglob("*.py"):
         nodes = [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
@@ -62,10 +63,10 @@ def test_no_other_is_used() -> None:
                     if alias.name.startswith("_"):
                         used.setdefault(alias.name, []).append(f"{file.name}:{node.lineno}")
     of_ours = {"_load", "_window", "_metrics"}  # Other classes of this package have these.
-    assert {name: places for name, places in used.items() if name not in listed | of_ours} == {}
+    assert {name: places for name, places in used.items() if name not in read | inherited | of_ours} == {}
     elsewhere = {
         name: [place for place in places if not place.startswith("lightning_private.py")]
         for name, places in used.items()
-        if name in listed - inherited
+        if name in read - inherited
     }
     assert {name: places for name, places in elsewhere.items() if places} == {}

@@ -151,15 +151,36 @@ def test_stop_tokens_are_joined(tmp_path: Path, llama: Callable[..., Any], token
     assert load_model(str(folder)).generation_config.eos_token_id == [5, 2, 0]
 
 
-def test_contradictory_generation_config(
-    tmp_path: Path, llama: Callable[..., Any], tokenizer: Any, caplog: pytest.LogCaptureFixture
+CONTRADICTIONS: list[tuple[dict[str, Any], set[str]]] = [
+    ({"do_sample": False, "temperature": 0.5}, {"temperature"}),
+    ({"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1}, {"temperature", "top_p", "top_k", "min_p"}),
+    ({"do_sample": True, "temperature": 0.6, "length_penalty": 0.5}, {"length_penalty"}),
+    ({"num_beams": 4, "length_penalty": 0.5, "top_p": 0.9}, {"top_p"}),
+    ({"num_return_sequences": 3}, {"num_return_sequences"}),
+    ({"do_sample": True, "temperature": 0.6}, set()),
+]
+MINE = {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3, "max_new_tokens": 77, "my_own_field": "kept"}
+
+
+@pytest.mark.parametrize(("fields", "dropped"), CONTRADICTIONS)
+def test_a_contradictory_generation_config_loses_what_contradicts(
+    fields: dict[str, Any],
+    dropped: set[str],
+    tmp_path: Path,
+    llama: Callable[..., Any],
+    tokenizer: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = llama()
-    model.generation_config.temperature = 0.5
-    model.generation_config.do_sample = False
+    for name, value in {**fields, **MINE}.items():
+        setattr(model.generation_config, name, value)
     folder = export_model(model, tmp_path / "out", tokenizer=tokenizer, tokenizer_source=None, metadata={})
-    assert "contradictory" in caplog.text
-    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2]
+    written = json.loads((folder / "generation_config.json").read_text())
+    assert ("contradictory" in caplog.text) == bool(dropped)
+    assert all(f"{name}={fields[name]}" in caplog.text for name in dropped)
+    expected = {**MINE, **{name: value for name, value in fields.items() if name not in dropped}}
+    assert {name: written.get(name) for name in {**fields, **MINE}} == {**dict.fromkeys(dropped), **expected}
+    assert written["eos_token_id"] == [2]
 
 
 def test_existing_folder(tmp_path: Path, llama: Callable[..., Any], tokenizer: Any) -> None:
