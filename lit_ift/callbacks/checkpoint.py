@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 from torch.utils._pytree import tree_map_only
 
+from lit_ift.callbacks.inputs import KEY, RunInputs
 from lit_ift.callbacks.loggers import RunTable
 from lit_ift.checkpoints.shards import SHARDS_REST
 from lit_ift.checkpoints.signals import StopSignals
@@ -71,6 +72,8 @@ class RunCheckpoint(ModelCheckpoint):
         keep_last: how many to resume from are kept. A single file is ``last.ckpt``; several, or folders of shards, are
             ``last-step=<n>.ckpt``.
         async_save: write them while training goes on, from a copy in main memory.
+        allow_changed_inputs: go on from a checkpoint though the model's files or the rows have changed since; an error
+            by default.
 
     Raises:
         UserError: `keep_last` is not positive.
@@ -88,6 +91,7 @@ class RunCheckpoint(ModelCheckpoint):
         every_n_train_steps: int | None = None,
         keep_last: int = 1,
         async_save: bool = False,
+        allow_changed_inputs: bool = False,
     ) -> None:
         super().__init__(
             dirpath=dirpath,
@@ -104,6 +108,7 @@ class RunCheckpoint(ModelCheckpoint):
             raise UserError(f"checkpoint.keep_last={keep_last} must be at least 1. Set save_last to false for none.")
         self.keep_last = keep_last
         self.async_save = async_save
+        self._inputs = RunInputs(allow_changed_inputs)
         self._configured = monitor, save_top_k
         self._last_step = self._compared_step = 0
         self._owed = False
@@ -134,6 +139,7 @@ class RunCheckpoint(ModelCheckpoint):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage == "fit":
             self._check_same_start(trainer)
+            self._inputs.forget()
             self._signals.take_sigterm(trainer)
         else:  # An earlier fit's has no part in an evaluation.
             self._signals.leave_sigterm(trainer)
@@ -174,6 +180,8 @@ class RunCheckpoint(ModelCheckpoint):
             self.monitor = None
             self.save_top_k = min(self.save_top_k, 1)
         super().on_train_start(trainer, pl_module)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._inputs.begin(trainer, pl_module)
         self._signals.take_interrupts()
         self._continue_tables(trainer)
 
@@ -278,6 +286,7 @@ class RunCheckpoint(ModelCheckpoint):
         checkpoint["data_reports"] = {split: report.summary() for split, report in reports.items()}
         accumulated = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches
         checkpoint["accumulated_batches"] = accumulated if is_accumulating(trainer) else 0
+        checkpoint[KEY] = self._inputs.digests()
         checkpoint["logged"] = {
             "folder": trainer.loggers[0].log_dir if trainer.loggers else None,
             "rows": {
@@ -294,6 +303,7 @@ class RunCheckpoint(ModelCheckpoint):
             return
         self._last_step = self._last_global_step_saved = checkpoint["global_step"]
         self._unlogged = checkpoint.get("logged", {})
+        self._inputs.check(trainer, pl_module, checkpoint)
         if accumulated := checkpoint.get("accumulated_batches"):
             rank_zero_warn(
                 f"The checkpoint was written after {accumulated} batches of an optimizer step, whose gradients it does "

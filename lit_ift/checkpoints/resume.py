@@ -26,6 +26,7 @@ MAY_DIFFER: Final = (
     "trainer.strategy",
     "trainer.enable_progress_bar",
     "trainer.logger",
+    "checkpoint.allow_changed_inputs",
     "data.init_args.num_workers",
 )
 """Options in which two commands may differ and yet be the same: where it runs, how the run is looked for and shown."""

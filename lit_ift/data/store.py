@@ -111,6 +111,19 @@ def _concatenated(lists: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
     return np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=total)
 
 
+def _digest(batches: "Iterable[Sequence[npt.NDArray[Any]]]") -> str:
+    """SHA-256 of the columns of all record batches.
+
+    One hash for each column, so that it makes no difference how the rows are cut into batches.
+    """
+    hashes: list[Any] = []
+    for columns in batches:
+        hashes = hashes or [hashlib.sha256() for _ in columns]
+        for hasher, values in zip(hashes, columns, strict=True):
+            hasher.update(np.ascontiguousarray(values).data)
+    return hashlib.sha256(b"".join(hasher.digest() for hasher in hashes)).hexdigest()
+
+
 class StoredRows(Sequence[EncodedRow]):
     """Rows that `write_rows` wrote, read when asked for.
 
@@ -159,12 +172,15 @@ class StoredRows(Sequence[EncodedRow]):
     @cached_property
     def content_digest(self) -> str:
         """SHA-256 of ids, kinds, tokens and targets of all rows. Looks at every token."""
-        hashes = [hashlib.sha256() for _ in range(7)]
-        for columns in self._columns:
-            for hasher, values in zip(hashes, columns.content(), strict=True):
-                hasher.update(np.ascontiguousarray(values).data)
-        # One hash for each column, so that it makes no difference how the rows are cut into record batches.
-        return hashlib.sha256(b"".join(hasher.digest() for hasher in hashes)).hexdigest()
+        return _digest(columns.content() for columns in self._columns)
+
+    @cached_property
+    def training_digest(self) -> str:
+        """SHA-256 of what is trained on: kinds, scores, tokens and targets of all rows. Looks at every token.
+
+        Ids take no part, so that the rows' files may move.
+        """
+        return _digest([*columns.content()[2:], columns.scores()] for columns in self._columns)
 
     @classmethod
     def in_memory(cls, rows: Iterable[EncodedRow]) -> "StoredRows":
@@ -228,6 +244,11 @@ class _Columns:
         id_lengths = pc.binary_length(ids).to_numpy()
         own = (id_lengths, text, self.kinds, self.side_counts, self.side_lengths, self.input_ids, self.is_target)
         return list(own)
+
+    def scores(self) -> "npt.NDArray[np.float64]":
+        """The score of each row, NaN where it has none."""
+        found: npt.NDArray[np.float64] = self.batch.column("score").to_numpy(zero_copy_only=False)
+        return found
 
     def row(self, i: int) -> EncodedRow:
         row_id = self.batch.column("row_id")[i].as_py()

@@ -148,6 +148,11 @@ class EncodedDataset(Dataset[list[EncodedRow]]):
             found.append(values if index >= 0 else torch.zeros_like(values))
         return found
 
+    @property
+    def training_digest(self) -> str:
+        """SHA-256 of what is trained on, whatever the rows are called. Looks at every token."""
+        return self.rows.training_digest
+
     @cached_property
     def content_digest(self) -> str:
         """SHA-256 of ids, kinds, tokens and targets of all rows, mismatched sides included."""
