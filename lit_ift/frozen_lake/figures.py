@@ -304,7 +304,7 @@ def draw_summary(study: Study) -> "Figure":
     by_name = {outcome.name: outcome for outcome in study.outcomes}
     shown = [by_name[name] for name in SUMMARY if name in by_name] or study.outcomes[:4]
     with figure(12.0, 5.0, f"The same lake, the same budget · {describe(study)}") as drawing:
-        left, right = np.ravel(drawing.subfigures(1, 2, width_ratios=(4.6, 7.4)))
+        left, right = drawing.subfigures(1, 2, squeeze=False, width_ratios=(4.6, 7.4))[0]
         columns = min(2, len(shown))
         panels = list(left.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).flat)
         for axes, outcome in zip(panels, shown, strict=False):
