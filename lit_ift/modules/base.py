@@ -26,6 +26,7 @@ from lit_ift.imports import check_makes
 from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
 from lit_ift.losses.masking import per_sequence_mean, target_counts
 from lit_ift.models.added_tokens import ZEPHYR, add_tokens, check_added_tokens, give_rows
+from lit_ift.models.balancing import Balancing, balancing_of
 from lit_ift.models.dropout import check_dropout_is_off
 from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
 from lit_ift.models.limits import damage_of
@@ -234,6 +235,8 @@ class CausalLMModule(ExampleMeanModule):
         self._packing_proven = False
         self._vector_names: frozenset[str] = frozenset()
         self._logit_transform = LogitTransform()
+        self._balancing: Balancing | None = None
+        self._balancing_losses: list[Tensor] = []
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._files: WeightFiles | None = None
         if gradient_checkpointing is not True and gradient_checkpointing < 0:
@@ -289,6 +292,21 @@ class CausalLMModule(ExampleMeanModule):
             Losses of shape (B,) with gradient, and detached metrics of shape (B,).
         """
         raise TypeError(f"{type(self).__name__} must override per_example_loss or example_losses")
+
+    def all_losses(self, batch: Batch) -> ExampleLosses:
+        """``example_losses``, and the balancing loss of the passes with gradient, if the model is one of experts.
+
+        It is that of the micro-batch, and added to the loss of each of its examples, so that their mean is what
+        transformers gives for the same batch. Logged as ``balancing_loss``, without its coefficient.
+        """
+        self._balancing_losses.clear()
+        losses, metrics = self.example_losses(batch)
+        if self._balancing is None or not self._balancing_losses:
+            return losses, metrics
+        balancing = torch.stack(self._balancing_losses).sum()
+        self._balancing_losses.clear()
+        losses = losses + self._balancing.coefficient * balancing.to(losses.dtype)
+        return losses, {**metrics, "balancing_loss": balancing.detach().to(losses.dtype).expand(losses.shape)}
 
     def example_weights(self, batch: Batch) -> Tensor:
         """Weight of each example in the mean, (B,) float32; 0 for one without trained tokens."""
@@ -400,6 +418,7 @@ class CausalLMModule(ExampleMeanModule):
                 with stand_ins(model):
                     model = add_lora(model, self.lora)
         self._logit_transform = logit_postprocess(model)
+        self._balancing = balancing_of(model)
         self.model: PreTrainedModel = model
         self._language_model_ready = True
         if is_quantized(model):
@@ -441,6 +460,7 @@ class CausalLMModule(ExampleMeanModule):
         """Use the language model, tokenizer and trainer of another module, which owns them."""
         self.model = owner.model
         self._logit_transform = owner._logit_transform
+        self._balancing = owner._balancing
         self._tokenizer = owner._tokenizer
         self._language_model_ready = True
         self._trainer = owner._trainer
@@ -497,12 +517,18 @@ class CausalLMModule(ExampleMeanModule):
     def hidden_states(self, inputs_embeds: Tensor, batch: Batch) -> Tensor:
         """Final hidden states of the batch's rows, (B, T, D) -> (B, T, D); the output head is not run."""
         positions = {"position_ids": batch["position_ids"]} if "position_ids" in batch else {}
+        balancing = self._balancing if torch.is_grad_enabled() else None
+        asked = {} if balancing is None else {"output_router_logits": True}
         output = decoder(self.model)(
             inputs_embeds=inputs_embeds,
             attention_mask=batch.get("attention_mask"),
             use_cache=False,
             **positions,
+            **asked,
         )
+        if balancing is not None:
+            real = batch["sequence_ids"] >= 0 if is_packed(batch) else batch.get("attention_mask")
+            self._balancing_losses.append(balancing.loss(output.router_logits, real))
         hidden: Tensor = output.last_hidden_state
         return hidden
 

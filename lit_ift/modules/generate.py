@@ -9,6 +9,7 @@ import torch
 
 from lit_ift.distributed.shard import compute_device, in_root, is_sharded, most_on_any_rank
 from lit_ift.errors import UserError, did_you_mean
+from lit_ift.models.balancing import asks_for_router_logits
 from lit_ift.models.eval_mode import evaluating
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def generate_answers(
     begin = [] if prior is None else _prior_ids(tokenizer, prior)
     prompts = [[*prompt, *begin] for prompt in prompts]
     options = _options(options)
+    if asks_for_router_logits(model):  # transformers would make a loss of them, which it cannot token by token.
+        options["output_router_logits"] = False
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     device = compute_device(model)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -165,7 +165,7 @@ class MixedModule(CausalLMModule):
         weights: list[Tensor] = []
         metrics: list[dict[str, Tensor | Weighted]] = []
         for name, part in self._of(batch):
-            part_losses, part_metrics = part.example_losses(batch[name])
+            part_losses, part_metrics = part.all_losses(batch[name])
             losses.append(part_losses)
             weights.append(part.example_weights(batch[name]))
             metrics.append({f"{name}/{metric}": values for metric, values in part_metrics.items()})

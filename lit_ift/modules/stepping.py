@@ -69,6 +69,10 @@ class ExampleMeanModule(L.LightningModule):
         """
         raise TypeError(f"{type(self).__name__} must override example_losses")
 
+    def all_losses(self, batch: Batch) -> ExampleLosses:
+        """What is trained on: ``example_losses``, and what the model itself adds to them."""
+        return self.example_losses(batch)
+
     def example_weights(self, batch: Batch) -> Tensor:
         """Weight of each example in the mean, (B,) float; 0 for one that counts for nothing."""
         raise TypeError(f"{type(self).__name__} must override example_weights")
@@ -106,7 +110,7 @@ class ExampleMeanModule(L.LightningModule):
             self.check_batch(batch)
             self._batch_checked = True
         with float32_by_default():
-            losses, metrics = self.in_forward(lambda: self.example_losses(batch))
+            losses, metrics = self.in_forward(lambda: self.all_losses(batch))
             weights = self.example_weights(batch)
         plain = {name: m.values if isinstance(m, Weighted) else m for name, m in metrics.items()}
         for name, values in {"losses": losses, **plain}.items():
