@@ -21,8 +21,8 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/lit-ift fit --config configs/quickstart.yaml $(ARGS)
 
-# Two processes of one thread each; tests that share what is expensive run in the same one (tests/conftest.py).
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Two processes of one thread each; tests of a file run in the same one (tests/conftest.py), slow folders come first.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 REST = browser or docs or pythons or examples
 check test test-all: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 

@@ -6,12 +6,13 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import settings
 from skips import SkipGuard
 
+TESTS: Final = Path(__file__).parent
 SLOW: Final = {"configs", "distributed", "integration"}
 """Folders all of whose tests run whole commands or several processes."""
 
@@ -26,21 +27,26 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(SkipGuard())
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by where they are and what they ask for, and keep together what one process should run.
-
-    Tests of a file share its fixtures. Tests of the real model, which is large, follow each other in one process, and
-    so do those that start several processes themselves.
-    """
+    """Mark tests by where they are and what they ask for."""
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in SLOW:
+        if item.path.relative_to(TESTS).parts[0] in SLOW:
             item.add_marker("slow")
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker("model")
-        group = "model" if item.get_closest_marker("model") else folder if folder == "distributed" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under ``--dist loadfile``, run all tests of ``distributed`` in one process too: they start several themselves."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = str(super()._split_scope(nodeid))
+            return "distributed" if "distributed" in Path(path).parts else path
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -61,11 +67,11 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def smollm2() -> str:
-    """Folder of the pretrained SmolLM2-135M-Instruct, downloaded once into checkpoints/models."""
+    """Folder of the pretrained SmolLM2-135M-Instruct, which the first process that asks downloads into checkpoints."""
     from lit_ift.errors import UserError
     from lit_ift.models import obtain_model
 
-    root = Path(os.environ.get("LIT_IFT_CHECKPOINTS") or Path(__file__).parents[1] / "checkpoints")
+    root = Path(os.environ.get("LIT_IFT_CHECKPOINTS") or TESTS.parent / "checkpoints")
     try:
         return obtain_model("HuggingFaceTB/SmolLM2-135M-Instruct", cache_dir=root / "models").path
     except UserError as error:
