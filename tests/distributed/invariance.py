@@ -260,6 +260,8 @@ def sum_of_pair_losses(
     reference_rejected_token_logps: torch.Tensor,
     chosen_token_kl: torch.Tensor,
     rejected_token_kl: torch.Tensor,
+    chosen_token_reverse_kl: torch.Tensor,
+    rejected_token_reverse_kl: torch.Tensor,
     chosen_token_weights: torch.Tensor,
     rejected_token_weights: torch.Tensor,
     chosen_mask: torch.Tensor,
