@@ -24,31 +24,33 @@ class LostRanks(Callback):
     the processes that are left look who has fallen silent, print it, and add it to the error. A single process has
     nobody to lose.
 
-    It opens a port on rank 0's host, so it is there only where it is asked for: ``--trainer.callbacks+ LostRanks``.
+    It opens a port on rank 0's host, so the command line has it only where it is asked for.
 
     Args:
         interval: between two signs of life [s].
         patience: silence after which a rank counts as lost [s].
+        enabled: false watches nothing.
 
     Raises:
         ValueError: `interval` is not above 0, or `patience` not above twice the interval.
     """
 
-    def __init__(self, interval: float = 1.0, patience: float = 5.0) -> None:
+    def __init__(self, interval: float = 1.0, patience: float = 5.0, enabled: bool = False) -> None:
         if not interval > 0:
             raise ValueError(f"interval={interval} must be above 0 seconds")
         if not patience > 2 * interval:
             raise ValueError(f"patience={patience} must be more than twice interval={interval}")
         self.interval = interval
         self.patience = patience
+        self.enabled = enabled
         self._server: TCPStore | None = None
         self._store: TCPStore | None = None
         self._hosts: list[str] = []
-        self._stop = threading.Event()
+        self._stop: threading.Event | None = None  # Made when it watches: it cannot be sent to other processes.
         self._thread: threading.Thread | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if trainer.world_size < 2 or self._thread is not None:
+        if not self.enabled or trainer.world_size < 2 or self._thread is not None:
             return
         rank = trainer.global_rank
         if rank == 0:
@@ -56,10 +58,12 @@ class LostRanks(Callback):
         port = trainer.strategy.broadcast(0 if self._server is None else self._server.port)
         self._hosts = [""] * trainer.world_size
         torch.distributed.all_gather_object(self._hosts, socket.gethostname())
-        self._stop.clear()
+        self._stop = threading.Event()
         # Two connections: reading, which may have to wait, must not hold back the sign of life.
         self._store = self._connect(port)
-        self._thread = threading.Thread(target=self._keep_beating, args=(self._connect(port), rank), daemon=True)
+        self._thread = threading.Thread(
+            target=self._keep_beating, args=(self._connect(port), rank, self._stop), daemon=True
+        )
         self._thread.start()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -86,18 +90,18 @@ class LostRanks(Callback):
         return TCPStore(address, port, is_master=is_master, wait_for_workers=False, timeout=_TIMEOUT)
 
     def _end(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
+        if self._thread is not None and self._stop is not None:
+            self._stop.set()
             self._thread.join(timeout=2 * self.interval)
         self._thread = self._store = None
 
-    def _keep_beating(self, store: TCPStore, rank: int) -> None:
+    def _keep_beating(self, store: TCPStore, rank: int, stop: threading.Event) -> None:
         while True:
             try:
                 store.add(f"alive/{rank}", 1)
             except RuntimeError:
                 return  # Rank 0 is gone, which the training notices by itself.
-            if self._stop.wait(self.interval):
+            if stop.wait(self.interval):
                 return
 
     def _lost(self, rank: int) -> str:

@@ -21,6 +21,7 @@ from lit_ift.callbacks import (
     AnswerWriter,
     HuggingFaceExport,
     LossCurves,
+    LostRanks,
     RunCheckpoint,
     TaskAccuracy,
 )
@@ -49,6 +50,7 @@ CALLBACKS: Final[dict[str, type[L.Callback]]] = {
     "tasks": TaskAccuracy,
     "export": HuggingFaceExport,
     "predictions": AnswerWriter,
+    "lost_ranks": LostRanks,
 }
 """Callbacks that every run has, by the name of their group of options."""
 

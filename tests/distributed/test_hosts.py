@@ -64,7 +64,7 @@ TWO_NODES = ["--trainer.num_nodes", "2", "--trainer.devices", "1"]
 def ddp(timeout: int = 30) -> list[str]:
     name = "lightning.pytorch.strategies.DDPStrategy"
     words = [*TWO_NODES, "--trainer.strategy", name, "--trainer.strategy.init_args.timeout", f"0:00:{timeout:02}"]
-    return [*words, "--trainer.callbacks+", "LostRanks"]
+    return [*words, "--lost_ranks.enabled", "true"]
 
 
 def fsdp(*, every: int) -> list[str]:

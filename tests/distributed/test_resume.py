@@ -35,11 +35,12 @@ def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
 def test_one_rank_is_killed(inputs: Path, whole: Job, tmp_path: Path) -> None:
     job = make_job(inputs, tmp_path / "job", ranks=2)
     at = [i for i, event in enumerate(whole.events(1), start=1) if event == "after backward"][8]
-    assert job.run(at, kill_rank=1, grace=60) == [1, -signal.SIGKILL]  # The other one ends by itself, and says why.
-    assert "lit-ift fit: error: Rank 0 on" in job.log()
-    assert "rank 1 on" in job.log()
-    assert "Traceback" not in job.log()
-    assert job.run() == [0, 0], job.log()
+    watch = ["--lost_ranks.enabled=true"]
+    # The other one ends by itself, and says why.
+    assert job.run(at, kill_rank=1, grace=60, extra=watch) == [1, -signal.SIGKILL]
+    assert "Rank 0 on" in job.log()
+    assert "gives up: rank 1 on" in job.log()
+    assert job.run(extra=watch) == [0, 0], job.log()
     assert attempts_of(job.traces()[1])[-1][0][1] == 6
     assert problems(job, whole) == []
 

@@ -1,5 +1,6 @@
 """Signs of life: who fell silent is named, nobody else is. Two processes meet in tests/distributed/test_hosts.py."""
 
+import pickle
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ class Process:
     """A rank of a run of several, in a thread of this process."""
 
     def __init__(self, rank: int, world: int, port: list[int], met: threading.Barrier) -> None:
-        self.callback = LostRanks(interval=0.05, patience=0.4)
+        self.callback = LostRanks(interval=0.05, patience=0.4, enabled=True)
         self.port, self.met = port, met
         strategy = SimpleNamespace(broadcast=self.broadcast, barrier=met.wait)
         self.trainer: Any = SimpleNamespace(world_size=world, global_rank=rank, strategy=strategy)
@@ -88,9 +89,11 @@ def test_ends_together(processes: list[Process]) -> None:
 
 
 def test_one_process_watches_nobody() -> None:
-    callback = LostRanks()
-    callback.setup(SimpleNamespace(world_size=1), None, "fit")  # type: ignore[arg-type]
-    assert callback._thread is None
+    """Nor do several, unless they are asked to."""
+    for callback, size in ((LostRanks(enabled=True), 1), (LostRanks(), 2)):
+        callback.setup(SimpleNamespace(world_size=size), None, "fit")  # type: ignore[arg-type]
+        assert callback._thread is None
+        pickle.loads(pickle.dumps(callback))
 
 
 @pytest.mark.parametrize(("options", "named"), [({"interval": 0.0}, "interval=0"), ({"patience": 1.5}, "patience=1.5")])
