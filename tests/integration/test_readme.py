@@ -30,6 +30,7 @@ def here(tmp_path: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "my.jsonl").write_bytes(data_file.read_bytes())
     (tmp_path / "pairs.jsonl").write_bytes(jsonl(feedback_rows("preference", 12)))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow asks for it, unless a server is named.
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
