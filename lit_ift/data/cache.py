@@ -76,12 +76,16 @@ ROW_CODE: Final = (
     "chat",
     "data/read",
     "data/parse",
-    "data/rows.py",
+    "data/encode_sides.py",
+    "data/modules/instruction.py",
+    "data/modules/tasks.py",
     "data/pipeline.py",
+    "data/rows.py",
     "data/store.py",
+    "data/train_on.py",
     "data/truncation.py",
 )
-"""Folders and files below `PACKAGE` whose code can change an encoded row."""
+"""Folders and files below `PACKAGE` whose code makes rows, or says which rows a split has."""
 
 
 def row_code() -> list[Path]:

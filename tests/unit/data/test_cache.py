@@ -1,17 +1,27 @@
 """An entry is whole or not there, and its key changes with everything that the ids depend on."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import grimp
 import pytest
 from tiny import tiny_tokenizer
 
 from lit_ift.chat.example import Example
-from lit_ift.data.cache import DamagedEntryError, RowCache, code_version, default_cache_dir, tokenizer_digest
+from lit_ift.data.cache import (
+    PACKAGE,
+    DamagedEntryError,
+    RowCache,
+    code_version,
+    default_cache_dir,
+    row_code,
+    tokenizer_digest,
+)
 from lit_ift.data.read.sources import sha256_of
 from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import UserError
@@ -189,6 +199,44 @@ def test_the_day_is_in_the_digest_only_where_rows_depend_on_it(monkeypatch: pyte
 def test_the_code_version_is_the_same_within_a_version() -> None:
     assert code_version() == code_version()
     assert len(code_version()) == 64
+
+
+def test_the_code_version_covers_all_that_makes_rows() -> None:
+    makers = [f"lit_ift.data.{name}" for name in ("pipeline", "modules.instruction", "modules.tasks")]
+    graph = grimp.build_graph("lit_ift", cache_dir=None)
+    imported = set(makers).union(*(graph.find_upstream_modules(module) for module in makers))
+    # These count, show and batch rows that are already made.
+    others = re.compile(
+        r"lit_ift\.data\.(batch|report|cache|requirements)|lit_ift\.data\.modules\.(conversation|verifiable)"
+    )
+    wanted = {name for name in imported if name.startswith(("lit_ift.chat.", "lit_ift.data."))}
+    wanted = {name for name in wanted if not others.match(name) and graph.find_modules_directly_imported_by(name)}
+    covered = {".".join(("lit_ift", *f.relative_to(PACKAGE).with_suffix("").parts)) for f in row_code()}
+    assert wanted <= covered
+    assert not {name for name in covered if others.match(name)}
+
+
+def test_each_file_that_makes_rows_changes_the_code_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = row_code()
+    monkeypatch.setattr("lit_ift.data.cache.PACKAGE", tmp_path)
+    for file in files:
+        copy = tmp_path / file.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    (tmp_path / "data" / "batch").mkdir()
+
+    def version() -> str:
+        code_version.cache_clear()
+        return code_version()
+
+    versions = {version()}
+    for count, file in enumerate(row_code(), 2):
+        file.write_bytes(file.read_bytes() + b"#")
+        versions.add(version())
+        assert len(versions) == count, file
+    (tmp_path / "data" / "batch" / "sampler.py").write_text("# Which rows come together.")
+    assert version() in versions
+    code_version.cache_clear()
 
 
 def test_the_folder_can_be_chosen_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
