@@ -13,10 +13,10 @@ import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 import yaml
+from commands import run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_ift.checkpoints.run_folder import Claims
-from lit_ift.cli import main
 from lit_ift.cli.command import command_first
 
 
@@ -46,14 +46,6 @@ def config(tmp_path: Path, model_folder: Path, data_file: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-def run(*words: object) -> int:
-    argv = sys.argv
-    try:
-        return main([str(word) for word in words])
-    finally:
-        sys.argv = argv
 
 
 def test_fit_leaves_everything(config: Path, tmp_path: Path, model_folder: Path) -> None:

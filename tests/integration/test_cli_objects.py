@@ -9,10 +9,10 @@ import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 import yaml
+from commands import run
 from tiny import tiny_model
 
 from lit_ift import SFTModule
-from lit_ift.cli import main
 
 OWN = """
 from __future__ import annotations
@@ -86,14 +86,6 @@ def config(tmp_path: Path, model_folder: Path, data_file: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     monkeypatch.delitem(sys.modules, "own_classes", raising=False)
     return path
-
-
-def run(*words: object) -> int:
-    argv = sys.argv
-    try:
-        return main([str(word) for word in words])
-    finally:
-        sys.argv = argv
 
 
 def described(path: str, **init_args: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import copy
 import csv
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from commands import run
 from lightning.pytorch import callbacks
 from lightning.pytorch.tuner import Tuner
 from tiny import num_rows, tiny_model, tiny_tokenizer
 
 from lit_ift import InstructionDataModule, SFTModule
-from lit_ift.cli import main
 from lit_ift.cli.injected import copyable
 from lit_ift.errors import UserError
 
@@ -52,14 +51,6 @@ def config(tmp_path: Path, model_folder: Path, data_file: Path, monkeypatch: pyt
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-def run(*words: object) -> int:
-    argv = sys.argv
-    try:
-        return main([str(word) for word in words])
-    finally:
-        sys.argv = argv
 
 
 def from_yaml(config: Path, name: str, options: dict[str, Any], *words: object) -> int:

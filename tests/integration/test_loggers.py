@@ -2,7 +2,6 @@
 
 import csv
 import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import lightning.pytorch  # noqa: F401
 import pytest
 import yaml
-
-from lit_ift.cli import main
+from commands import run
 
 
 @pytest.fixture
@@ -45,14 +43,6 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)  # Where both write unless told otherwise.
-
-
-def run(*words: object) -> int:
-    argv = sys.argv
-    try:
-        return main([str(word) for word in words])
-    finally:
-        sys.argv = argv
 
 
 def losses(folder: Path) -> list[float]:

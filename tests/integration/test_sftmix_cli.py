@@ -1,21 +1,12 @@
 """SFTMix from the command line: record the confidence in a run of SFT, then mix by it, half of the model at a time."""
 
 import csv
-import sys
 from pathlib import Path
 
 import yaml
+from commands import run
 
-from lit_ift.cli import main
 from lit_ift.modules.sftmix import read_confidence
-
-
-def run(*words: object) -> int:
-    argv = sys.argv
-    try:
-        return main([str(word) for word in words])
-    finally:
-        sys.argv = argv
 
 
 def test_record_then_mix(tmp_path: Path, model_folder: Path, data_file: Path) -> None:
