@@ -1,6 +1,5 @@
 """What a run is made from, its model's files and its rows: a run that goes on goes on with the same."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ift.checkpoints.writing import raise_together
-from lit_ift.models.digest import file_digests
+from lit_ift.models.digest import file_digest, file_digests
 from lit_ift.modules.base import CausalLMModule
 
 Digests = dict[str, dict[str, str]]
@@ -87,8 +86,7 @@ def _digests(module: L.LightningModule, data: Any) -> Digests:
         if files := file_digests(spec, revision):
             found[name] = files
     for name, path in _files(module):
-        with Path(path).open("rb") as file:
-            found[name] = {name: hashlib.file_digest(file, "sha256").hexdigest()}
+        found[name] = {name: file_digest(Path(path))}
     for split, dataset in getattr(data, "datasets", {}).items():
         if digest := getattr(dataset, "training_digest", None):
             name = f"{split} rows"

@@ -117,7 +117,7 @@ class ProgressLines(ProgressBar):
 
 
 class ParameterCount(ModelSummary):
-    """A line on the size of the model. Lightning's table counts FLOPs, of which it knows none."""
+    """A line on the size of the model. Lightning's table would add ``Total FLOPs: 0``, which is not measured here."""
 
     @staticmethod
     def summarize(

@@ -27,9 +27,9 @@ def file_digests(spec: str, revision: str | None = None) -> dict[str, str]:
     """
     source = obtain_model(spec, revision=revision)
     if source.gguf_file is not None:
-        return {source.gguf_file: _digest(Path(source.path) / source.gguf_file)}
+        return {source.gguf_file: file_digest(Path(source.path) / source.gguf_file)}
     folder = Path(source.path) if source.is_local else _in_cache(source.path, revision)
-    return {} if folder is None else {path.name: _digest(path) for path in _files(folder)}
+    return {} if folder is None else {path.name: file_digest(path) for path in _files(folder)}
 
 
 def _in_cache(hub_id: str, revision: str | None) -> Path | None:
@@ -47,7 +47,12 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from paths
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     blob = path.resolve()
     if blob.parent.name == "blobs" and len(blob.name) == 64:
         return blob.name  # The hub's cache names large files by their digest.

@@ -62,7 +62,7 @@ def check_batch_fits(model: Any, input_ids: Tensor, *, packed: bool) -> None:
 
 def _check_ids(split: str, dataset: EncodedDataset, tokenizer: Any, limits: Limits) -> None:
     if max(tokenizer.get_vocab().values(), default=0) < limits.vocabulary:
-        return  # Then no row can have such an id, and they need not be read.
+        return  # No token of this tokenizer can be beyond the embedding, so the rows are not read.
     index, largest = dataset.rows.largest_id()
     if largest >= limits.vocabulary:
         raise UserError(

@@ -22,7 +22,7 @@ def keep_batches_exact(trainer: L.Trainer | None) -> None:
     """Keep Lightning from rounding what comes with a batch.
 
     Models here take token ids. The floats of a batch are scores, and log-probabilities of whole answers under the
-    reference policy, of which bfloat16 would leave three digits.
+    reference policy. bfloat16 would round these to three digits.
     """
 
     def as_it_is(data: Any) -> Any:

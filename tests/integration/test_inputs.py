@@ -2,8 +2,8 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 import yaml
+from commands import run
 from safetensors.torch import load_file, save_file
-
-from lit_ift.cli import main
 
 Command = Callable[..., int]
 
@@ -44,14 +43,7 @@ def place(tmp_path: Path, model_folder: Path) -> Path:
 def fit(place: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.chdir(place)
 
-    def run(*words: object) -> int:
-        argv = sys.argv
-        try:
-            return main(["fit", "--config", "run.yaml", *map(str, words)])
-        finally:
-            sys.argv = argv
-
-    return run
+    return partial(run, "fit", "--config", "run.yaml")
 
 
 def change_weights(place: Path) -> None:

@@ -283,7 +283,7 @@ def _preference(record: Record) -> float | None:
         return None
     likely = parse_number(record, "preference")
     if not 0.0 <= likely <= 1.0:
-        # To skip such rows alone would keep those with 1, of which nobody knows what it means beside other numbers.
+        # Skipping such rows alone would keep the rows with 1, though beside other numbers 1 may mean anything.
         raise UserError(
             f"{record.origin}: field 'preference' is {likely:g}, but it is how likely the chosen answer is the better "
             "one, from 0.5 to 1. If the column is something else, say --columns '{preference: null}'."

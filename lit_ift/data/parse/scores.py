@@ -138,7 +138,7 @@ def _label(record: Record) -> bool:
     remedy = "It must be true or 1 for a good answer, false or 0 for a bad one"
     ignored = "If the column is something else, say --columns '{label: null}'"
     if isinstance(number, int | float) and number == number:
-        # To skip such rows alone would keep those with 1, of which nobody knows what it means beside other numbers.
+        # Skipping such rows alone would keep the rows with 1, though beside other numbers 1 may mean anything.
         raise UserError(
             f"{record.origin}: field 'label' is {shown(value)}. {remedy}. If it is a score, say --columns "
             f"'{{score: label}}'. {ignored}."

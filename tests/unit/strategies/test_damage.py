@@ -141,7 +141,7 @@ def test_flips_in_the_header(written: Path) -> None:
 
 
 def test_values_that_were_changed(written: Path) -> None:
-    """Every flip inside a value is found: torch would load it without a word."""
+    """Every flip inside a value is found: torch alone would load the wrong value and say nothing."""
     path = written / "last-step=5.ckpt"
     file = path if path.is_file() else next(path.glob("*.distcp"))
     content = file.read_bytes()
