@@ -4,6 +4,7 @@ Shapes: R rows of all parts of a batch.
 """
 
 import math
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
@@ -195,15 +196,24 @@ class MixedModule(CausalLMModule):
 
 
 def _described(name: str, part: Any) -> ObjectivePart:
-    """A part, also from the plain mapping that hyperparameters of a checkpoint hold."""
+    """A part, also from the plain mapping that hyperparameters of a checkpoint hold; its options in plain mappings."""
     if isinstance(part, ObjectivePart):
-        return part
+        return replace(part, options=_without_namespaces(part.options))
     if not isinstance(part, Mapping):
         raise ValueError(f"parts.{name}={part!r} is no part. Give it an objective, and perhaps options and a weight.")
     try:
-        return ObjectivePart(**part)
+        return _described(name, ObjectivePart(**part))
     except TypeError as error:
         raise ValueError(f"parts.{name}: {error}. A part has an objective, options and a weight.") from error
+
+
+def _without_namespaces(value: Any) -> Any:
+    """A value with mappings in the place of the command line's namespaces, which describe objects among options."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key: _without_namespaces(item) for key, item in value.items()}
+    return [_without_namespaces(item) for item in value] if isinstance(value, list) else value
 
 
 def _find(name: str, objective: str) -> type[CausalLMModule]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from feedback import encoded_row, feedback_batch, pairs
 from jsonargparse import ArgumentParser
+from jsonargparse._common import parsing_settings
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -128,11 +129,15 @@ def test_a_batch_that_is_not_divided_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("from_yaml", [False, True])
+@pytest.mark.parametrize("made_by", ["python", "parser", "command"])
 def test_a_part_takes_an_object_as_class_path_and_init_args(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_yaml: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_by: str
 ) -> None:
-    """TIS-DPO in a part is TIS-DPO alone. The parser of the command line makes the object, Python code need not."""
+    """TIS-DPO in a part is TIS-DPO alone.
+
+    A plain jsonargparse parser makes the object; that of the command line leaves a description, as Python code may.
+    """
+    monkeypatch.setitem(parsing_settings, "instantiate_subclass_spec_in_any", made_by == "parser")  # Restored.
     for seed, name in enumerate(("positive", "negative"), start=1):
         tiny_model(seed=seed).save_pretrained(tmp_path / name)
     arguments = {"positive": str(tmp_path / "positive"), "negative": str(tmp_path / "negative"), "mu": 0.5}
@@ -140,7 +145,7 @@ def test_a_part_takes_an_object_as_class_path_and_init_args(
     options = {"loss": "tis_dpo", "options": {"beta": 0.2}, "reference": "model"}
     weights = {"class_path": "lit_ift.modules.ContrastiveWeights", "init_args": arguments}
     part = {"objective": "PreferenceModule", "options": {**options, "token_weights": weights}}
-    if from_yaml:
+    if made_by != "python":
         parser = ArgumentParser()
         parser.add_subclass_arguments(CausalLMModule, "model")
         described = {"class_path": "MixedModule", "init_args": {"model": "policy", "parts": {"preference": part}}}
@@ -150,7 +155,9 @@ def test_a_part_takes_an_object_as_class_path_and_init_args(
     assert isinstance(module.parts["preference"].token_weights, ContrastiveWeights)
     torch.save(dict(module.hparams), tmp_path / "hparams")
     saved = torch.load(tmp_path / "hparams", weights_only=True)["parts"]["preference"]["options"]
-    assert saved == (options if from_yaml else {**options, "token_weights": weights})
+    with_defaults = {**weights, "init_args": {"k": 1.0, "low": -0.5, "high": 1.5, **arguments}}
+    of_object = {"python": {"token_weights": weights}, "parser": {}, "command": {"token_weights": with_defaults}}
+    assert saved == options | of_object[made_by]
 
     alone = PreferenceModule("policy", **options, token_weights=ContrastiveWeights(**arguments))
     # The reference is still the policy, so that the weights show in the gradient alone.
