@@ -3,8 +3,8 @@
 Shapes: B sequences, T tokens, N selected positions, D hidden size, V vocabulary size.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ Head = Callable[[Tensor], Tensor]
 """Maps hidden states (n, D) to final logits (n, V), scaling and soft-capping included."""
 Select = Callable[[Tensor], Tensor]
 """Maps float32 logits (n, V) to token ids, (n,) or several a row, (n, K)."""
+Statistic = Callable[[Tensor], Tensor]
+"""Maps float32 logits (n, V) to a number of the next token's distribution, (n,)."""
 
 _CHUNK_ELEMENTS = 2**25
 """Logits held at once: 128 MiB in float32."""
@@ -39,11 +41,13 @@ class TokenScores:
         mask: true where token t+1 is trained on, (B, T-1).
         predictions: what ``select`` chose at each masked position, row-major, (N,) or (N, K) int64; empty
             if nothing was asked for.
+        statistics: what was asked for besides, by name, 0 off the mask, no gradient, (B, T-1) each.
     """
 
     nll: Tensor
     mask: Tensor
     predictions: Tensor
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 def target_mask(labels: Tensor) -> Tensor:
@@ -56,15 +60,21 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
+def log_sum_sq_probs(logits: Tensor) -> Tensor:
+    """``log Σ_v p(v)²`` [nats], minus the collision entropy (Rényi, order 2), (n, V) -> (n,)."""
+    return (2 * logits.log_softmax(-1)).logsumexp(-1)
+
+
 def head_logps(
     hidden: Tensor,
     targets: Tensor,
     head: Head,
     *,
     select: Select | None = greedy,
+    statistics: Sequence[Statistic] = (),
     chunk_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of ``targets``, and the selected token ids, a chunk of positions at a time.
+) -> tuple[Tensor, ...]:
+    """Log-probabilities of ``targets``, the selected token ids, and statistics, a chunk of positions at a time.
 
     Where one chunk does not hold all positions, logits are recomputed in the backward pass, so that at most
     ``chunk_size`` rows of logits exist at any time. Any head will do (tied, untied, with bias, adapted), because it
@@ -75,11 +85,12 @@ def head_logps(
         targets: token ids, (N,).
         head: maps hidden states to logits.
         select: chooses token ids from each row of logits; no gradient. None chooses none.
+        statistics: further numbers to take from each row of logits; no gradient.
         chunk_size: positions per chunk, such as ``chunk_size_for(V)``; 512 by default.
 
     Returns:
-        Natural log-probabilities (N,), float32 or better, and what was selected. Gradient flows to ``hidden`` and to
-        the parameters of ``head``.
+        Natural log-probabilities (N,), float32 or better, what was selected, and each statistic, (N,). Gradient flows
+        to ``hidden`` and to the parameters of ``head``.
 
     Raises:
         ValueError: the shapes do not fit, or ``chunk_size`` is not positive.
@@ -91,12 +102,14 @@ def head_logps(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} is not a positive number of positions")
 
-    def score(hidden_nD: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+    def score(hidden_nD: Tensor, targets_n: Tensor) -> tuple[Tensor, ...]:
         logits_nV = at_least_float32(head(hidden_nD))
         logps_n = -cross_entropy(logits_nV, targets_n, reduction="none")
         # Last: the backward pass stops recomputing once it has what it needs, and so does not select again.
         with torch.no_grad():
-            return logps_n, targets_n.new_empty(0) if select is None else select(logits_nV.detach())
+            plain_nV = logits_nV.detach()
+            selected = targets_n.new_empty(0) if select is None else select(plain_nV)
+            return logps_n, selected, *(statistic(plain_nV) for statistic in statistics)
 
     chunk_size = CHUNK_SIZE if chunk_size is None else chunk_size
     if hidden.shape[0] <= chunk_size:
@@ -107,8 +120,7 @@ def head_logps(
         else score(h, t)
         for h, t in zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
     ]
-    logps, selected = zip(*parts, strict=True)
-    return torch.cat(logps), torch.cat(selected)
+    return tuple(torch.cat(chunks) for chunks in zip(*parts, strict=True))
 
 
 def score_tokens(
@@ -117,6 +129,7 @@ def score_tokens(
     head: Head,
     *,
     select: Select | None = greedy,
+    statistics: Mapping[str, Statistic] | None = None,
     chunk_size: int | None = None,
 ) -> TokenScores:
     """Score the trained tokens of a batch from the final hidden states; other positions never meet the head.
@@ -126,6 +139,7 @@ def score_tokens(
         labels: token ids aligned with the inputs (unshifted), ``IGNORE_INDEX`` where not trained on, (B, T).
         head: see ``head_logps``.
         select: see ``head_logps``.
+        statistics: by the names that they get, see ``head_logps``.
         chunk_size: see ``head_logps``.
 
     Raises:
@@ -136,9 +150,18 @@ def score_tokens(
             f"hidden of shape {tuple(hidden.shape)} and labels of shape {tuple(labels.shape)} "
             "must be (B, T, D) and (B, T)"
         )
-    mask = target_mask(labels)
-    logps, predictions = head_logps(
-        hidden[:, :-1][mask], labels[:, 1:][mask], head, select=select, chunk_size=chunk_size
+    mask, statistics = target_mask(labels), statistics or {}
+    logps, predictions, *numbers = head_logps(
+        hidden[:, :-1][mask],
+        labels[:, 1:][mask],
+        head,
+        select=select,
+        statistics=[*statistics.values()],
+        chunk_size=chunk_size,
     )
-    nll = torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(mask, -logps)
-    return TokenScores(nll=nll, mask=mask, predictions=predictions)
+
+    def in_place(values: Tensor) -> Tensor:
+        return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+    by_name = {name: in_place(values) for name, values in zip(statistics, numbers, strict=True)}
+    return TokenScores(nll=in_place(-logps), mask=mask, predictions=predictions, statistics=by_name)

@@ -54,7 +54,7 @@ def unpack_scores(scores: TokenScores, sequence_ids: Tensor) -> TokenScores:
         sequence_ids: int64, the example that each token belongs to, -1 for none, (P, T).
 
     Returns:
-        nll and mask of shape (B, L-1), predictions in the order of that mask. Gradient flows to the nll.
+        nll, mask and statistics of shape (B, L-1), predictions in the order of that mask. Gradient flows to the nll.
 
     Raises:
         ValueError: a token is trained on that is the first of its example, so that another one would predict it.
@@ -72,6 +72,7 @@ def unpack_scores(scores: TokenScores, sequence_ids: Tensor) -> TokenScores:
         nll=unpack(scores.nll, steps, num_examples),
         mask=unpack(scores.mask, steps, num_examples),
         predictions=predictions,
+        statistics={name: unpack(values, steps, num_examples) for name, values in scores.statistics.items()},
     )
 
 

@@ -23,7 +23,7 @@ from lit_ift.distributed.load import WeightFiles, load_skeleton, materialise, st
 from lit_ift.distributed.shard import Sharding, in_root, is_sharded, same_on_all_ranks, shard_model
 from lit_ift.errors import UserError
 from lit_ift.imports import check_makes
-from lit_ift.losses.logprobs import Select, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
+from lit_ift.losses.logprobs import Select, Statistic, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
 from lit_ift.losses.masking import per_sequence_mean, target_counts
 from lit_ift.models.added_tokens import ZEPHYR, add_tokens, check_added_tokens, give_rows
 from lit_ift.models.balancing import Balancing, balancing_of
@@ -537,17 +537,27 @@ class CausalLMModule(ExampleMeanModule):
         with uncached_casts(hidden.device.type):
             return self._logit_transform(self.model.get_output_embeddings()(hidden))
 
-    def score(self, hidden: Tensor, batch: Batch, *, select: Select | None = greedy) -> TokenScores:
+    def score(
+        self,
+        hidden: Tensor,
+        batch: Batch,
+        *,
+        select: Select | None = greedy,
+        statistics: Mapping[str, Statistic] | None = None,
+    ) -> TokenScores:
         """Score the trained tokens from the hidden states, with one row per example.
 
         Args:
             hidden: of the batch's rows, (B, T, D); packed rows hold several examples each.
             batch: its ``labels`` are scored.
             select: see ``lit_ift.losses.score_tokens``.
+            statistics: see ``lit_ift.losses.score_tokens``.
         """
         vocabulary_size = self.model.get_output_embeddings().weight.shape[0]
         chunk_size = chunk_size_for(vocabulary_size)
-        scores = score_tokens(hidden, batch["labels"], self.head, select=select, chunk_size=chunk_size)
+        scores = score_tokens(
+            hidden, batch["labels"], self.head, select=select, statistics=statistics, chunk_size=chunk_size
+        )
         return scores_by_example(scores, batch)
 
     # Optimization ------------------------------------------------------------------------------------------------

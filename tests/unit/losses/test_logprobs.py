@@ -6,6 +6,7 @@ from rounding import CLOSE32
 from torch import nn
 
 from lit_ift.losses import head_logps, score_tokens
+from lit_ift.losses.logprobs import log_sum_sq_probs
 
 V, D = 37, 8
 
@@ -70,6 +71,23 @@ def test_only_masked_positions_meet_the_head() -> None:
     torch.testing.assert_close(scores.nll[scores.mask], expected)
     assert (scores.nll[~scores.mask] == 0).all()
     assert scores.predictions.tolist() == [logps[0, 1].argmax(), logps[0, 2].argmax(), logps[1, 3].argmax()]
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_statistics_stand_beside_the_log_probabilities(chunk_size: int | None) -> None:
+    linear = nn.Linear(D, V, dtype=torch.float64)
+    hidden = torch.randn(2, 6, D, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(V, (2, 6))
+    labels[0, :3] = -100
+    statistics = {"collision": log_sum_sq_probs, "largest": lambda logits: logits.softmax(-1).amax(-1)}
+    scores = score_tokens(hidden, labels, linear, statistics=statistics, chunk_size=chunk_size)
+    probs = linear(hidden).softmax(-1)[:, :-1].detach()
+    torch.testing.assert_close(scores.statistics["collision"], probs.square().sum(-1).log() * scores.mask)
+    torch.testing.assert_close(scores.statistics["largest"], probs.amax(-1) * scores.mask)
+    assert not any(values.requires_grad for values in scores.statistics.values())
+    plain = score_tokens(hidden, labels, linear)
+    assert torch.equal(scores.nll, plain.nll)
+    assert plain.statistics == {}
 
 
 def test_no_trained_position_keeps_the_graph() -> None:

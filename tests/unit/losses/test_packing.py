@@ -76,11 +76,13 @@ def test_scores_become_those_of_rows_of_their_own(lengths, multiple, one_row, se
     mask = target_mask(batch["labels"])
     # A value that tells example and position.
     value = (1000 * batch["sequence_ids"] + batch["position_ids"])[:, 1:].double()
-    scores = unpack_scores(TokenScores(value * mask, mask, value[mask].long()), batch["sequence_ids"])
+    statistics = {"half": value * mask / 2}
+    scores = unpack_scores(TokenScores(value * mask, mask, value[mask].long(), statistics), batch["sequence_ids"])
     expected_mask = target_mask(padded["labels"])
     expected = 1000.0 * torch.arange(len(examples))[:, None] + torch.arange(1, expected_mask.shape[1] + 1)
     assert torch.equal(scores.mask, expected_mask)
     assert torch.equal(scores.nll, expected.double() * expected_mask)
+    assert torch.equal(scores.statistics["half"], scores.nll / 2)
     assert torch.equal(scores.predictions, expected[expected_mask].long())
     assert torch.equal(packed_order(scores.predictions, mask, batch["sequence_ids"]), value[mask].long())
     several = torch.stack([scores.predictions, -scores.predictions], -1)
