@@ -8,7 +8,7 @@ import torch
 import transformers
 from rounding import CLOSE32
 from safetensors.torch import load_file, save_file
-from tiny import GPT2_SIZES, SIZES
+from tiny import GPT2_SIZES, SIZES, tiny_tokenizer
 from torch import nn
 
 from lit_ift.errors import UserError
@@ -242,7 +242,8 @@ def test_broken_gguf(tmp_path: Path) -> None:
         load_model(str(tmp_path / "m.gguf"), dtype="auto")
 
 
-def test_tokenizer_loads_unchanged(llama_folder: Path, tokenizer: Any) -> None:
+def test_tokenizer_loads_unchanged(llama_folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
     again = load_tokenizer(str(llama_folder))
     assert again("Hello é")["input_ids"] == tokenizer("Hello é")["input_ids"]
     assert again.chat_template == tokenizer.chat_template

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from tiny import tiny_tokenizer
 
 from lit_ift.errors import UserError
 from lit_ift.export import export_model, verify_export
@@ -26,6 +27,11 @@ METADATA: Any = {
     "data_report": {"rows": 10, "dropped": 1},
     "stop_token_ids": [2],
 }
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return tiny_tokenizer()
 
 
 @pytest.mark.slow

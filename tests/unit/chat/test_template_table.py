@@ -580,7 +580,7 @@ def table() -> str:
         "under the templates that the package trl ships and some that we wrote like those of other families (apertus",
         "and those after it). *ok*: exactly the assistant's texts with their end-of-turn",
         "text are trained. A number: the row is refused with an error that names the reason below.",
-        "`tests/unit/data/test_template_table.py` checks each cell and writes this page (LIT_IFT_WRITE_TABLES=1).",
+        "`tests/unit/chat/test_template_table.py` checks each cell and writes this page (LIT_IFT_WRITE_TABLES=1).",
         "",
         "| family | " + " | ".join(CASES) + " |",
         "| --- |" + " --- |" * len(CASES),
