@@ -1,7 +1,8 @@
 """The pair losses by name, and what each of them asks for.
 
 The signature of a loss is its schema: positional parameters name the tensors that it is given, keyword-only ones are
-its hyperparameters. A function from elsewhere, given by its import path, is used like those listed here.
+its hyperparameters, whose annotations say what they may be (`lit_ift.options`). A function from elsewhere, given by its
+import path, is used like those listed here.
 
 Shapes: P pairs, T positions, E the size of an embedding. All log-probabilities are natural.
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lit_ift.imports import check_is_function, imported
 from lit_ift.losses.pair import absolute, by_token, in_batch, reference, reference_free, soft_labels
+from lit_ift.options import check_options
 
 PairLossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """Gives losses of shape (P,) and detached metrics of shape (P,)."""
@@ -122,6 +124,7 @@ class PairLoss:
         missing = [n for n, p in accepted.items() if p.default is Parameter.empty and n not in self.options]
         if missing:
             raise ValueError(f"The loss {loss!r} needs the option {', '.join(map(repr, missing))}.")
+        check_options(self.function, self.options)
         self._try_out()
 
     @property
