@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from lit_ift.errors import UserError
@@ -40,6 +42,10 @@ _OF_AN_INDEX: Final = frozenset(
 """All that the index is made of, besides dtypes. It is a pickle, which could name any function to be called."""
 
 
+READ_ERRORS: Final = (pickle.UnpicklingError, EOFError, ValueError, OSError)
+"""What reading a damaged folder may raise."""
+
+
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
@@ -48,10 +54,15 @@ class _IndexUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Reader(FileSystemReader):
+class ShardsReader(FileSystemReader):
+    """Reads the index once, not for each tensor, and runs no code that it holds."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.index = read_index(folder)
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        read_index(Path(self.path))
-        return super().read_metadata(*args, **kwargs)  # What needs no code needs none when it is read once more.
+        return self.index
 
 
 class _Planner(DefaultLoadPlanner):
@@ -99,6 +110,11 @@ def check_shards(folder: Path, index: Metadata) -> None:
             raise ValueError(f"{name} {seen}.")
 
 
+def tensors_in(index: Metadata) -> dict[str, TensorStorageMetadata]:
+    """The tensors among what an index lists, by name."""
+    return {n: kind for n, kind in index.state_dict_metadata.items() if isinstance(kind, TensorStorageMetadata)}
+
+
 def read_shards(state: dict[str, Any], folder: Path, *, strict: bool = True) -> None:
     """Fill a nested state dict, each rank its own part.
 
@@ -111,9 +127,51 @@ def read_shards(state: dict[str, Any], folder: Path, *, strict: bool = True) -> 
         UserError: something is missing or damaged.
     """
     try:
-        load(state, storage_reader=_Reader(folder), planner=_Planner(allow_partial_load=not strict))
+        reader = ShardsReader(folder)
+    except READ_ERRORS as error:
+        raise _unloadable(folder, error) from error
+    read_tensors(state, reader, _Planner(allow_partial_load=not strict))
+
+
+def read_tensors(
+    state: dict[str, Any], reader: FileSystemReader, planner: LoadPlanner | None = None, *, alone: bool = False
+) -> None:
+    """Fill a state dict in place by a reader of torch.distributed.checkpoint.
+
+    Args:
+        state: values by name; each rank reads its own shards of them.
+        reader: of files in any form.
+        planner: torch's own, which runs no code, by default.
+        alone: for this process; all ranks must call it otherwise.
+
+    Raises:
+        UserError: something is missing or damaged; raised on all ranks that read together.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # As it should be.
+            load(state, storage_reader=reader, planner=planner or _Planner(), no_dist=alone)
     except CheckpointException as error:
-        raise UserError(f"The checkpoint {folder} cannot be loaded: {reason_of(error)}") from error
+        raise _unloadable(reader.path, error) from error
+
+
+def read_tensor(name: str, reader: "ShardsReader | Any") -> Tensor:
+    """A whole tensor, in main memory, of what a reader with an ``index`` has.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    kind = tensors_in(reader.index)[name]
+    tensor = torch.empty(kind.size, dtype=kind.properties.dtype)
+    read_tensors({name: tensor}, reader, alone=True)
+    return tensor
+
+
+def _unloadable(path: object, error: BaseException) -> UserError:
+    return UserError(
+        f"{path} cannot be loaded: {reason_of(error)}. If it is damaged, or was copied without all of its files, copy "
+        "it again or use another checkpoint of the run."
+    )
 
 
 def read_whole(folder: Path) -> dict[str, Any]:
@@ -123,24 +181,17 @@ def read_whole(folder: Path) -> dict[str, Any]:
         UserError: it is damaged, or needs code to be restored.
     """
     try:
-        index = read_index(folder)
-        kinds = index.state_dict_metadata.items()
-        flat: dict[str, Any] = {
-            name: torch.empty(kind.size, dtype=kind.properties.dtype)
-            if isinstance(kind, TensorStorageMetadata)
-            else None
-            for name, kind in kinds
-        }
+        reader = ShardsReader(folder)
+        flat: dict[str, Any] = dict.fromkeys(reader.index.state_dict_metadata)
+        flat |= {n: torch.empty(kind.size, dtype=kind.properties.dtype) for n, kind in tensors_in(reader.index).items()}
         planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(flat, storage_reader=_Reader(folder), planner=planner, no_dist=True)
+        read_tensors(flat, reader, planner, alone=True)
         checkpoint = cast(dict[str, Any], torch.load(folder / SHARDS_REST, map_location="cpu", weights_only=True))
-    except (CheckpointException, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"The checkpoint {folder} cannot be loaded: {reason_of(error)}") from error
+    except READ_ERRORS as error:
+        raise _unloadable(folder, error) from error
     nested: dict[str, Any] = {"state_dict": {}}
     for name, value in flat.items():
-        *path, last = index.planner_data[name]
+        *path, last = reader.index.planner_data[name]
         inner = nested
         for key in path:
             inner = inner.setdefault(key, {})

@@ -1,7 +1,5 @@
 """The weights of a training checkpoint, a file or a folder of shards, without its optimizer state."""
 
-import pickle
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +7,9 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from lit_ift.checkpoints.damage import check_checksums
-from lit_ift.checkpoints.shards import read_index
+from lit_ift.checkpoints.shards import ShardsReader, read_tensor, tensors_in
 from lit_ift.checkpoints.writing import read_header
 from lit_ift.errors import UserError
 
@@ -80,38 +74,11 @@ def _single(path: Path, header: dict[str, Any]) -> CheckpointWeights:
 
 
 def _shards(path: Path, header: dict[str, Any]) -> CheckpointWeights:
-    reader = _IndexedReader(path)
+    reader = ShardsReader(path)  # The index is known to be sound since the header was read.
     begin = _IN_SHARDS + _OF_MODEL
     kinds = {
         name.removeprefix(begin): (entry.properties.dtype, entry.size)
-        for name, entry in reader.index.state_dict_metadata.items()
-        if name.startswith(begin) and isinstance(entry, TensorStorageMetadata)
+        for name, entry in tensors_in(reader.index).items()
+        if name.startswith(begin)
     }
-
-    def read(name: str) -> Tensor:
-        dtype, shape = kinds[name]
-        tensor = torch.empty(shape, dtype=dtype)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # As it should be.
-                load({begin + name: tensor}, storage_reader=reader, no_dist=True)
-        except (CheckpointException, OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(
-                f"{path}: {name} cannot be read: {lines[-1]} The folder is damaged, or was copied without all of its "
-                "files. Use another checkpoint of the run."
-            ) from error
-        return tensor
-
-    return CheckpointWeights(path, header, kinds, read)
-
-
-class _IndexedReader(FileSystemReader):
-    """Reads the index once instead of for each tensor, and runs no code that it holds."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.index = read_index(path)  # Known to be sound since the header was read.
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self.index
+    return CheckpointWeights(path, header, kinds, lambda name: read_tensor(begin + name, reader))

@@ -5,21 +5,25 @@ The model is built without values (``load_skeleton``), sharded, and then filled 
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata
 
+from lit_ift.checkpoints.shards import read_tensor, read_tensors, tensors_in
 from lit_ift.models.load import check_causal_lm, check_folder, make_ready, where
 from lit_ift.models.load_errors import explain_load_error
 from lit_ift.models.obtain import obtain_model
 from lit_ift.models.source import ModelSource
 from lit_ift.models.tying import holds_apart, say_untied
+from lit_ift.models.weight_names import in_words, weight_faults
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,83 +38,55 @@ _INDEX: Final = "model.safetensors.index.json"
 _SINGLE: Final = "model.safetensors"
 
 
-@dataclass(frozen=True)
 class WeightFiles:
-    """Where the tensors of a model lie.
+    """The safetensors that transformers would load from a model's folder; each rank reads its own part of them.
 
     Attributes:
-        file_of: safetensors file of each tensor, by the tensor's name.
+        shapes: of the tensors, by name.
     """
 
-    file_of: Mapping[str, Path]
+    def __init__(self, folder: Path) -> None:
+        self._reader = _SafetensorsReader(folder)
+        self.shapes = {name: entry.size for name, entry in tensors_in(self._reader.index).items()}
 
     @classmethod
     def of(cls, folder: Path) -> "WeightFiles | None":
         """Those of a folder that ``save_pretrained`` wrote; None where it has no safetensors."""
-        from safetensors import safe_open
-
-        index, single = folder / _INDEX, folder / _SINGLE
-        if index.is_file():
-            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return cls({name: folder / file for name, file in files.items()})
-        if not single.is_file():
-            return None
-        with safe_open(single, framework="pt") as content:
-            return cls(dict.fromkeys(content.keys(), single))
-
-    def mismatch(self, model: nn.Module) -> str | None:
-        """What keeps a model from being filled from these files name by name; None if nothing does."""
-        entries = model.state_dict(keep_vars=True)
-        found = {id(value) for name, value in entries.items() if name in self.file_of}
-        missing = [name for name, value in entries.items() if id(value) not in found]
-        strange = sorted(set(self.file_of) - set(entries))
-        if missing or strange:
-            return f"the files name their tensors otherwise ({(missing + strange)[0]})"
-        for name, content in self._opened(entries):
-            shape = content.get_slice(name).get_shape()
-            if tuple(shape) != tuple(entries[name].shape):
-                return f"{name} has the shape {tuple(shape)} in the file"
-        return None
+        return cls(folder) if any((folder / name).is_file() for name in (_SINGLE, _INDEX)) else None
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor as it is stored."""
-        from safetensors import safe_open
-
-        with safe_open(self.file_of[name], framework="pt") as content:
-            tensor: torch.Tensor = content.get_tensor(name)
-        return tensor
+        return read_tensor(name, self._reader)
 
     def read_into(self, model: nn.Module) -> None:
-        """Fill a sharded model, whose adapters, if any, have their values."""
+        """Fill a sharded model, whose adapters, if any, have their values.
+
+        Raises:
+            UserError: a file cannot be read; raised on all ranks.
+        """
         entries = {_base_name(name): value for name, value in model.state_dict(keep_vars=True).items()}
-        with torch.no_grad():
-            for name, content in self._opened(entries):
-                value = entries[name]
-                if isinstance(value, DTensor):
-                    start, end = _own_rows(value)
-                    value.to_local().copy_(content.get_slice(name)[start:end])
-                else:
-                    value.copy_(content.get_tensor(name))
-
-    def _opened(self, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Each name with its open file, file by file."""
-        from safetensors import safe_open
-
-        for file in sorted(set(self.file_of.values())):
-            with safe_open(file, framework="pt") as content:
-                for name in names:
-                    if self.file_of.get(name) == file:
-                        yield name, content
+        read_tensors({name: entries[name] for name in self.shapes}, self._reader)
 
 
-def _own_rows(value: DTensor) -> tuple[int, int]:
-    """The rows of a tensor that this rank keeps, which is how ``torch.chunk`` would split them."""
-    mesh, placement = value.device_mesh, value.placements[-1]
-    if not (isinstance(placement, Shard) and placement.dim == 0):
-        raise RuntimeError(f"sharded by {value.placements}, not by rows")
-    size = -(-value.shape[0] // mesh.size(mesh.ndim - 1))
-    start = min(size * mesh.get_local_rank(mesh.ndim - 1), value.shape[0])
-    return start, min(start + size, value.shape[0])
+class _SafetensorsReader(HuggingFaceStorageReader):
+    """Reads what the files hold once, not for each tensor."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.fs = _ModelFiles()
+        self.index = super().read_metadata()
+
+    def read_metadata(self) -> Metadata:
+        return self.index
+
+
+class _ModelFiles(FileSystem):
+    def ls(self, path: str | os.PathLike[str]) -> list[str]:
+        """The files that transformers would load: others may hold the same weights in another form."""
+        folder, files = Path(path), {_SINGLE}
+        if not (folder / _SINGLE).is_file():
+            files = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        return [str(folder / file) for file in sorted(files)]
 
 
 def _base_name(name: str) -> str:
@@ -175,14 +151,13 @@ def load_skeleton(
     }
     built = build_skeleton(source, config, **options)
     try:
-        if holds_apart(built.state_dict(keep_vars=True), files.file_of, files.read):
+        if holds_apart(built.state_dict(keep_vars=True), files.shapes, files.read):
             say_untied(config)
             built = build_skeleton(source, config, **options)
-        reason = files.mismatch(built)
     except Exception as error:
         raise explain_load_error(source, revision, error, what="model") from error
-    if reason is not None:
-        return _whole(source, reason)
+    if faults := weight_faults(built.state_dict(keep_vars=True), files.shapes):
+        return _whole(source, f"its files do not hold its weights as they are ({in_words(faults)})")
     make_ready(built, gradient_checkpointing=gradient_checkpointing, disable_dropout=disable_dropout)
     return built, files
 

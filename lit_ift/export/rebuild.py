@@ -2,10 +2,10 @@
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import yaml
@@ -22,8 +22,7 @@ from lit_ift.models.lora import add_lora, is_adapter_weight
 from lit_ift.models.obtain import obtain_model
 from lit_ift.models.source import ModelSource
 from lit_ift.models.tying import holds_apart, say_untied
-
-_NUM_NAMED: Final = 3
+from lit_ift.models.weight_names import in_words, weight_faults
 
 
 @dataclass(frozen=True)
@@ -241,29 +240,13 @@ def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_fit(checkpoint: CheckpointWeights, entries: Mapping[str, Any], spec: str) -> None:
-    there = {id(value) for name, value in entries.items() if name in checkpoint.kinds}
-    problems = {
-        "missing": [name for name, value in entries.items() if id(value) not in there],
-        "not part of the model": [name for name in checkpoint.kinds if name not in entries],
-        "of another shape": [
-            f"{name} {tuple(shape)} instead of {tuple(entries[name].shape)}"
-            for name, (_, shape) in checkpoint.kinds.items()
-            if name in entries and shape != entries[name].shape
-        ],
-    }
-    told = [f"{len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names]
-    if not told:
+    faults = weight_faults(entries, {name: shape for name, (_, shape) in checkpoint.kinds.items()})
+    if not faults:
         return
     remedy = "Name the model that the run started from with --model, or the run's configuration with --config."
-    if any(name.startswith("base_model.") for name in problems["not part of the model"]):
+    if any(name.startswith("base_model.") for name in faults.get("not part of the model", ())):
         remedy = "They are those of an adapter, whose options (model.lora) are not known. Give the run's --config."
-    raise UserError(f"{checkpoint.path}: the weights are not those of {spec} ({'; '.join(told)}). {remedy}")
-
-
-def _listed(names: Iterable[str]) -> str:
-    first = list(names)
-    more = f" and {len(first) - _NUM_NAMED} more" if len(first) > _NUM_NAMED else ""
-    return ", ".join(first[:_NUM_NAMED]) + more
+    raise UserError(f"{checkpoint.path}: the weights are not those of {spec} ({in_words(faults)}). {remedy}")
 
 
 def _config_in(folder: Path) -> Path | None:

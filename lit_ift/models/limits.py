@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_ift.models.head import base_model
-
-_MAX_NAMES: Final = 5
+from lit_ift.models.weight_names import listed
 
 _OFFSETS: Final = (0, 2)
 """Rows that tables of positions have beyond the positions; OPT's has two."""
@@ -60,9 +59,8 @@ def damage_of(model: nn.Module, origin: str) -> str | None:
     bad = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
     if not bad:
         return None
-    more = f" and {len(bad) - _MAX_NAMES} more" if len(bad) > _MAX_NAMES else ""
     return (
-        f"{origin}: {len(bad)} of its weights hold NaN or infinite values: {', '.join(bad[:_MAX_NAMES])}{more}. The "
+        f"{origin}: {len(bad)} of its weights hold NaN or infinite values: {listed(bad)}. The "
         "checkpoint is damaged, or was written by a run that diverged. Use another one."
     )
 

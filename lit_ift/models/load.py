@@ -10,6 +10,7 @@ from lit_ift.models.hub import must_use_cache
 from lit_ift.models.load_errors import explain_load_error
 from lit_ift.models.obtain import obtain_model
 from lit_ift.models.source import ModelSource
+from lit_ift.models.weight_names import in_words, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lit_ift")
 
 DTYPES: Final = ("float32", "bfloat16", "float16", "float64", "auto")
-_MAX_NAMES: Final = 10
 
 
 def load_model(
@@ -235,26 +235,17 @@ def check_causal_lm(source: ModelSource, config: Any) -> None:
 
 
 def _check_report(source: ModelSource, report: dict[str, Any]) -> None:
-    problems = [
-        f"{len(names)} {word}: {_listed(names)}"
-        for word, names in (
-            ("missing", sorted(report["missing_keys"])),
-            ("not part of the model", sorted(report["unexpected_keys"])),
-            ("of another shape", sorted(str(key) for key in report["mismatched_keys"])),
-        )
-        if names
-    ]
-    problems += [str(message) for message in report["error_msgs"]]
+    faults = {
+        "missing": sorted(report["missing_keys"]),
+        "not part of the model": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(str(key) for key in report["mismatched_keys"]),
+    }
+    problems = [*([in_words(faults)] if any(faults.values()) else []), *map(str, report["error_msgs"])]
     if problems:
         raise UserError(
             f"{source.path}: the weights do not fit config.json ({'; '.join(problems)}). Missing weights would "
             "be random. The checkpoint is incomplete, or belongs to another architecture."
         )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 def _prepare_ready(model: Any, revision: str | None, dtype: str | None, attn_implementation: str | None) -> Any:
@@ -291,7 +282,7 @@ def _check_materialised(model: Any) -> None:
     named = [*model.named_parameters(), *model.named_buffers()]
     empty = [name for name, tensor in named if tensor.is_meta]
     if empty:
-        raise UserError(f"{type(model).__name__}: weights without values (meta device): {_listed(empty)}.")
+        raise UserError(f"{type(model).__name__}: weights without values (meta device): {listed(empty)}.")
 
 
 def _checkpoint_gradients(model: Any, *, every: int) -> None:

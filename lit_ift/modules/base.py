@@ -32,7 +32,6 @@ from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder
 from lit_ift.models.limits import damage_of
 from lit_ift.models.load import load_model, load_tokenizer
 from lit_ift.models.lora import add_lora, check_lora, is_adapted
-from lit_ift.models.mismatch import misfit
 from lit_ift.models.packing_check import check_packing
 from lit_ift.models.quantized import (
     COMPUTE_DTYPES,
@@ -42,6 +41,7 @@ from lit_ift.models.quantized import (
     is_quantized,
     save_what_trains,
 )
+from lit_ift.models.weight_names import in_words, weight_faults
 from lit_ift.modules.batch_answers import answers_to
 from lit_ift.modules.fit_check import check_batch_fits, check_data_fits
 from lit_ift.modules.generate import MAX_NEW_TOKENS, check_generation
@@ -619,7 +619,12 @@ class CausalLMModule(ExampleMeanModule):
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         except RuntimeError as error:
-            raise UserError(misfit(self.state_dict(), state_dict)) from error
+            stored = {name: getattr(value, "shape", None) for name, value in state_dict.items()}
+            raise UserError(
+                "The checkpoint is of another model: "
+                f"{in_words(weight_faults(self.state_dict(), stored)) or 'its weights cannot be copied'}. Give the "
+                "model and its adapter (model.init_args.model, lora) as in the run that wrote it."
+            ) from error
 
     # Answers -----------------------------------------------------------------------------------------------------
 

@@ -235,7 +235,7 @@ def test_a_checkpoint_of_another_model_is_refused(config: Path, tmp_path: Path, 
     capsys.readouterr()
     assert run("fit", "--config", config, "--ckpt_path", checkpoint, "--model.init_args.lora.r", 2) == 1
     error = capsys.readouterr().err
-    assert "The checkpoint is of another model: it lacks" in error
+    assert "The checkpoint is of another model: " in error
     assert len(error.splitlines()) < 40
 
 

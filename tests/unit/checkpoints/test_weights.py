@@ -44,12 +44,12 @@ def test_half_a_checkpoint(checkpoint: Path) -> None:
     (shard,) = checkpoint.glob("*.distcp")
     opened = open_checkpoint(checkpoint)
     shard.write_bytes(shard.read_bytes()[:10])
-    with pytest.raises(UserError, match=r"weight cannot be read.*without all of its files"):
+    with pytest.raises(UserError, match=r"cannot be loaded: rank 0: .*without all of its files"):
         opened.read("a.weight")
     with pytest.raises(UserError, match=rf"{shard.name} has 10 bytes instead of"):
         open_checkpoint(checkpoint)
     shard.unlink()
-    with pytest.raises(UserError, match=r"weight cannot be read.*No such file"):
+    with pytest.raises(UserError, match=r"cannot be loaded: rank 0: .*No such file"):
         opened.read("a.weight")
     with pytest.raises(UserError, match=rf"{shard.name} is missing"):
         open_checkpoint(checkpoint)

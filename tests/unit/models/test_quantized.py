@@ -178,9 +178,9 @@ def test_a_checkpoint_must_have_the_whole_adapter(tmp_path: Path) -> None:
     module.configure_model()
     state = module.state_dict()
     name = next(iter(state))
-    with pytest.raises(UserError, match=r"lacks 1 weights of the model, such as .*lora_A"):
+    with pytest.raises(UserError, match=r"1 missing: model.*lora_A"):
         module.load_state_dict({n: t for n, t in state.items() if n != name})
-    with pytest.raises(UserError, match=r"has 1 that the model lacks, such as model\.other"):
+    with pytest.raises(UserError, match=r"1 not part of the model: model\.other"):
         module.load_state_dict({**state, "model.other": state[name]})
     assert len(base_model(module.model).state_dict()) > len(state)
 
