@@ -1,13 +1,13 @@
 """What a chat template renders: messages, and which of them are trained on."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, NotRequired, TypedDict
 
 from lit_ift.errors import RowError
 
 LOSS: Final = "loss"
-"""Key of a turn that says whether to train on it."""
+"""Key of a turn that says whether to train on it, or how much its tokens count."""
 
 THINKING_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn that hold its thinking apart from its text."""
@@ -23,7 +23,7 @@ class Message(TypedDict):
     name: NotRequired[str]
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
-    loss: NotRequired[bool]
+    loss: NotRequired[bool | float]
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,12 @@ class Conversation:
 
     Args:
         messages: the turns, in order; the first one is never the assistant's. One whose ``loss`` is false is shown to
-            the model, but not trained on; the key itself is taken out.
+            the model, but not trained on; one whose ``loss`` is a number counts for as much. The key itself is taken
+            out.
         tools: declarations of the functions the assistant may call, as the chat template takes them.
         num_prompt_messages: assistant turns before this index are context, not targets.
         untrained: indices of turns that are not trained on, wherever they stand.
+        weights: by index, how much the tokens of a turn count, where that is not 1; above 0.
         trains_all: whether everything is trained on, prompts and what the template writes too, but for untrained turns.
     """
 
@@ -43,14 +45,17 @@ class Conversation:
     tools: Sequence[dict[str, Any]] | None = None
     num_prompt_messages: int = 0
     untrained: frozenset[int] = frozenset()
+    weights: Mapping[int, float] = field(default_factory=dict)
     trains_all: bool = False
 
     def __post_init__(self) -> None:
         flags = [message.get(LOSS) for message in self.messages]
         if any(flag is not None for flag in flags):
-            off = {index for index, flag in enumerate(flags) if flag is False}
+            off = {index for index, flag in enumerate(flags) if flag is not None and not flag}
+            weights = {index: float(flag) for index, flag in enumerate(flags) if flag and flag != 1}
             bare = [{key: value for key, value in message.items() if key != LOSS} for message in self.messages]
             object.__setattr__(self, "untrained", self.untrained | off)
+            object.__setattr__(self, "weights", {**self.weights, **weights})
             object.__setattr__(self, "messages", bare)
 
     @property
@@ -65,10 +70,13 @@ class Conversation:
 
     @property
     def located_turns(self) -> list[int]:
-        """Indices of the assistant turns whose tokens must be found: the targets, or with `trains_all` the others."""
+        """Indices of the assistant turns whose tokens must be found.
+
+        These are the targets; with `trains_all` those that are none, or count for more or less than others.
+        """
         if not self.trains_all:
             return self.target_turns
-        return [i for i in sorted(self.untrained) if self.messages[i]["role"] == "assistant"]
+        return [i for i in sorted(self.untrained | self.weights.keys()) if self.messages[i]["role"] == "assistant"]
 
     @property
     def is_prompt(self) -> bool:

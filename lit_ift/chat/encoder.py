@@ -303,8 +303,11 @@ class ConversationEncoder:
         if first != second:
             others = [tokens.range(span, text, origin) for span in second]
             _check_agreement(conversation, ranges, others, first, second, text, origin)
+        weights = _weights(conversation, ranges, len(ids))
         if conversation.trains_all:
-            off = ranges + [tokens.range(span, text, origin) for span in untrained]
+            located = zip(conversation.located_turns, ranges, strict=True)
+            off = [found for turn, found in located if turn in conversation.untrained]
+            off += [tokens.range(span, text, origin) for span in untrained]
             # White space after the last mark is not trained here either.
             labels = _all_but(ids[: tokens.range((0, len(text.rstrip())), text, origin)[1]], off, len(ids))
             ranges = []
@@ -319,6 +322,7 @@ class ConversationEncoder:
             num_split_starts=sum(is_split for _, _, is_split in ranges),
             num_lookalikes=row.hidden.num_lookalikes if row.hidden else 0,
             num_dropped_thoughts=row.location.num_dropped_thoughts,
+            weights=weights,
         )
         if not conversation.is_prompt and not example.num_targets:
             raise RowError(
@@ -338,6 +342,16 @@ class ConversationEncoder:
                 f"tokenizer {tokenizer_name(self.tokenizer)} write one: remove it from the chat template "
                 "(data.chat_template)."
             )
+
+
+def _weights(conversation: Conversation, ranges: list[tuple[int, int, bool]], length: int) -> list[float] | None:
+    """How much each token counts, given where the located turns are; None if all count 1."""
+    if not conversation.weights:
+        return None
+    weights = [1.0] * length
+    for turn, (begin, end, _) in zip(conversation.located_turns, ranges, strict=True):
+        weights[begin:end] = [conversation.weights.get(turn, 1.0)] * (end - begin)
+    return weights
 
 
 def _all_but(ids: list[int], untrained: list[tuple[int, int, bool]], length: int) -> list[int]:

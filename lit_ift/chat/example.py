@@ -18,6 +18,7 @@ class Example:
             answer, is no target, and does not occur when the model is prompted.
         num_lookalikes: control tokens that stood in the text of a message and were encoded as text.
         num_dropped_thoughts: earlier turns whose thinking the chat template leaves out.
+        weights: how much each token's loss counts, aligned with `labels`; None where all count 1.
     """
 
     input_ids: list[int]
@@ -27,6 +28,7 @@ class Example:
     num_split_starts: int = 0
     num_lookalikes: int = 0
     num_dropped_thoughts: int = 0
+    weights: list[float] | None = None
 
     @property
     def num_targets(self) -> int:

@@ -81,7 +81,8 @@ def check_rows(split: str, rows: StoredRows, indices: npt.NDArray[np.int64], tak
         split: for messages.
         rows: of the split.
         indices: of the rows that go there, ascending.
-        taker: has ``kinds`` and perhaps ``needs_gold`` and ``uses_soft_labels``; it is warned of if no pair has one.
+        taker: has ``kinds`` and perhaps ``needs_gold``, ``takes_data_weights`` and ``uses_soft_labels``, of which it
+            is warned if no pair has one.
         name: of the taker, for messages.
 
     Raises:
@@ -100,6 +101,13 @@ def check_rows(split: str, rows: StoredRows, indices: npt.NDArray[np.int64], tak
             f"data.{split}: {name} trains on {listed} rows, but {int((kinds == kinds[first]).sum()):,} rows are {kind} "
             f"data, the first of them {rows[int(indices[first])].row_id}. Choose a module that takes {kind} rows, or "
             f"{REMEDIES[kind]}."
+        )
+    weighted = rows.weighted[indices]
+    if weighted.any() and not getattr(taker, "takes_data_weights", False):
+        raise UserError(
+            f"data.{split}: the loss of {name} takes no weights of turns, but {int(weighted.sum()):,} rows have some, "
+            f"the first of them {rows[int(indices[weighted.argmax()])].row_id}. Choose a loss that takes data_weights, "
+            "such as nll, or write true or false instead of the weights."
         )
     pairs = kinds == ROW_KINDS.index("preference")
     if getattr(taker, "uses_soft_labels", False) and pairs.any() and not rows.scored[indices][pairs].any():

@@ -36,6 +36,8 @@ SCHEMA: Final = pa.schema(
         # The tokens of all sides, one side after the other.
         ("input_ids", pa.list_(pa.int32())),
         ("is_target", pa.list_(pa.uint8())),
+        # How much each of them counts; null where all tokens of the row count 1.
+        ("weight", pa.list_(pa.float32())),
     ]
 )
 
@@ -93,6 +95,7 @@ def _to_arrow(rows: Sequence[EncodedRow]) -> Any:
         "row_id": [row.row_id for row in rows],
         "kind": [ROW_KINDS.index(row.kind) for row in rows],
         "score": [row.score for row in rows],
+        "weight": [_weights(examples) for examples in sides],
         "length": [[len(example.input_ids) for example in examples] for examples in sides],
         **{name: [[getattr(example, name) for example in examples] for examples in sides] for name in PER_SIDE},
     }
@@ -104,6 +107,13 @@ def _to_arrow(rows: Sequence[EncodedRow]) -> Any:
     arrays["input_ids"] = pa.ListArray.from_arrays(offsets, pa.array(ids))
     arrays["is_target"] = pa.ListArray.from_arrays(offsets, pa.array((labels != IGNORE_INDEX).astype(np.uint8)))
     return pa.record_batch([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _weights(examples: Sequence[Example]) -> list[float] | None:
+    """Those of the tokens of a row's sides; None if all are 1."""
+    if all(example.weights is None for example in examples):
+        return None
+    return [weight for example in examples for weight in example.weights or [1.0] * len(example.input_ids)]
 
 
 def _concatenated(lists: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
@@ -149,6 +159,8 @@ class StoredRows(Sequence[EncodedRow]):
         """Sides of each row."""
         self.side_lengths: npt.NDArray[np.int64] = np.concatenate([empty, *(c.side_lengths for c in columns)])
         """Input tokens of each side, row by row."""
+        self.weighted: npt.NDArray[np.bool_] = np.concatenate([empty.astype(bool), *(c.weighted for c in columns)])
+        """Whether some tokens of each row count for more or less than others."""
 
     @cached_property
     def first_targets(self) -> npt.NDArray[np.int64]:
@@ -172,7 +184,7 @@ class StoredRows(Sequence[EncodedRow]):
     @cached_property
     def content_digest(self) -> str:
         """SHA-256 of ids, kinds, tokens and targets of all rows. Looks at every token."""
-        return _digest(columns.content() for columns in self._columns)
+        return _digest([*columns.content(), *self._weights(columns)] for columns in self._columns)
 
     @cached_property
     def training_digest(self) -> str:
@@ -180,7 +192,11 @@ class StoredRows(Sequence[EncodedRow]):
 
         Ids take no part, so that the rows' files may move.
         """
-        return _digest([*columns.content()[2:], columns.scores()] for columns in self._columns)
+        return _digest([*c.content()[2:], c.scores(), *self._weights(c)] for c in self._columns)
+
+    def _weights(self, columns: "_Columns") -> "list[npt.NDArray[Any]]":
+        """Of rows without weights nothing, so that their digests are those of earlier releases."""
+        return columns.weights() if self.weighted.any() else []
 
     @classmethod
     def in_memory(cls, rows: Iterable[EncodedRow]) -> "StoredRows":
@@ -224,6 +240,7 @@ class _Columns:
         self.scored: npt.NDArray[np.bool_] = batch.column("score").is_valid().to_numpy(zero_copy_only=False)
         self.side_counts: npt.NDArray[np.int64] = np.diff(lengths.offsets.to_numpy()).astype(np.int64)
         self.side_lengths: npt.NDArray[np.int64] = lengths.values.to_numpy().astype(np.int64)
+        self.weighted: npt.NDArray[np.bool_] = batch.column("weight").is_valid().to_numpy(zero_copy_only=False)
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
@@ -245,6 +262,11 @@ class _Columns:
         own = (id_lengths, text, self.kinds, self.side_counts, self.side_lengths, self.input_ids, self.is_target)
         return list(own)
 
+    def weights(self) -> "list[npt.NDArray[Any]]":
+        """Arrays that tell the weights of these rows from all others."""
+        column = self.batch.column("weight")
+        return [self.weighted, column.flatten().to_numpy()]
+
     def scores(self) -> "npt.NDArray[np.float64]":
         """The score of each row, NaN where it has none."""
         found: npt.NDArray[np.float64] = self.batch.column("score").to_numpy(zero_copy_only=False)
@@ -258,6 +280,7 @@ class _Columns:
         labels = np.where(self.is_target[start:end], ids, IGNORE_INDEX)
         lengths = self.batch.column("length")[i].as_py()
         counts = {name: self.batch.column(name)[i].as_py() for name in PER_SIDE}
+        weights = self.batch.column("weight")[i].as_py()
         names = (*SIDES[kind], "gold")[: len(lengths)]
         sides, first = {}, 0
         for k, (name, length) in enumerate(zip(names, lengths, strict=True)):
@@ -265,6 +288,7 @@ class _Columns:
                 input_ids=ids[first : first + length].tolist(),
                 labels=labels[first : first + length].tolist(),
                 row_id=row_id,
+                weights=weights and weights[first : first + length],
                 **{name: values[k] for name, values in counts.items()},
             )
             first += length

@@ -150,10 +150,12 @@ def _cut(example: Example, num_left: int, max_length: int, *, keeps_first: bool)
     first = int(keeps_first)
     ids = example.input_ids[:first] + example.input_ids[first + num_left :]
     labels = example.labels[:first] + example.labels[first + num_left :]
+    weights = example.weights and (example.weights[:first] + example.weights[first + num_left :])[:max_length]
     return replace(
         example,
         input_ids=ids[:max_length],
         labels=labels[:max_length],
+        weights=weights,
         num_cut=num_left + max(0, len(ids) - max_length),
     )
 

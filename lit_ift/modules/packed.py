@@ -27,6 +27,8 @@ def unpacked(batch: Batch) -> Batch:
     sequence_ids = batch["sequence_ids"]
     num_examples = count_examples(sequence_ids)
     own = {name: value for name, value in batch.items() if name not in ("sequence_ids", "position_ids")}
+    if "data_weights" in batch:
+        own["data_weights"] = unpack(batch["data_weights"], sequence_ids, num_examples, fill=1)
     return {
         **own,
         "input_ids": unpack(batch["input_ids"], sequence_ids, num_examples),

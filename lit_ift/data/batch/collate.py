@@ -18,12 +18,15 @@ class Batch(TypedDict):
         attention_mask: (B, T), int64; 1 on tokens, 0 on padding.
         labels: (B, T), int64, aligned with `input_ids`; IGNORE_INDEX off the targets.
         row_ids: B origins; empty for a dummy row.
+        data_weights: (B, T), float32, aligned with `input_ids`; how much a token's loss counts. Only where a row of the
+            batch has weights.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     row_ids: list[str]
+    data_weights: NotRequired[Tensor]
 
 
 def collate(examples: Sequence[Example], *, pad_token_id: int, pad_to_multiple_of: int | None = None) -> Batch:
@@ -42,12 +45,17 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, pad_to_multiple_o
         input_ids[row, :end] = torch.tensor(example.input_ids, dtype=torch.long)
         attention_mask[row, :end] = 1
         labels[row, :end] = torch.tensor(example.labels, dtype=torch.long)
-    return Batch(
+    batch = Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         labels=labels,
         row_ids=[example.row_id for example in examples],
     )
+    if any(example.weights for example in examples):
+        batch["data_weights"] = torch.ones(shape)
+        for row, example in enumerate(examples):
+            batch["data_weights"][row, : len(example.input_ids)] = _weights(example)
+    return batch
 
 
 class PackedBatch(TypedDict):
@@ -63,6 +71,7 @@ class PackedBatch(TypedDict):
             example, which nothing before it predicts.
         sequence_ids: (P, T), int64; the example that a token belongs to, 0 to B-1, and -1 on padding.
         row_ids: B origins, in the order of the examples; empty for a dummy row.
+        data_weights: (P, T), float32, as in `Batch`.
     """
 
     input_ids: Tensor
@@ -70,6 +79,7 @@ class PackedBatch(TypedDict):
     labels: Tensor
     sequence_ids: Tensor
     row_ids: list[str]
+    data_weights: NotRequired[Tensor]
 
 
 def collate_packed(
@@ -104,6 +114,7 @@ def collate_packed(
     position_ids = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
     sequence_ids = torch.full(shape, -1, dtype=torch.long)
+    data_weights = torch.ones(shape)
     for row, members in enumerate(rows):
         end = 0
         for i in members:
@@ -112,14 +123,18 @@ def collate_packed(
             position_ids[row, start:end] = torch.arange(lengths[i])
             labels[row, start + 1 : end] = torch.tensor(examples[i].labels[1:], dtype=torch.long)
             sequence_ids[row, start:end] = i
+            data_weights[row, start:end] = _weights(examples[i])
         position_ids[row, end:] = torch.arange(length - end)
-    return PackedBatch(
+    batch = PackedBatch(
         input_ids=input_ids,
         position_ids=position_ids,
         labels=labels,
         sequence_ids=sequence_ids,
         row_ids=[example.row_id for example in examples],
     )
+    if any(example.weights for example in examples):
+        batch["data_weights"] = data_weights
+    return batch
 
 
 class FeedbackColumns(TypedDict):
@@ -173,6 +188,11 @@ def padded_length(length: int, multiple_of: int | None) -> int:
     """`length`, rounded up to a multiple."""
     multiple = multiple_of or 1
     return -(-length // multiple) * multiple
+
+
+def _weights(example: Example) -> Tensor:
+    """How much each of its tokens counts, (T,)."""
+    return torch.ones(len(example.input_ids)) if example.weights is None else torch.tensor(example.weights)
 
 
 def _check(examples: Sequence[Example], pad_to_multiple_of: int | None) -> None:

@@ -73,7 +73,9 @@ def parse_messages(record: Record, field: str) -> list[Message]:
 def with_flags(
     record: Record, field: str, turns: Sequence[Any], parse: Callable[[Record, str, Any], Message]
 ) -> list[Message]:
-    """The turns as messages by `parse`, with ``loss`` false where the row says so; empty system turns are left out.
+    """The turns as messages by `parse`; empty system turns are left out.
+
+    Those that the row gives another weight than 1 say so as ``loss``; false is 0.
 
     Raises:
         RowError: none is left, a flag is wrong, or as `parse`.
@@ -84,7 +86,7 @@ def with_flags(
         if _is_empty_system(turn):
             continue
         message = parse(record, f"{field}[{index}]", turn)
-        messages.append(cast(Message, {**message, LOSS: False}) if flag is False else message)
+        messages.append(cast(Message, {**message, LOSS: flag}) if flag not in (None, True) else message)
     if not messages:
         problem = "holds nothing but an empty system turn" if turns else "is an empty list"
         raise RowError(record.origin, field, problem, "Give it at least one message")

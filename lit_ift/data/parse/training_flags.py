@@ -1,7 +1,8 @@
-"""Which turns are trained on, where a row says so turn by turn in the words of other tools."""
+"""Which turns are trained on, and how much they count, where a row says so in the words of other tools."""
 
 import re
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Final
 
 from lit_ift.chat.conversation import LOSS
@@ -22,6 +23,9 @@ FLAGS: Final[dict[str, bool]] = {
 }
 """Keys of a turn by which tools say whether to train on it, and whether true means that it is trained."""
 
+WEIGHTS: Final = (LOSS, "loss_weight", "weight")
+"""Those of `FLAGS` that may be a number, by which the losses of the turn's tokens are multiplied."""
+
 FLAG_COLUMNS: Final[dict[str, str]] = {
     **{key: key for key in FLAGS},
     **{f"{key}s": key for key in ("loss_weight", "loss_mask", "weight")},
@@ -36,8 +40,8 @@ _HINTS_AT_TRAINING: Final = re.compile(
 _WORDS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
-def take_flags(record: Record, field: str, turns: Sequence[Any]) -> list[bool | None]:
-    """For each turn whether to train on it; None where the row does not say.
+def take_flags(record: Record, field: str, turns: Sequence[Any]) -> list[bool | float | None]:
+    """For each turn whether to train on it, or how much it counts; None where the row does not say.
 
     Args:
         record: the row.
@@ -45,10 +49,11 @@ def take_flags(record: Record, field: str, turns: Sequence[Any]) -> list[bool | 
         turns: what the column holds.
 
     Raises:
-        RowError: a flag is neither true nor false, flags contradict each other, or a key of the kind is unknown.
+        RowError: a flag is neither true nor false nor a weight, flags contradict each other, or a key of the kind is
+            unknown.
     """
     columns = {name: record.data[name] for name in FLAG_COLUMNS if isinstance(record.data.get(name), list)}
-    flags: list[bool | None] = []
+    flags: list[bool | float | None] = []
     for name, values in columns.items():
         if len(values) != len(turns):
             problem = f"has {len(values)} flags, but '{field}' has {len(turns)} messages"
@@ -68,7 +73,7 @@ def _is_flag(key: str) -> bool:
     return key in FLAGS or _HINTS_AT_TRAINING.search(key) is not None
 
 
-def _agreed(record: Record, said: Mapping[str, tuple[str, Any]]) -> bool | None:
+def _agreed(record: Record, said: Mapping[str, tuple[str, Any]]) -> bool | float | None:
     """What all that is said of one turn comes to."""
     found = {
         path: _flag(record, path, key, value) for path, (key, value) in said.items() if value not in (None, [], {})
@@ -79,24 +84,31 @@ def _agreed(record: Record, said: Mapping[str, tuple[str, Any]]) -> bool | None:
     return next(iter(found.values()), None)
 
 
-def _flag(record: Record, path: str, key: str, value: Any) -> bool:
+def _flag(record: Record, path: str, key: str, value: Any) -> bool | float:
     if key not in FLAGS:
         problem = "may say which part of the answer to train on, but not in a way that is read here"
         raise RowError(record.origin, path, problem, _remedy())
     flag = _WORDS.get(value.strip().lower()) if isinstance(value, str) else None
     if flag is None and isinstance(value, bool | int | float) and value in (0, 1):
         flag = bool(value)
+    if flag is None and key in WEIGHTS and isinstance(value, int | float) and 0 < value < inf:
+        return float(value)
     if flag is None:
-        raise RowError(record.origin, path, f"is {shown(value)}, but a turn is trained on or not", _remedy())
+        raise RowError(
+            record.origin,
+            path,
+            f"is {shown(value)}, but a turn is trained on, or not, or has a weight above 0",
+            _remedy(),
+        )
     return flag is FLAGS[key]
 
 
 def _remedy() -> str:
-    return f"Write '{LOSS}': true or false instead (true: train on the turn), or remove it"
+    return f"Write '{LOSS}': true or false instead (true: train on the turn), or a weight above 0, or remove it"
 
 
-def _check_others(record: Record, field: str, turns: Sequence[Any], flags: Sequence[bool | None]) -> None:
-    """Refuse flags that pick some turns of users to be trained on.
+def _check_others(record: Record, field: str, turns: Sequence[Any], flags: Sequence[bool | float | None]) -> None:
+    """Refuse flags that pick some turns of users to be trained on, or weigh them.
 
     Where all of them are true, they are a tool's default and mean nothing.
     """
@@ -105,10 +117,12 @@ def _check_others(record: Record, field: str, turns: Sequence[Any], flags: Seque
         for index, (turn, flag) in enumerate(zip(turns, flags, strict=True))
         if flag is not None and isinstance(turn, dict) and _asks(turn)
     ]
-    if {flag for _, flag in others} == {True, False}:
-        index = next(index for index, flag in others if flag)
-        problem = "is to be trained on, but other turns of users are not"
-        remedy = "Only turns of the assistant can be picked; remove the flag from the others"
+    said = {flag for _, flag in others}
+    weights = said - {True, False}
+    if said == {True, False} or weights:
+        index = next(index for index, flag in others if (flag in weights if weights else flag))
+        problem = "has a weight" if weights else "is to be trained on, but other turns of users are not"
+        remedy = "Only turns of the assistant can be picked or weighted; remove the flag from the others"
         raise RowError(record.origin, f"{field}[{index}]", problem, remedy)
 
 

@@ -1,19 +1,27 @@
 """Turns that a row marks as not to be trained on, in the words of the tools that write such rows."""
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from lit_ift.chat.conversation import Conversation
 from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
+from lit_ift.data.batch.collate import collate, collate_packed
 from lit_ift.data.parse.row_parser import to_row
 from lit_ift.data.read.records import Record
+from lit_ift.data.requirements import check_match
 from lit_ift.data.rows import EncodedRow
+from lit_ift.data.store import StoredRows
+from lit_ift.data.train_on import with_targets
 from lit_ift.data.truncation import truncate
-from lit_ift.errors import RowError
+from lit_ift.errors import RowError, UserError
+from lit_ift.modules.packed import unpacked
 
 ROLES = ("user", "assistant", "user", "assistant")
 TEXTS = ("Name a fruit.", "Brick.", "Again.", "Apple.")
@@ -75,9 +83,12 @@ def test_flags_that_are_on_or_null_change_nothing(key: str) -> None:
         ({"is_trained": True}, "is_trained"),
         ({"no_loss": 1}, "no_loss"),
         ({"weights": 1}, "weights"),
-        ({"weight": 0.5}, "weight"),
-        ({"weight": 2}, "weight"),
         ({"weight": -1}, "weight"),
+        ({"weight": math.inf}, "weight"),
+        ({"loss_weight": math.nan}, "loss_weight"),
+        ({"loss_mask": 0.5}, "loss_mask"),
+        ({"train": 0.5}, "train"),
+        ({"weight": 0.5, "loss": 0.4}, "loss"),
         ({"loss": "yes"}, "loss"),
         ({"loss": [1, 0]}, "loss"),
         ({"loss": {"a": 1}}, "loss"),
@@ -102,8 +113,8 @@ def test_a_column_may_hold_one_flag_a_message(column: str) -> None:
     assert convert(messages=turns, **{column: [0, 0, 0, 0, 1]}).target_turns == [3], "the empty turn has a flag, too"
     with pytest.raises(RowError, match=rf"field '{column}': has 3 flags, but 'messages' has 4 messages"):
         convert(messages=messages({}, {}), **{column: [0, 0, 1]})
-    with pytest.raises(RowError, match=rf"field '{column}\[1\]': is 0.5"):
-        convert(messages=messages({}, {}), **{column: [0, 0.5, 0, 1]})
+    with pytest.raises(RowError, match=rf"field '{column}\[1\]': is -0.5"):
+        convert(messages=messages({}, {}), **{column: [0, -0.5, 0, 1]})
     with pytest.raises(RowError, match=r"'messages\[1\]\.loss': contradicts|'.*\[1\]': contradicts"):
         convert(messages=messages({"loss": True}, {}), **{column: [0, 0, 0, 1]})
 
@@ -115,6 +126,9 @@ def test_no_turn_of_a_user_can_be_picked() -> None:
         convert(messages=turns)
     turns[0]["train"] = False
     assert convert(messages=turns).target_turns == [1, 3]
+    turns[0] = {"role": "user", "content": "q", "weight": 0.5}
+    with pytest.raises(RowError, match=r"field 'messages\[0\]': has a weight"):
+        convert(messages=turns)
 
 
 def trained(example: Example, tokenizer: PreTrainedTokenizerFast) -> str:
@@ -164,3 +178,87 @@ def test_a_row_whose_answers_are_all_off_has_nothing_to_train(tokenizer: PreTrai
         assert isinstance(error, RowError)
         assert error.reason == "no_target"
         assert "marked as not to be trained on" in str(error)
+
+
+def weighted(tokenizer: PreTrainedTokenizerFast, example: Example) -> dict[float, str]:
+    """The trained tokens as text, by how much they count."""
+    weights = example.weights or [1.0] * len(example.labels)
+    ids: dict[float, list[int]] = {}
+    for label, weight in zip(example.labels, weights, strict=True):
+        if label != IGNORE_INDEX:
+            ids.setdefault(weight, []).append(label)
+    return {weight: tokenizer.decode(tokens) for weight, tokens in ids.items()}
+
+
+@pytest.mark.parametrize("key", ["loss", "weight", "loss_weight"])
+@pytest.mark.parametrize("with_blocks", [False, True])
+def test_a_number_is_the_weight_of_a_turn(make_tokenizer: Any, with_blocks: bool, key: str) -> None:
+    tokenizer = make_tokenizer()
+    if with_blocks:
+        tokenizer.chat_template = BLOCKS
+    for data in (
+        {"messages": messages({key: 0.25}, {})},
+        {"conversations": sharegpt({key: 0.25}, {key: 1})},
+        {"messages": messages({}, {}), key: [None, 0.25, None, 1.0]},
+    ):
+        conversation = convert(**data)
+        assert list(conversation.messages) == messages({}, {}), "a weight is for us, not for the template"
+        example = encode(tokenizer, conversation)
+        assert isinstance(example, Example)
+        assert weighted(tokenizer, example) == {0.25: "Brick.<|im_end|>", 1.0: "Apple.<|im_end|>"}
+    both = encode(tokenizer, convert(messages=messages({key: 2}, {key: 0})))
+    assert isinstance(both, Example)
+    assert weighted(tokenizer, both) == {2.0: "Brick.<|im_end|>"}
+
+
+def test_weights_where_all_is_trained(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = to_row(Record({"messages": messages({"loss": 0.5}, {"loss": False})}, "rows.jsonl:7"))
+    example = encode(tokenizer, with_targets(row, "all").sides["answer"])
+    assert isinstance(example, Example)
+    found = weighted(tokenizer, example)
+    assert found[0.5] == "Brick.<|im_end|>"
+    assert "Again." in found[1.0]
+    assert "Apple." not in found[1.0]
+
+
+def test_weights_are_cut_stored_and_batched_with_their_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    example = encode(tokenizer, convert(messages=messages({"weight": 0.5}, {"weight": 3})))
+    plain = encode(tokenizer, convert(messages=messages({}, {})))
+    assert isinstance(example, Example)
+    assert isinstance(plain, Example)
+    row = EncodedRow("instruction", "rows.jsonl:7", {"answer": example})
+    cut = truncate(row, max_length=len(example.input_ids) - 12, policy="left_of_prompt").sides["answer"]
+    assert weighted(tokenizer, cut) == weighted(tokenizer, example)
+    shortened = truncate(row, max_length=len(example.input_ids) - 12, policy="right").sides["answer"]
+    assert shortened.weights == example.weights[:-12]
+
+    other = EncodedRow("instruction", "rows.jsonl:7", {"answer": plain})
+    rows = StoredRows.in_memory([row, other])
+    assert [stored.sides["answer"] for stored in rows] == [example, plain]
+    assert rows.weighted.tolist() == [True, False]
+    for digest in ("content_digest", "training_digest"):
+        without = StoredRows.in_memory([EncodedRow("instruction", "rows.jsonl:7", {"answer": plain}), other])
+        assert getattr(rows, digest) != getattr(without, digest)
+
+    padded = collate([plain, cut], pad_token_id=0)
+    packed = collate_packed([plain, cut], pad_token_id=0, one_row=True)
+    assert torch.equal(padded["data_weights"], unpacked(dict(packed))["data_weights"])
+    targets = padded["labels"] != IGNORE_INDEX
+    expected = np.concatenate([np.ones(plain.num_targets), np.array(cut.weights)[np.array(cut.labels) != IGNORE_INDEX]])
+    assert padded["data_weights"][targets].tolist() == expected.tolist()
+    assert "data_weights" not in collate([plain, plain], pad_token_id=0)
+
+
+def test_a_loss_without_weights_refuses_rows_that_have_some(tokenizer: PreTrainedTokenizerFast) -> None:
+    example = encode(tokenizer, convert(messages=messages({"weight": 0.5}, {})))
+    assert isinstance(example, Example)
+    rows = StoredRows.in_memory([EncodedRow("instruction", "rows.jsonl:7", {"answer": example})])
+
+    class Module:
+        kinds = frozenset({"instruction"})
+        takes_data_weights = False
+
+    with pytest.raises(UserError, match=r"Module takes no weights of turns, but 1 rows have some.* rows.jsonl:7"):
+        check_match("train", rows, [], Module())
+    Module.takes_data_weights = True
+    check_match("train", rows, [], Module())
