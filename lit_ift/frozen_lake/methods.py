@@ -6,7 +6,7 @@ T moves, F features.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
@@ -15,14 +15,14 @@ from torch.func import vmap
 from lit_ift.frozen_lake.policy import Members
 from lit_ift.frozen_lake.routes import Route
 from lit_ift.frozen_lake.world import Lake
-from lit_ift.losses.checks import check_between, check_positive
-from lit_ift.losses.ift import Norm, Side, Source, check_propagation_options, ift_loss, temporal_residual
-from lit_ift.losses.kto import check_kto_options, kl_baseline, kto_loss
+from lit_ift.losses.ift import Norm, Side, Source, ift_loss, temporal_residual
+from lit_ift.losses.kto import kl_baseline, kto_loss
 from lit_ift.losses.pair.reference import dpo_loss, ipo_loss
 from lit_ift.losses.pair.reference_free import orpo_loss
 from lit_ift.losses.sft import sft_loss
-from lit_ift.losses.uft import Discrepancy, check_discrepancy, uft_loss
+from lit_ift.losses.uft import Discrepancy, uft_loss
 from lit_ift.modules.lambda_schedule import LambdaSchedule
+from lit_ift.options import CheckedOptions, NonNegative, Positive, Range, UnitInterval
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class Stateless:
+class Stateless(CheckedOptions):
     """An objective that keeps nothing between updates: a function of the policy, the lesson and the step.
 
     Not an ABC: a base that is no dataclass would make the parser take the options of an objective
@@ -150,17 +150,13 @@ class IFT(Stateless):
         detach_weights: see ``lit_ift.losses.ift.ift_loss``.
     """
 
-    lam: float = 0.2
-    gamma: float = 0.95
-    lam_noise: float = 0.0
+    lam: UnitInterval = 0.2
+    gamma: UnitInterval = 0.95
+    lam_noise: NonNegative = 0.0
     source: Source = "loss"
     side: Side = "left"
     norm: Norm = "l1"
     detach_weights: bool = False
-
-    def __post_init__(self) -> None:
-        LambdaSchedule(self.lam, noise=self.lam_noise)
-        check_propagation_options(self.gamma, self.source, self.side, self.norm)
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         nll = -_of_actions(policy(self.fused(policy, lesson, step)), lesson.chosen.actions)
@@ -204,12 +200,8 @@ class DPO(Stateless):
         label_smoothing: ε in [0, 0.5).
     """
 
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_positive(beta=self.beta)
-        check_between(0, 0.5, label_smoothing=self.label_smoothing)
+    beta: Positive = 0.1
+    label_smoothing: Annotated[float, Range(ge=0, lt=0.5)] = 0.0
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         del step
@@ -226,10 +218,7 @@ class ORPO(Stateless):
         beta: β, weight of the odds ratio.
     """
 
-    beta: float = 0.25
-
-    def __post_init__(self) -> None:
-        check_positive(beta=self.beta)
+    beta: Positive = 0.25
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         del step
@@ -246,11 +235,8 @@ class IPO(Stateless):
         average: compare log-ratios per move, not per route.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     average: bool = False
-
-    def __post_init__(self) -> None:
-        check_positive(beta=self.beta)
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         del step
@@ -273,12 +259,9 @@ class KTO(Stateless):
         undesirable_weight: λ_U.
     """
 
-    beta: float = 0.1
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_kto_options(self.beta, self.desirable_weight, self.undesirable_weight, "kto")
+    beta: Positive = 0.1
+    desirable_weight: NonNegative = 1.0
+    undesirable_weight: NonNegative = 1.0
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         del step
@@ -313,12 +296,8 @@ class UFT(Stateless):
         discrepancy: ``mse`` or ``bce``.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     discrepancy: Discrepancy = "mse"
-
-    def __post_init__(self) -> None:
-        check_positive(beta=self.beta)
-        check_discrepancy(self.discrepancy)
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         del step

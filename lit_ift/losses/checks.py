@@ -60,7 +60,16 @@ def check_choice(choices: Collection[str], **options: str) -> None:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
-def check_token_shapes(nll: Tensor, mask: Tensor) -> None:
-    """Raise ValueError unless ``nll`` and ``mask`` are both (B, T)."""
-    if nll.ndim != 2 or nll.shape != mask.shape:
-        raise ValueError(f"nll of shape {tuple(nll.shape)} and mask of shape {tuple(mask.shape)} must both be (B, T)")
+def check_shapes(shapes: str, **tensors: Tensor) -> None:
+    """Raise ValueError unless tensors have the shapes that letters give them, where a letter is always one size.
+
+    ``check_shapes("B T, B T D", labels=labels, hidden=hidden)``.
+    """
+    letters = [shape.split() for shape in shapes.split(",")]
+    sizes: dict[str, int] = {}
+    for names, tensor in zip(letters, tensors.values(), strict=True):
+        fits = len(names) == tensor.ndim
+        if not fits or any(sizes.setdefault(*pair) != pair[1] for pair in zip(names, tensor.shape, strict=True)):
+            found = ", ".join(f"{name} of shape {tuple(tensor.shape)}" for name, tensor in tensors.items())
+            wanted = ", ".join(f"({', '.join(names)}{',' * (len(names) == 1)})" for names in letters)
+            raise ValueError(f"{found} must be {wanted}")

@@ -4,9 +4,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lit_ift.losses.masking import at_least_float32
+from lit_ift.options import UnitInterval, checked
 
 
-def discounted_cumsum(values: Tensor, gamma: float, *, reverse: bool = False) -> Tensor:
+@checked
+def discounted_cumsum(values: Tensor, gamma: UnitInterval, *, reverse: bool = False) -> Tensor:
     """Sum what came before (or comes after) each position, discounted by distance.
 
     ``c[t] = sum_{i <= t} gamma^(t-i) * values[i]``, or with ``reverse``
@@ -28,8 +30,6 @@ def discounted_cumsum(values: Tensor, gamma: float, *, reverse: bool = False) ->
     Raises:
         ValueError: ``gamma`` lies outside [0, 1].
     """
-    if not 0.0 <= gamma <= 1.0:
-        raise ValueError(f"gamma={gamma} is not in [0, 1]")
     total = at_least_float32(values)
     length, window, decay = total.shape[-1], 1, float(gamma)
     while window < length and decay > 0.0:

@@ -7,31 +7,19 @@ The two forward passes between them are ``lit_ift.modules.IFTModule``'s.
 Shapes: B sequences, T positions, D hidden size. Position t scores token t+1, so T is the sequence length less one.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_ift.losses.checks import check_token_shapes
+from lit_ift.losses.checks import check_shapes
 from lit_ift.losses.cumsum import discounted_cumsum
 from lit_ift.losses.masking import masked, per_sequence_mean, target_counts
+from lit_ift.options import UnitInterval, checked
 
 Source = Literal["loss", "logps", "mask"]
 Side = Literal["left", "right"]
 Norm = Literal["l1", "l2", "softmax", "log"]
-
-
-def check_propagation_options(gamma: float, source: str, side: str, norm: str) -> None:
-    """Raise ValueError, naming the option and what is allowed, unless all four are usable."""
-    if not 0.0 <= gamma <= 1.0:
-        raise ValueError(f"gamma={gamma} is not in [0, 1]")
-    for name, value, choices in (
-        ("source", source, get_args(Source)),
-        ("side", side, get_args(Side)),
-        ("norm", norm, get_args(Norm)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
 def temporal_residual(embeddings: Tensor, predicted_embeddings: Tensor, mask: Tensor, lam: float | Tensor) -> Tensor:
@@ -50,24 +38,18 @@ def temporal_residual(embeddings: Tensor, predicted_embeddings: Tensor, mask: Te
     Returns:
         (B, T+1, D), dtype of ``embeddings``. Gradient flows to both embeddings as far as they carry any.
 
-    Raises:
-        ValueError: the shapes do not fit.
     """
-    if embeddings.shape[:2] != (mask.shape[0], mask.shape[1] + 1):
-        raise ValueError(
-            f"embeddings of shape {tuple(embeddings.shape)} do not fit a mask of shape {tuple(mask.shape)}: "
-            "need (B, T+1, D) and (B, T)"
-        )
     fused_here = torch.nn.functional.pad(mask.bool(), (1, 0))
     fused = (1 - lam) * embeddings[fused_here] + lam * predicted_embeddings
     return embeddings.index_put(fused_here.nonzero(as_tuple=True), fused.to(embeddings.dtype))
 
 
+@checked
 def propagation_weights(
     nll: Tensor,
     mask: Tensor,
     *,
-    gamma: float = 0.95,
+    gamma: UnitInterval = 0.95,
     source: Source = "loss",
     side: Side = "left",
     norm: Norm = "l1",
@@ -104,8 +86,7 @@ def propagation_weights(
     Raises:
         ValueError: an option is unknown, gamma lies outside [0, 1], or the shapes do not fit.
     """
-    check_token_shapes(nll, mask)
-    check_propagation_options(gamma, source, side, norm)
+    check_shapes("B T, B T", nll=nll, mask=mask)
     on = mask.bool()
     values = masked(nll, on)
     ones = on.to(values.dtype)
@@ -139,11 +120,12 @@ def propagation_weights(
     return c * counts / c.sum(-1, keepdim=True).clamp(min=torch.finfo(c.dtype).tiny)
 
 
+@checked
 def ift_loss(
     nll: Tensor,
     mask: Tensor,
     *,
-    gamma: float = 0.95,
+    gamma: UnitInterval = 0.95,
     source: Source = "loss",
     side: Side = "left",
     norm: Norm = "l1",

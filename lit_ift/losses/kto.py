@@ -1,22 +1,14 @@
 """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306). Shapes: B answers."""
 
-import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_ift.losses.checks import check_between, check_positive, check_same_length
+from lit_ift.losses.checks import check_same_length, check_shapes
+from lit_ift.options import NonNegative, Positive, checked
 
 Variant = Literal["kto", "apo_zero"]
-
-
-def check_kto_options(beta: float, desirable_weight: float, undesirable_weight: float, variant: str) -> None:
-    """Raise ValueError, naming the option and its value, unless all four are usable."""
-    check_positive(beta=beta)
-    check_between(0, math.inf, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant={variant!r} is not one of {', '.join(map(repr, get_args(Variant)))}")
 
 
 def kl_baseline(mismatched_logps: Tensor, reference_mismatched_logps: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -47,15 +39,16 @@ def kl_baseline(mismatched_logps: Tensor, reference_mismatched_logps: Tensor, we
     return ((weights * log_ratios).sum() / total).clamp(min=0)
 
 
+@checked
 def kto_loss(
     logps: Tensor,
     reference_logps: Tensor,
     is_desirable: Tensor,
     kl: Tensor,
     *,
-    beta: float = 0.1,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    beta: Positive = 0.1,
+    desirable_weight: NonNegative = 1.0,
+    undesirable_weight: NonNegative = 1.0,
     variant: Variant = "kto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Raise the value of desirable answers above a baseline, and push that of undesirable ones below it.
@@ -82,12 +75,10 @@ def kto_loss(
     Raises:
         ValueError: shapes differ, ``is_desirable`` is not bool, or an option is out of range.
     """
-    check_kto_options(beta, desirable_weight, undesirable_weight, variant)
     check_same_length(logps=logps, reference_logps=reference_logps, is_desirable=is_desirable)
+    check_shapes("", kl=kl)
     if is_desirable.dtype != torch.bool:
         raise ValueError(f"is_desirable is {is_desirable.dtype}, not bool")
-    if kl.ndim:
-        raise ValueError(f"kl of shape {tuple(kl.shape)} must be a scalar")
     rewards = beta * (logps - reference_logps)
     gain = rewards - beta * kl.detach() if variant == "kto" else rewards
     # 1 - σ(x) = σ(-x), which loses no digits where σ(x) is close to 1.

@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from lit_ift.constants import IGNORE_INDEX
+from lit_ift.losses.checks import check_shapes
 from lit_ift.losses.masking import at_least_float32
+from lit_ift.options import PositiveInt, checked
 
 Head = Callable[[Tensor], Tensor]
 """Maps hidden states (n, D) to final logits (n, V), scaling and soft-capping included."""
@@ -65,6 +67,7 @@ def log_sum_sq_probs(logits: Tensor) -> Tensor:
     return (2 * logits.log_softmax(-1)).logsumexp(-1)
 
 
+@checked
 def head_logps(
     hidden: Tensor,
     targets: Tensor,
@@ -72,7 +75,7 @@ def head_logps(
     *,
     select: Select | None = greedy,
     statistics: Sequence[Statistic] = (),
-    chunk_size: int | None = None,
+    chunk_size: PositiveInt | None = None,
 ) -> tuple[Tensor, ...]:
     """Log-probabilities of ``targets``, the selected token ids, and statistics, a chunk of positions at a time.
 
@@ -95,12 +98,7 @@ def head_logps(
     Raises:
         ValueError: the shapes do not fit, or ``chunk_size`` is not positive.
     """
-    if hidden.ndim != 2 or targets.shape != hidden.shape[:1]:
-        raise ValueError(
-            f"hidden of shape {tuple(hidden.shape)} and targets of shape {tuple(targets.shape)} must be (N, D) and (N,)"
-        )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} is not a positive number of positions")
+    check_shapes("N D, N", hidden=hidden, targets=targets)
 
     def score(hidden_nD: Tensor, targets_n: Tensor) -> tuple[Tensor, ...]:
         logits_nV = at_least_float32(head(hidden_nD))
@@ -130,7 +128,7 @@ def score_tokens(
     *,
     select: Select | None = greedy,
     statistics: Mapping[str, Statistic] | None = None,
-    chunk_size: int | None = None,
+    chunk_size: PositiveInt | None = None,
 ) -> TokenScores:
     """Score the trained tokens of a batch from the final hidden states; other positions never meet the head.
 
@@ -145,11 +143,7 @@ def score_tokens(
     Raises:
         ValueError: the shapes do not fit.
     """
-    if hidden.shape[:2] != labels.shape:
-        raise ValueError(
-            f"hidden of shape {tuple(hidden.shape)} and labels of shape {tuple(labels.shape)} "
-            "must be (B, T, D) and (B, T)"
-        )
+    check_shapes("B T D, B T", hidden=hidden, labels=labels)
     mask, statistics = target_mask(labels), statistics or {}
     logps, predictions, *numbers = head_logps(
         hidden[:, :-1][mask],

@@ -6,6 +6,7 @@ Shapes: P packed rows of T positions that hold B examples, the longest of L posi
 import torch
 from torch import Tensor
 
+from lit_ift.losses.checks import check_shapes
 from lit_ift.losses.logprobs import TokenScores
 
 
@@ -29,11 +30,7 @@ def unpack(values: Tensor, sequence_ids: Tensor, num_examples: int, *, fill: flo
     Raises:
         ValueError: the shapes differ.
     """
-    if values.shape != sequence_ids.shape:
-        raise ValueError(
-            f"values of shape {tuple(values.shape)} and sequence_ids of shape {tuple(sequence_ids.shape)} "
-            "must both be (P, T)"
-        )
+    check_shapes("P T, P T", values=values, sequence_ids=sequence_ids)
     inside = sequence_ids >= 0
     owners = sequence_ids[inside]
     order = owners.argsort(stable=True)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lit_ift.losses.checks import check_token_shapes
+from lit_ift.losses.checks import check_shapes
 from lit_ift.losses.masking import per_sequence_mean
 
 
@@ -21,5 +21,5 @@ def sft_loss(nll: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     Raises:
         ValueError: the shapes differ or are not (B, T).
     """
-    check_token_shapes(nll, mask)
+    check_shapes("B T, B T", nll=nll, mask=mask)
     return per_sequence_mean(nll, mask), {}

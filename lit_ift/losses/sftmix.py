@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lit_ift.losses.checks import check_shapes
 from lit_ift.losses.logprobs import CHUNK_SIZE, Head
 from lit_ift.losses.masking import at_least_float32
+from lit_ift.options import PositiveInt, checked
 
 
 def confidence_pairs(confidence: Tensor, trained: Tensor) -> Tensor:
@@ -30,11 +32,7 @@ def confidence_pairs(confidence: Tensor, trained: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    if confidence.ndim != 1 or confidence.shape != trained.shape:
-        raise ValueError(
-            f"confidence of shape {tuple(confidence.shape)} and trained of shape {tuple(trained.shape)} must both be "
-            "(B,)"
-        )
+    check_shapes("B, B", confidence=confidence, trained=trained)
     order = confidence.argsort(descending=True, stable=True)
     order = order[trained[order].bool()]
     half = len(order) // 2
@@ -61,6 +59,7 @@ def paired_positions(owners: Tensor, pairs: Tensor, num_examples: int) -> tuple[
     return order[starts[pairs[pair_of]] + steps[:, None]], pair_of, lengths
 
 
+@checked
 def mixup_loss(
     hidden_c: Tensor,
     hidden_u: Tensor,
@@ -69,7 +68,7 @@ def mixup_loss(
     lam: Tensor,
     head: Head,
     *,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: PositiveInt = CHUNK_SIZE,
 ) -> Tensor:
     """Cross-entropy of mixed hidden states with equally mixed targets, at each position.
 
@@ -91,12 +90,8 @@ def mixup_loss(
     Raises:
         ValueError: the shapes do not fit, or ``chunk_size`` is not positive.
     """
-    vectors = (targets_c, targets_u, lam)
-    if hidden_c.ndim != 2 or hidden_u.shape != hidden_c.shape or any(v.shape != hidden_c.shape[:1] for v in vectors):
-        shapes = [tuple(v.shape) for v in (hidden_c, hidden_u, *vectors)]
-        raise ValueError(f"hidden states, targets and lam of shapes {shapes} must be (M, D) twice and (M,) three times")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} is not a positive number of positions")
+    given = {"hidden_c": hidden_c, "hidden_u": hidden_u, "targets_c": targets_c, "targets_u": targets_u, "lam": lam}
+    check_shapes("M D, M D, M, M, M", **given)
 
     def score(z_c: Tensor, z_u: Tensor, targets_n2: Tensor, lam_n: Tensor) -> Tensor:
         share = torch.stack([lam_n, 1 - lam_n], dim=-1)

@@ -8,10 +8,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
+from lit_ift.losses.checks import check_shapes
 from lit_ift.losses.logprobs import CHUNK_SIZE, Head, target_mask
 from lit_ift.losses.masking import at_least_float32
+from lit_ift.options import PositiveInt, checked
 
 
+@checked
 def token_kl(
     hidden: Tensor,
     reference_hidden: Tensor,
@@ -20,7 +23,7 @@ def token_kl(
     reference_head: Head,
     *,
     reverse: bool = False,
-    chunk_size: int | None = None,
+    chunk_size: PositiveInt | None = None,
 ) -> Tensor:
     """KL(reference || policy) of the next token at each trained position, a chunk of positions at a time.
 
@@ -46,14 +49,8 @@ def token_kl(
     Raises:
         ValueError: the shapes do not fit, or ``chunk_size`` is not positive.
     """
-    if hidden.ndim != 3 or not hidden.shape[:2] == reference_hidden.shape[:2] == labels.shape:
-        raise ValueError(
-            f"hidden of shape {tuple(hidden.shape)}, reference_hidden of shape {tuple(reference_hidden.shape)} and "
-            f"labels of shape {tuple(labels.shape)} must be (B, T, D), (B, T, D') and (B, T)"
-        )
+    check_shapes("B T D, B T D', B T", hidden=hidden, reference_hidden=reference_hidden, labels=labels)
     chunk_size = CHUNK_SIZE if chunk_size is None else chunk_size
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} is not a positive number of positions")
 
     def divergence(hidden_nD: Tensor, reference_nD: Tensor) -> Tensor:
         with torch.no_grad():

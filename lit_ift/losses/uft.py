@@ -3,24 +3,20 @@
 The implicit reward of an answer is ``r = β Σ_t (log π - log π_ref)_t`` (Eq. 5), π_ref the policy at the start.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from lit_ift.losses.checks import check_same_length
+from lit_ift.losses.checks import check_same_length, check_shapes
 from lit_ift.losses.pair.arithmetic import reward_metrics
+from lit_ift.options import checked
 
 Discrepancy = Literal["mse", "bce"]
 
 
-def check_discrepancy(discrepancy: str) -> None:
-    """Raise ValueError, naming what is allowed, unless ``discrepancy`` is known."""
-    if discrepancy not in get_args(Discrepancy):
-        raise ValueError(f"discrepancy={discrepancy!r} is not one of {', '.join(map(repr, get_args(Discrepancy)))}")
-
-
+@checked
 def uft_loss(rewards: Tensor, scores: Tensor, *, discrepancy: Discrepancy = "mse") -> tuple[Tensor, dict[str, Tensor]]:
     """Distance of the implicit reward, squashed into [0, 1], from the score (arXiv:2410.21438, Eqs. 6 and 7).
 
@@ -37,11 +33,7 @@ def uft_loss(rewards: Tensor, scores: Tensor, *, discrepancy: Discrepancy = "mse
     Raises:
         ValueError: shapes differ, or ``discrepancy`` is unknown.
     """
-    check_discrepancy(discrepancy)
-    if rewards.ndim != 1 or rewards.shape != scores.shape:
-        raise ValueError(
-            f"rewards of shape {tuple(rewards.shape)} and scores of shape {tuple(scores.shape)} must both be (B,)"
-        )
+    check_shapes("B, B", rewards=rewards, scores=scores)
     errors = torch.sigmoid(rewards) - scores
     if discrepancy == "mse":
         losses = errors.square()

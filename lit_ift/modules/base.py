@@ -59,6 +59,7 @@ from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_exam
 from lit_ift.modules.precision import convert_weights, float32_by_default, keep_batches_exact, uncached_casts
 from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
 from lit_ift.modules.tuning import set_learning_rate
+from lit_ift.options import NonNegativeInt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -176,7 +177,7 @@ class CausalLMModule(ExampleMeanModule):
         revision: str | None = None,
         dtype: str | None = None,
         attn_implementation: str | None = None,
-        gradient_checkpointing: bool | int = False,
+        gradient_checkpointing: bool | NonNegativeInt = False,
         disable_dropout: bool = True,
         trust_remote_code: bool = False,
         detach_input_embeddings: bool = False,
@@ -191,8 +192,6 @@ class CausalLMModule(ExampleMeanModule):
         super().__init__()
         check_makes("optimizer", optimizer, Optimizer, by_path=False)
         check_makes("lr_scheduler", lr_scheduler, LRScheduler, by_path=False)
-        if reduction not in ("sequence", "token"):
-            raise ValueError(f"reduction={reduction!r} is not one of 'sequence', 'token'")
         if quantization is not None:
             if lora is None:
                 raise ValueError(f"quantization={quantization!r} leaves nothing to train without an adapter: set lora")
@@ -239,8 +238,6 @@ class CausalLMModule(ExampleMeanModule):
         self._balancing_losses: list[Tensor] = []
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._files: WeightFiles | None = None
-        if gradient_checkpointing is not True and gradient_checkpointing < 0:
-            raise ValueError(f"gradient_checkpointing={gradient_checkpointing} is negative")
         if not isinstance(model, str):
             self._load()
 

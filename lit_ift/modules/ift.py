@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from lit_ift.errors import UserError
-from lit_ift.losses.ift import Norm, Side, Source, check_propagation_options, ift_loss, temporal_residual
+from lit_ift.losses.ift import Norm, Side, Source, ift_loss, temporal_residual
 from lit_ift.losses.logprobs import greedy, target_mask
 from lit_ift.losses.masking import per_sequence_mean
 from lit_ift.modules.base import CausalLMModule, token_accuracy
 from lit_ift.modules.lambda_schedule import LambdaSchedule, LambdaShape
 from lit_ift.modules.packed import in_batch_order, unpacked
-from lit_ift.modules.predict import Prediction, prediction_rule
+from lit_ift.modules.predict import Prediction, Share, prediction_rule
 from lit_ift.modules.stepping import Batch, ExampleLosses
+from lit_ift.options import NonNegative, Positive, PositiveInt, UnitInterval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,17 +57,17 @@ class IFTModule(CausalLMModule):
         self,
         model: "str | PreTrainedModel",
         *,
-        lam: float = 0.2,
+        lam: UnitInterval = 0.2,
         lam_schedule: LambdaShape = "constant",
-        lam_start: float | None = None,
-        lam_warmup: float | None = None,
-        lam_noise: float = 0.0,
+        lam_start: UnitInterval | None = None,
+        lam_warmup: NonNegative | None = None,
+        lam_noise: NonNegative = 0.0,
         lam_seed: int = 0,
         prediction: Prediction = "greedy",
-        top_k: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        gamma: float = 0.95,
+        top_k: PositiveInt | None = None,
+        temperature: Positive | None = None,
+        top_p: Share | None = None,
+        gamma: UnitInterval = 0.95,
         source: Source = "loss",
         side: Side = "left",
         norm: Norm = "l1",
@@ -74,7 +75,6 @@ class IFTModule(CausalLMModule):
         detach_input_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
-        check_propagation_options(gamma, source, side, norm)
         schedule = LambdaSchedule(lam, lam_schedule, lam_start, lam_warmup, lam_noise, lam_seed)
         rule = prediction_rule(prediction, top_k=top_k, temperature=temperature, top_p=top_p)
         super().__init__(model, detach_input_embeddings=detach_input_embeddings, **kwargs)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from lit_ift.errors import UserError
-from lit_ift.losses.kto import Variant, check_kto_options, kl_baseline, kto_loss
+from lit_ift.losses.kto import Variant, kl_baseline, kto_loss
 from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
 from lit_ift.modules.feedback_rows import FeedbackRows
 from lit_ift.modules.packed import unpacked
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.window import Weighted
+from lit_ift.options import NonNegative, Positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,13 +51,12 @@ class KTOModule(FeedbackModule):
         self,
         model: "str | PreTrainedModel",
         *,
-        beta: float = 0.1,
-        desirable_weight: float = 1.0,
-        undesirable_weight: float = 1.0,
+        beta: Positive = 0.1,
+        desirable_weight: NonNegative = 1.0,
+        undesirable_weight: NonNegative = 1.0,
         variant: Variant = "kto",
         **kwargs: Any,
     ) -> None:
-        check_kto_options(beta, desirable_weight, undesirable_weight, variant)
         super().__init__(model, **kwargs)
         self.needs_mismatched = variant == "kto"
         self.beta = beta

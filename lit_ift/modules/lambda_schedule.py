@@ -1,16 +1,17 @@
 """How far inputs are moved towards the model's own predictions: λ over the steps of a run."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+
+from lit_ift.options import CheckedOptions, NonNegative, UnitInterval
 
 LambdaShape = Literal["constant", "linear"]
 
 
 @dataclass(frozen=True)
-class LambdaSchedule:
+class LambdaSchedule(CheckedOptions):
     """λ of IFT as a pure function of the optimizer step (arXiv:2405.11870, section 4 and Table 7).
 
     Args:
@@ -26,25 +27,18 @@ class LambdaSchedule:
         ValueError: an option is out of range, or set although the schedule does not use it.
     """
 
-    value: float = 0.2
+    option_prefix: ClassVar[str] = "lam_"
+
+    value: UnitInterval = 0.2
     schedule: LambdaShape = "constant"
-    start: float | None = None
-    warmup: float | None = None
-    noise: float = 0.0
+    start: UnitInterval | None = None
+    warmup: NonNegative | None = None
+    noise: NonNegative = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("constant", "linear"):
-            raise ValueError(f"lam_schedule={self.schedule!r} is not one of 'constant', 'linear'")
-        for name, share in (("lam", self.value), ("lam_start", self.start)):
-            if share is not None and not 0.0 <= share <= 1.0:
-                raise ValueError(f"{name}={share} is not in [0, 1]")
         if self.schedule == "constant" and (self.start is not None or self.warmup is not None):
             raise ValueError("lam_start and lam_warmup need lam_schedule='linear'")
-        # Not ``amount < 0``: of nan that is false, and min and max would make some λ of it.
-        for name, amount in (("lam_warmup", self.warmup), ("lam_noise", self.noise)):
-            if amount is not None and not 0 <= amount < math.inf:
-                raise ValueError(f"{name}={amount} is not a finite number of at least 0")
 
     @property
     def needs_total_steps(self) -> bool:

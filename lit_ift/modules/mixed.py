@@ -3,7 +3,6 @@
 Shapes: R rows of all parts of a batch.
 """
 
-import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +19,7 @@ from lit_ift.errors import UserError
 from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.window import Weighted
+from lit_ift.options import Positive, check_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,7 @@ class ObjectivePart:
 
     objective: str
     options: dict[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
+    weight: Positive = 1.0
 
 
 class MixedModule(CausalLMModule):
@@ -82,10 +82,7 @@ class MixedModule(CausalLMModule):
         if strange:
             raise ValueError(f"{strange[0]} is an option of each part. Set it in the part's options.")
         for name, part in parts.items():
-            if not 0 < part.weight < math.inf:
-                raise ValueError(
-                    f"parts.{name}.weight={part.weight} must be finite and above 0. Leave out a part to drop it."
-                )
+            check_options(ObjectivePart, {"weight": part.weight}, prefix=f"parts.{name}.")
             if "/" in name or not name:
                 raise ValueError(f"The part name {name!r} must not be empty or contain '/'.")
         super().__init__(model, **kwargs)

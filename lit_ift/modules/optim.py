@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ift.errors import UserError
+from lit_ift.options import CheckedOptions, NonNegative, PositiveInt
 
 OptimizerCallable = Callable[[Iterable], Optimizer]  # type: ignore[type-arg]
 """Builds an optimizer from parameter groups; in YAML, a ``class_path`` with ``init_args``."""
@@ -150,7 +151,7 @@ def keep_configuration(
     return list(differences)
 
 
-class WarmupSchedule(LRScheduler):
+class WarmupSchedule(CheckedOptions, LRScheduler):
     """Linear warm-up to the optimizer's learning rate, then what ``decay`` says until the end of training.
 
     At step s (0-based) of S with W warm-up steps the factor is (s+1)/(W+1) while s < W, so that the first step
@@ -168,9 +169,7 @@ class WarmupSchedule(LRScheduler):
     decays = True
     """False where ``decay`` is 1 throughout."""
 
-    def __init__(self, optimizer: Optimizer, warmup: float = 0.1, total_steps: int | None = None) -> None:
-        if warmup < 0:
-            raise ValueError(f"warmup={warmup} is negative")
+    def __init__(self, optimizer: Optimizer, warmup: NonNegative = 0.1, total_steps: PositiveInt | None = None) -> None:
         self.warmup = warmup
         self.total_steps = total_steps
         self.is_bound = False

@@ -1,17 +1,20 @@
 """How IFT turns the first pass's logits into the tokens that it mixes in."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from lit_ift.losses.logprobs import Select, greedy
+from lit_ift.options import Positive, PositiveInt, Range, checked
 
+Share = Annotated[float, Range(gt=0, le=1)]
 Prediction = Literal["greedy", "top-k", "sampled"]
 
 
+@checked
 def prediction_rule(
-    prediction: Prediction, *, top_k: int | None, temperature: float | None, top_p: float | None
+    prediction: Prediction, *, top_k: PositiveInt | None, temperature: Positive | None, top_p: Share | None
 ) -> Select:
     """Build the rule that maps float32 logits (n, V) to token ids (n,).
 
@@ -19,7 +22,7 @@ def prediction_rule(
         prediction: ``greedy`` takes the best token, ``top-k`` the k-th best (as the authors' code does; it is no
             draw), ``sampled`` draws from the softmax.
         top_k: which one ``top-k`` takes, 1 being the best; 2 by default.
-        temperature: of ``sampled``, > 0; 0.7 by default.
+        temperature: of ``sampled``, above 0, which is near to ``greedy``; 0.7 by default.
         top_p: ``sampled`` draws from the smallest set of tokens that holds this probability, in (0, 1]; 1 by default.
 
     Raises:
@@ -27,8 +30,6 @@ def prediction_rule(
     """
     options = {"top_k": top_k, "temperature": temperature, "top_p": top_p}
     used = {"greedy": (), "top-k": ("top_k",), "sampled": ("temperature", "top_p")}
-    if prediction not in used:
-        raise ValueError(f"prediction={prediction!r} is not one of {', '.join(map(repr, used))}")
     for name, value in options.items():
         if value is not None and name not in used[prediction]:
             raise ValueError(f"{name}={value} has no effect with prediction={prediction!r}: leave it out")
@@ -36,15 +37,9 @@ def prediction_rule(
         return greedy
     if prediction == "top-k":
         k = 2 if top_k is None else top_k
-        if k < 1:
-            raise ValueError(f"top_k={k} is not a positive rank")
         return lambda logits: logits.topk(k, dim=-1).indices[:, -1]
     heat = 0.7 if temperature is None else temperature
     nucleus = 1.0 if top_p is None else top_p
-    if heat <= 0:
-        raise ValueError(f"temperature={heat} is not positive; use prediction='greedy' for the limit 0")
-    if not 0.0 < nucleus <= 1.0:
-        raise ValueError(f"top_p={nucleus} is not in (0, 1]")
     return lambda logits: _sample(logits / heat, nucleus)
 
 

@@ -6,7 +6,7 @@ Shapes: A answers, B rows of T tokens as the batch has them, D hidden size, V vo
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -24,6 +24,7 @@ from lit_ift.modules.packed import unpacked
 from lit_ift.modules.precision import convert_weights
 from lit_ift.modules.reference_cache import CachedReference
 from lit_ift.modules.stepping import Batch
+from lit_ift.options import CheckedOptions
 
 if TYPE_CHECKING:
     from lit_ift.losses.logprobs import Head
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 ReferenceKind = Literal["auto", "cached", "adapter", "model"]
 
 
-class ReferencePolicy:
+class ReferencePolicy(CheckedOptions):
     """Says how likely the initial policy found the answers of a batch.
 
     ``cached`` computes the log-probability of every answer once, before training, and keeps it on disk: no second
@@ -61,8 +62,6 @@ class ReferencePolicy:
         model: str | None = None,
         needs_tokens: bool = False,
     ) -> None:
-        if kind not in get_args(ReferenceKind):
-            raise ValueError(f"reference={kind!r} is not one of {', '.join(get_args(ReferenceKind))}")
         if kind == "cached" and needs_tokens:
             raise ValueError(
                 "reference='cached' holds sums over answers, but this objective needs the reference for each token; "

@@ -22,6 +22,7 @@ from lit_ift.modules.base import CausalLMModule, token_accuracy
 from lit_ift.modules.packed import is_packed, unpacked
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.window import Weighted
+from lit_ift.options import NonNegative, Positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,15 +64,11 @@ class SFTMixModule(CausalLMModule):
         model: "str | PreTrainedModel",
         *,
         confidence: str = "online",
-        mu: float = 0.2,
-        alpha: float = 0.5,
+        mu: NonNegative = 0.2,
+        alpha: Positive = 0.5,
         mixup_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        if not (mu >= 0 and math.isfinite(mu)):
-            raise ValueError(f"mu={mu} is not a finite number of at least 0")
-        if not (alpha > 0 and math.isfinite(alpha)):
-            raise ValueError(f"alpha={alpha} is not a finite number above 0")
         super().__init__(model, **kwargs)
         self.confidence = confidence
         self.mu = mu

@@ -19,6 +19,7 @@ from lit_ift.modules.precision import float32_by_default
 from lit_ift.modules.start_line import announce_start
 from lit_ift.modules.tuning import accumulated_steps, check_callbacks, is_trial, searches_learning_rate
 from lit_ift.modules.window import AccumulationWindow, Weighted
+from lit_ift.options import CheckedOptions
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ def row_ids_of(batch: Batch, batch_idx: int, num_rows: int) -> list[str]:
     return batch.get("row_ids") or [f"batch {batch_idx}, row {i}" for i in range(num_rows)]
 
 
-class ExampleMeanModule(L.LightningModule):
+class ExampleMeanModule(CheckedOptions, L.LightningModule):
     """Minimises the weighted mean of example losses over everything that an optimizer step sees.
 
     The gradient of an optimizer step is that of ``sum_b weight_b * loss_b / sum_b weight_b`` over all examples of all

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lit_ift.data.rows import ROW_KINDS
-from lit_ift.losses.checks import check_positive
-from lit_ift.losses.uft import Discrepancy, check_discrepancy, uft_loss, uft_pair_loss
+from lit_ift.losses.uft import Discrepancy, uft_loss, uft_pair_loss
 from lit_ift.modules.feedback_module import FeedbackModule
 from lit_ift.modules.stepping import Batch, ExampleLosses, Metrics
 from lit_ift.modules.window import Weighted
+from lit_ift.options import Positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,12 +47,10 @@ class UFTModule(FeedbackModule):
         self,
         model: "str | PreTrainedModel",
         *,
-        beta: float = 0.01,
+        beta: Positive = 0.01,
         discrepancy: Discrepancy = "mse",
         **kwargs: Any,
     ) -> None:
-        check_positive(beta=beta)
-        check_discrepancy(discrepancy)
         super().__init__(model, **kwargs)
         self.beta = beta
         self.discrepancy = discrepancy

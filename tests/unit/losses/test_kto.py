@@ -101,7 +101,7 @@ def test_small_losses_keep_their_digits() -> None:
         ({"beta": 0}, "beta=0 must be above 0"),
         ({"desirable_weight": -1}, "desirable_weight=-1 must be at least 0"),
         ({"undesirable_weight": math.inf}, "undesirable_weight=inf"),
-        ({"variant": "bco"}, "variant='bco' is not one of 'kto', 'apo_zero'"),
+        ({"variant": "bco"}, "variant='bco' must be one of 'kto', 'apo_zero'"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
@@ -115,7 +115,7 @@ def test_bad_shapes_and_types() -> None:
         kto_loss(logps, reference, DESIRABLE[:2], torch.tensor(0.0))
     with pytest.raises(ValueError, match="not bool"):
         kto_loss(logps, reference, DESIRABLE.long(), torch.tensor(0.0))
-    with pytest.raises(ValueError, match=r"kl of shape \(4,\) must be a scalar"):
+    with pytest.raises(ValueError, match=r"kl of shape \(4,\) must be \(\)"):
         kto_loss(logps, reference, DESIRABLE, logps)
     with pytest.raises(ValueError, match=r"weights \(1,\)"):
         kl_baseline(logps, reference, logps[:1])

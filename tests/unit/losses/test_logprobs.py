@@ -118,9 +118,9 @@ def test_bfloat16_logits_are_scored_in_float32() -> None:
 
 
 def test_wrong_shapes() -> None:
-    with pytest.raises(ValueError, match=r"\(N, D\) and \(N,\)"):
+    with pytest.raises(ValueError, match=r"\(N, D\), \(N,\)"):
         head_logps(torch.ones(2, D), torch.ones(3, dtype=torch.long), nn.Linear(D, V))
     with pytest.raises(ValueError, match="chunk_size=0"):
         head_logps(torch.ones(2, D), torch.ones(2, dtype=torch.long), nn.Linear(D, V), chunk_size=0)
-    with pytest.raises(ValueError, match=r"\(B, T, D\) and \(B, T\)"):
+    with pytest.raises(ValueError, match=r"\(B, T, D\), \(B, T\)"):
         score_tokens(torch.ones(1, 3, D), torch.ones(1, 2, dtype=torch.long), nn.Linear(D, V))

@@ -87,11 +87,11 @@ def test_extreme_logits_stay_finite() -> None:
 
 def test_wrong_input() -> None:
     z_c, z_u, y_c, y_u, lam = inputs()
-    with pytest.raises(ValueError, match=r"must be \(M, D\) twice"):
+    with pytest.raises(ValueError, match=r"must be \(M, D\), \(M, D\), \(M,\)"):
         mixup_loss(z_c, z_u[:-1], y_c, y_u, lam, identity)
     with pytest.raises(ValueError, match="chunk_size=0"):
         mixup_loss(z_c, z_u, y_c, y_u, lam, identity, chunk_size=0)
-    with pytest.raises(ValueError, match=r"must both be \(B,\)"):
+    with pytest.raises(ValueError, match=r"must be \(B,\), \(B,\)"):
         confidence_pairs(torch.zeros(3), torch.ones(2))
 
 

@@ -92,9 +92,9 @@ def test_extremes_are_finite(discrepancy: str) -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="discrepancy='kl' is not one of 'mse', 'bce'"):
+    with pytest.raises(ValueError, match="discrepancy='kl' must be one of 'mse', 'bce'"):
         uft_loss(torch.ones(2), torch.ones(2), discrepancy="kl")
-    with pytest.raises(ValueError, match=r"must both be \(B,\)"):
+    with pytest.raises(ValueError, match=r"must be \(B,\), \(B,\)"):
         uft_loss(torch.ones(2), torch.ones(3))
     with pytest.raises(ValueError, match=r"preference \(1,\)"):
         uft_pair_loss(torch.ones(2), torch.ones(2), torch.ones(1))

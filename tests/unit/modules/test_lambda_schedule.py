@@ -31,7 +31,7 @@ def test_noise_depends_on_seed_and_step_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"value": 1.2}, r"lam=1.2 is not in \[0, 1\]"),
+        ({"value": 1.2}, "lam_value=1.2 must be"),
         ({"schedule": "cosine"}, "lam_schedule='cosine'"),
         ({"start": 0.1}, "need lam_schedule='linear'"),
         ({"warmup": 0.1}, "need lam_schedule='linear'"),

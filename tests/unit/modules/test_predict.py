@@ -40,13 +40,13 @@ def test_nucleus_drops_the_tail() -> None:
 @pytest.mark.parametrize(
     ("prediction", "options", "message"),
     [
-        ("best", {}, "prediction='best' is not one of 'greedy', 'top-k', 'sampled'"),
+        ("best", {}, "prediction='best' must be one of 'greedy', 'top-k', 'sampled'"),
         ("greedy", {"top_k": 2}, "top_k=2 has no effect with prediction='greedy'"),
         ("top-k", {"temperature": 1.0}, "temperature=1.0 has no effect"),
         ("top-k", {"top_k": 0}, "top_k=0"),
         ("sampled", {"top_k": 3}, "top_k=3 has no effect"),
-        ("sampled", {"temperature": 0.0}, "temperature=0.0 is not positive"),
-        ("sampled", {"top_p": 0.0}, r"top_p=0.0 is not in \(0, 1\]"),
+        ("sampled", {"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ("sampled", {"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
     ],
 )
 def test_wrong_options(prediction: str, options: dict, message: str) -> None:
