@@ -8,6 +8,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from lit_ift.staging import replaced_file
+
 
 class RunTable(CSVLogger):
     """``metrics.csv``; what a folder already has of it stays. Lightning's own begins anew and deletes the old rows."""
@@ -52,10 +54,8 @@ class TableWriter(ExperimentWriter):
         if not self._table.is_file():
             return
         header, found = self._read()
-        replacement = self._table.with_suffix(".csv.partial")
-        with replacement.open("w", newline="", encoding="utf-8") as file:
+        with replaced_file(self._table, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header, *found[:rows]])
-        replacement.replace(self._table)
         self.rows = min(rows, len(found))
 
     def save(self) -> None:

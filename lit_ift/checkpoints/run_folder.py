@@ -1,7 +1,6 @@
 """The folder of a run, which one process at a time may write to."""
 
 import contextlib
-import errno
 import os
 import shutil
 import socket
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lit_ift.errors import UserError
+from lit_ift.staging import NO_LOCKS
 
 RUNS: Final = "runs"
 """Folder of all runs, in the root of outputs."""
@@ -21,9 +21,6 @@ RUNS: Final = "runs"
 LOCK: Final = ".lock"
 HOLDER: Final = ".holder"
 """File that says in words which process has the lock."""
-
-NO_LOCKS: Final = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What a file system answers that cannot lock files."""
 
 OF_A_START: Final = ("config", "events.out.", "hparams.yaml", LOCK, HOLDER)
 """What the names of files begin with that a run leaves which failed before it trained."""

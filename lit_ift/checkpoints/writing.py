@@ -1,12 +1,10 @@
 """Checkpoints, files and folders of shards alike, that are there whole or not at all.
 
-They are written under another name in the same folder, brought to the disk, and renamed. Whatever happens before the
-rename leaves the earlier checkpoints as they were.
+Whatever happens before one has its name leaves the earlier checkpoints as they were. All ranks write under one other
+name, which they know of each other; so what a killed run has left is known by its name.
 """
 
 import contextlib
-import os
-import shutil
 import socket
 import tempfile
 import time
@@ -22,8 +20,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from lit_ift.checkpoints.damage import check_checksums, check_small_parts, note_digest, unreadable
 from lit_ift.checkpoints.shards import SHARDS_INDEX, SHARDS_REST, read_whole, reason_of
 from lit_ift.errors import UserError
+from lit_ift.staging import STAGED, publish, remove, replaced_file
 
-_STAGED: Final = ".partial"
 _REPLACED: Final = ".replaced"
 _APPEARS: Final = 10.0
 """How long a file that another node has made may take to be seen [s]."""
@@ -43,11 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("storage_options are not supported")
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path if is_staged(path) else staging_path(path)
-        with staged.open("wb") as file:
+        with path.open("wb") if is_staged(path) else replaced_file(path) as file:
             torch.save(checkpoint, file)
-        if staged != path:
-            put_in_place(staged, path)
 
     def load_checkpoint(
         self,
@@ -64,9 +59,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         if path.is_dir():  # Half of a folder must not look like a checkpoint.
             aside = staging_path(path)
-            _remove(aside)
+            remove(aside)
             path = path.rename(aside)
-        _remove(path)
+        remove(path)
 
 
 def write_together(write: Callable[[Path], None], path: Path) -> None:
@@ -115,12 +110,12 @@ def cannot_write(path: Path, error: BaseException) -> str:
 
 def is_staged(path: Path) -> bool:
     """Whether it is one of `staging_path`, for others to rename."""
-    return path.name.endswith(_STAGED)
+    return path.name.endswith(STAGED)
 
 
 def staging_path(path: Path) -> Path:
     """Where a checkpoint is written before it is put in its place; no pattern for checkpoints finds it."""
-    return path.with_name(f".{path.name}{_STAGED}")
+    return path.with_name(f".{path.name}{STAGED}")
 
 
 def put_in_place(staged: Path, path: Path) -> None:
@@ -130,18 +125,7 @@ def put_in_place(staged: Path, path: Path) -> None:
         OSError: the disk is full or failed; what has the name now is kept.
     """
     note_digest(staged)
-    for file in [staged, *staged.rglob("*")]:
-        _sync(file)
-    if path.is_dir() or (path.exists() and staged.is_dir()):
-        # Only a file can be replaced in one go.
-        aside = staging_path(path.with_name(f"{path.name}{_REPLACED}"))
-        _remove(aside)
-        path.rename(aside)
-        staged.rename(path)
-        _remove(aside)
-    else:
-        staged.replace(path)
-    _sync(path.parent)
+    publish(staged, path, aside=staging_path(path.with_name(f"{path.name}{_REPLACED}")))
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
@@ -149,13 +133,13 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
     A checkpoint that was put aside for a new one that never came gets its name back.
     """
-    for aside in folder.glob(f".*{_REPLACED}{_STAGED}"):
-        path = folder / aside.name[1 : -len(_REPLACED + _STAGED)]
+    for aside in folder.glob(f".*{_REPLACED}{STAGED}"):
+        path = folder / aside.name[1 : -len(_REPLACED + STAGED)]
         if not path.exists():
             aside.rename(path)
-    leftovers = sorted(folder.glob(f".*{_STAGED}"))
+    leftovers = sorted(folder.glob(f".*{STAGED}"))
     for path in leftovers:
-        _remove(path)
+        remove(path)
     return leftovers
 
 
@@ -212,19 +196,3 @@ def read_header(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "loops" not in content:
         raise UserError(f"{path} is no checkpoint of a training run. Give one that this package wrote.")
     return cast(dict[str, Any], content)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()

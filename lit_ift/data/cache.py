@@ -7,16 +7,13 @@ Layout of the cache folder::
     <name>-<digest>/key.json      what the digest was made of, to be read by people
     <name>-<digest>/sums.json     SHA-256 of the other files
 
-An entry appears by renaming a finished folder, so that it is whole or not there, also if several processes write it.
+An entry is whole or not there, also if several processes write it.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import date
@@ -29,14 +26,12 @@ from lit_ift.data.read.sources import sha256_of
 from lit_ift.data.rows import EncodedRow
 from lit_ift.data.store import StoredRows, write_rows
 from lit_ift.errors import UserError
+from lit_ift.staging import remove_abandoned, scratch_folder, staged_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROWS, REPORT, KEY, SUMS = "rows.arrow", "report.json", "key.json", "sums.json"
-
-DRAFT_AGE_S: Final = 24 * 3600
-"""Age from which on an unfinished entry has no writer any more [s]."""
 
 PACKAGES: Final = ("transformers", "tokenizers", "jinja2")
 """Packages that take part in turning a row into token ids."""
@@ -157,10 +152,8 @@ class RowCache:
         entry = self.entry(name, key)
         self._sound.discard(entry)
         try:
-            grave = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
-            with suppress(FileNotFoundError):  # Another process was faster.
-                entry.rename(grave / entry.name)
-            shutil.rmtree(grave, ignore_errors=True)
+            with scratch_folder(entry) as grave, suppress(FileNotFoundError):  # Another process was faster.
+                entry.rename(grave / "removed")
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
 
@@ -179,32 +172,17 @@ class RowCache:
             UserError: the folder cannot be written to, or the disk is full.
         """
         entry = self.entry(name, key)
-        draft: Path | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_old_drafts()
-            draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
-            write_rows(rows, draft / ROWS)
-            (draft / REPORT).write_text(json.dumps(report()), encoding="utf-8")
-            (draft / KEY).write_text(json.dumps(key, indent=2, sort_keys=True), encoding="utf-8")
-            (draft / SUMS).write_text(json.dumps(_sums(draft)), encoding="utf-8")
-            draft.chmod(0o755)  # mkdtemp's folders are for their owner alone.
-            draft.rename(entry)
+            remove_abandoned(self.folder)
+            with staged_folder(entry) as draft:
+                write_rows(rows, draft / ROWS)
+                (draft / REPORT).write_text(json.dumps(report()), encoding="utf-8")
+                (draft / KEY).write_text(json.dumps(key, indent=2, sort_keys=True), encoding="utf-8")
+                (draft / SUMS).write_text(json.dumps(_sums(draft)), encoding="utf-8")
             self._sound.add(entry)
         except OSError as error:
             if not entry.exists():
                 raise _cannot_write(self.folder, error) from error
-        finally:
-            if draft is not None:
-                shutil.rmtree(draft, ignore_errors=True)  # Gone already if it was renamed.
-
-    def _remove_old_drafts(self) -> None:
-        """Delete what writers left behind that were killed more than a day ago."""
-        for draft in self.folder.glob(".*-*"):
-            # A writer at work keeps changing its file.
-            changed = max(path.stat().st_mtime for path in (draft, *draft.glob("*")))
-            if time.time() - changed > DRAFT_AGE_S:
-                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _sums(entry: Path) -> dict[str, str]:

@@ -10,7 +10,6 @@ import importlib.metadata
 import inspect
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -35,6 +34,7 @@ from lit_ift.models.eval_mode import evaluating
 from lit_ift.modules import base
 from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.precision import float32_by_default
+from lit_ift.staging import replaced_file
 
 Logps = npt.NDArray[np.floating[Any]]
 
@@ -324,23 +324,10 @@ def _write(entry: _Entry, logps: Logps) -> None:
     try:
         entry.numbers.parent.mkdir(parents=True, exist_ok=True)
         entry.record.unlink(missing_ok=True)
-        with _replacing(entry.numbers) as file:
+        with replaced_file(entry.numbers) as file:
             np.save(file, logps)
-        with _replacing(entry.record) as file:
+        with replaced_file(entry.record) as file:
             file.write(json.dumps(record, indent=2, sort_keys=True).encode())
     except OSError as error:
         # This run has its numbers; the next one has to compute them again.
         rank_zero_warn(f"{entry.numbers}: the reference policy's log-probabilities cannot be kept: {error}")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    """A file that becomes ``path`` once it is written without an error."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        Path(draft).chmod(0o644)
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)

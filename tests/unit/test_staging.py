@@ -1,12 +1,16 @@
 """Folders that appear whole, and what killed processes leave of them."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from lit_ift.staging import scratch_folder, staged_folder
+import pytest
+from filelock import FileLock
+
+from lit_ift.staging import remove_abandoned, replaced_file, scratch_folder, staged_folder
 
 KILLED = """
 import os, signal, sys
@@ -67,3 +71,51 @@ def test_what_is_in_use_stays(tmp_path: Path) -> None:
         with scratch_folder(target):
             assert not unlocked.exists()
     assert names(tmp_path) == []
+
+
+def test_a_file_takes_the_place_of_another_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("old")
+    with pytest.raises(TypeError), replaced_file(path) as file:
+        file.writelines([b"half", "text"])
+    assert path.read_text() == "old"
+    with replaced_file(path, "w", encoding="utf-8") as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["rows.csv"]
+
+
+def test_a_folder_with_content_stays_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(FileExistsError, match="not empty"), staged_folder(target):
+        pass
+    assert names(target) == ["old"]
+    with staged_folder(target, replace=True) as stage:
+        (stage / "new").touch()
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_what_others_have_left_is_removed_for_all_targets(tmp_path: Path) -> None:
+    killed(tmp_path / "train-1")
+    killed(tmp_path / "val-1")
+    with scratch_folder(tmp_path / "test-1") as mine:
+        assert len(names(tmp_path)) == 3
+        remove_abandoned(tmp_path)
+        assert names(tmp_path) == [mine.name]
+
+
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", no_locks)
+    with scratch_folder(tmp_path / "model") as first:
+        (first / ".lock").touch()
+        with staged_folder(tmp_path / "model"):
+            assert first.is_dir()
+    assert names(tmp_path) == ["model"]

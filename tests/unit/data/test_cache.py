@@ -76,13 +76,13 @@ def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
     assert names(tmp_path) == [cache.entry("train", KEY).name]
 
 
-def test_what_a_killed_writer_left_goes_after_a_day(tmp_path: Path) -> None:
-    for name, age in ((".train-old", 2 * 24 * 3600), (".train-new", 60)):
+def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
+    for name, age in ((".val-1.tmp-old", 2 * 3600), (".val-1.tmp-new", 60)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age, time.time() - age))
     cache = RowCache(tmp_path)
     cache.add("train", KEY, rows(), dict)
-    assert names(tmp_path) == [".train-new", cache.entry("train", KEY).name]
+    assert names(tmp_path) == [".val-1.tmp-new", cache.entry("train", KEY).name]
 
 
 def test_a_full_disk_names_the_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
