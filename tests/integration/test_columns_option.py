@@ -82,7 +82,7 @@ def test_columns_in_a_configuration(config: Path, tmp_path: Path, capsys) -> Non
         words = ["--config", config, option, json.dumps(COLUMNS)]
         assert checked(*words, to=tmp_path / "report.json") == whole
     assert run("data", "check", "--config", config, "--data.columns", "{promt: ask}") != 0
-    assert "data.columns: no layout reads a column 'promt'; did you mean 'prompt'" in capsys.readouterr().err
+    assert "data.columns: no layout reads a column 'promt'. Did you mean 'prompt'" in capsys.readouterr().err
 
 
 def test_a_source_goes_by_its_own_columns(path: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -3,15 +3,15 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
 
 from lit_ift.data.parse.content import MEDIA, is_empty
+from lit_ift.data.parse.fields import Field
 from lit_ift.data.parse.json_columns import LISTS
 from lit_ift.data.parse.training_flags import FLAG_COLUMNS
-from lit_ift.data.parse.values import did_you_mean
 from lit_ift.data.read.record import Record
-from lit_ift.errors import RowError, UserError
+from lit_ift.errors import RowError, UserError, did_you_mean
 
 ColumnMap = Mapping[str, str | None]
 """The option ``columns``: a column that layouts read to the one that it is in the source, as in ``{prompt: Question}``;
@@ -20,8 +20,7 @@ or a column of the source to None, which says that it means nothing."""
 Columns = frozenset[str]
 
 
-@dataclass(frozen=True)
-class Meaning:
+class Meaning(NamedTuple):
     """What a column says about a row.
 
     Args:
@@ -33,42 +32,44 @@ class Meaning:
     read_as: str = ""
 
 
-_LABEL: Final = Meaning("whether the answer is good", "label")
-_SCORE: Final = Meaning("how good the answer is", "score")
-_PAIR: Final = Meaning("an answer of a pair")
+_GOOD, _SCORE, _PAIR = "whether the answer is good", "how good the answer is", "an answer of a pair"
 
 MEANINGS: Final[dict[str, Meaning]] = {
-    **dict.fromkeys(
-        ("label", "labels", "kto_label", "thumbs_up", "thumb", "thumbs", "is_good", "desirable", "liked"), _LABEL
-    ),
-    **dict.fromkeys(("is_desirable", "is_correct", "is_accepted", "is_chosen", "upvoted", "good"), _LABEL),
-    **dict.fromkeys(("correct", "thumb_up"), _LABEL),
-    **dict.fromkeys(("is_bad", "thumb_down", "thumbs_down", "undesirable"), Meaning("whether the answer is bad")),
-    **dict.fromkeys(("score", "scores", "rating", "ratings", "reward", "rewards", "stars", "grade"), _SCORE),
-    **dict.fromkeys(("quality", "quality_score", "overall_score", "overall_rating"), _SCORE),
-    **dict.fromkeys(("helpfulness", "correctness"), _SCORE),
-    **dict.fromkeys(("reward_score", "answer_score", "response_score", "completion_score"), _SCORE),
-    "chosen": replace(_PAIR, read_as="chosen"),
-    "rejected": replace(_PAIR, read_as="rejected"),
-    "gold": Meaning("a reference answer", "gold"),
-    "preference": Meaning("how likely the chosen answer is the better one", "preference"),
-    "score_chosen": Meaning("the score of the chosen answer", "score_chosen"),
-    "score_rejected": Meaning("the score of the rejected answer", "score_rejected"),
-    **dict.fromkeys(("margin", "margins"), Meaning("by how much the chosen answer is better")),
-    **dict.fromkeys(("winner", "winners", "preferred", "better"), Meaning("which answer is the better one")),
-    **dict.fromkeys(FLAG_COLUMNS, Meaning("which turns are trained on")),
-    **dict.fromkeys(("sample_weight", "sample_weights"), Meaning("how much the row counts")),
+    name: Meaning(what, read_as)
+    for what, read_as, names in (
+        (_GOOD, "label", "label labels kto_label thumbs_up thumb_up thumb thumbs upvoted liked good is_good correct"),
+        (_GOOD, "label", "is_correct desirable is_desirable is_accepted is_chosen"),
+        ("whether the answer is bad", "", "is_bad thumb_down thumbs_down undesirable"),
+        (_SCORE, "score", "score scores rating ratings reward rewards stars grade quality helpfulness correctness"),
+        (_SCORE, "score", "quality_score overall_score overall_rating reward_score"),
+        (_SCORE, "score", "answer_score response_score completion_score"),
+        (_PAIR, "chosen", "chosen"),
+        (_PAIR, "rejected", "rejected"),
+        ("a reference answer", "gold", "gold"),
+        ("how likely the chosen answer is the better one", "preference", "preference"),
+        ("the score of the chosen answer", "score_chosen", "score_chosen"),
+        ("the score of the rejected answer", "score_rejected", "score_rejected"),
+        ("by how much the chosen answer is better", "", "margin margins"),
+        ("which answer is the better one", "", "winner winners preferred better"),
+        ("which turns are trained on", "", " ".join(FLAG_COLUMNS)),
+        ("how much the row counts", "", "sample_weight sample_weights"),
+    )
+    for name in names.split()
 }
 """Columns that change what a row means. A row is refused if one holds a value that its layout does not read."""
 
 _MEDIA: Final = Meaning("an input that a text model cannot see")
 
 OTHER_NAMES: Final[dict[str, str]] = {
-    "kto_tag": "label",
-    **dict.fromkeys(("chosen_response", "chosen_messages", "chosen_answer"), "chosen"),
-    **dict.fromkeys(("rejected_response", "rejected_messages", "rejected_answer"), "rejected"),
-    **dict.fromkeys(("chosen_score", "chosen_rating", "rating_chosen", "chosen_reward"), "score_chosen"),
-    **dict.fromkeys(("rejected_score", "rejected_rating", "rating_rejected", "rejected_reward"), "score_rejected"),
+    other: name
+    for name, others in {
+        "label": "kto_tag",
+        "chosen": "chosen_response chosen_messages chosen_answer",
+        "rejected": "rejected_response rejected_messages rejected_answer",
+        "score_chosen": "chosen_score chosen_rating rating_chosen chosen_reward",
+        "score_rejected": "rejected_score rejected_rating rating_rejected rejected_reward",
+    }.items()
+    for other in others.split()
 }
 """Names that mean a column that layouts read and nothing else."""
 
@@ -99,24 +100,23 @@ def check_map(columns: Any, known: Iterable[str], where: str) -> None:
     """
     if columns is None:
         return
-    if not isinstance(columns, Mapping) or not all(
-        isinstance(key, str) and (value is None or (isinstance(value, str) and value)) for key, value in columns.items()
-    ):
+    is_map = isinstance(columns, Mapping) and all(
+        isinstance(name, str) and (column is None or (isinstance(column, str) and column))
+        for name, column in columns.items()
+    )
+    if not is_map:
         raise UserError(
             f"{where}={columns!r} must map columns that are read to columns of the data, such as "
             "{prompt: Question, completion: Answer}, or to null."
         )
     known = set(known)
-    for name, column in columns.items():
-        if column is not None and name not in known:
-            raise UserError(
-                f"{where}: no layout reads a column '{name}'{did_you_mean(name, sorted(known))}. They read "
-                f"{', '.join(sorted(known))}."
-            )
-    named = [column for column in columns.values() if column is not None]
-    twice = next((column for column in named if named.count(column) > 1 or columns.get(column, "") is None), None)
-    if twice is not None:
-        raise UserError(f"{where}: the column '{twice}' is said to be two things. Say one.")
+    given = {name: column for name, column in columns.items() if column is not None}
+    for name, column in given.items():
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UserError(f"{where}: no layout reads a column '{name}'.{hint} They read {', '.join(sorted(known))}.")
+        if list(given.values()).count(column) > 1 or columns.get(column, "") is None:
+            raise UserError(f"{where}: the column '{column}' is said to be two things. Say one.")
 
 
 class ColumnNames:
@@ -135,7 +135,11 @@ class ColumnNames:
     def __init__(
         self, columns: ColumnMap | None, known: Columns, fits: Callable[[Columns], bool], *, takes_prompts: bool = False
     ) -> None:
-        self._given = dict(columns or {})
+        columns = columns or {}
+        self.given: dict[str, str | None] = {
+            name if column is None else column: None if column is None else name for name, column in columns.items()
+        }
+        """Columns that the user named, and what they are; those of which a row had something are in `found`."""
         self._known = known | MEANINGS.keys() | set(PROMPT_NAMES) | set(ANSWER_NAMES)
         self._fits = fits
         self._takes_prompts = takes_prompts
@@ -145,17 +149,6 @@ class ColumnNames:
         self.found: set[str] = set()
         self.renamed: dict[str, str] = {}
         self.left_out: Counter[str] = Counter()
-
-    @property
-    def given(self) -> dict[str, str | None]:
-        """Columns that the user named, and what they are; those of which a row had something are in `found`."""
-        given: dict[str, str | None] = {}
-        for name, column in self._given.items():
-            if column is None:
-                given[name] = None
-            else:
-                given[column] = name
-        return given
 
     def read(self, record: Record, *, is_open: bool) -> Record:
         """The row with the names by which layouts read its columns.
@@ -194,11 +187,13 @@ class ColumnNames:
 
     def in_source_words(self, error: RowError) -> RowError:
         """`error` of the row that was read last, with its field as the source names it."""
-        column, rest = re.match(r"([^.\[]*)(.*)", error.field, re.DOTALL).groups()  # type: ignore[union-attr]
-        name = self._sources.get(column) or self._given.get(column) or column
+        column = re.split(r"[.\[]", error.field)[0]
+        given = {new: name for name, new in self.given.items() if new is not None}
+        name = self._sources.get(column) or given.get(column, column)
         if name == column:
             return error
-        return RowError(error.origin, name + rest, error.problem, error.remedy, reason=error.reason)
+        path = name + error.field.removeprefix(column)
+        return RowError(error.origin, path, error.problem, error.remedy, reason=error.reason)
 
     def _plan(self, record: Record) -> dict[str, str | None]:
         """New names of the row's columns, as far as they change; None for those that mean nothing."""
@@ -217,13 +212,10 @@ class ColumnNames:
                 found[name] = column
                 if name != column:
                     plan[column] = name
-            elif data[column] is not None:
-                raise RowError(
-                    record.origin,
-                    column,
-                    f"is '{name}' by another name, but there is the column '{found[name]}' as well",
-                    f"Say which one means nothing: {null_option([column])}",
-                )
+            else:
+                problem = f"is '{name}' by another name, but there is the column '{found[name]}' as well"
+                remedy = f"Say which one means nothing: {null_option([column])}"
+                Field.of(record, column).require(data[column] is None, problem, remedy)
         self.renamed |= {
             column: new for column, new in plan.items() if new is not None and len(self.renamed) < MAX_PLANS
         }
@@ -233,12 +225,11 @@ class ColumnNames:
 
     def _given_names(self, data: Mapping[str, Any]) -> dict[str, str | None]:
         """What the user says of the row's columns; case and hyphens do not count where nothing has the exact name."""
-        by_column = self.given
         plan: dict[str, str | None] = {}
         for column in data:
-            key = column if column in by_column else self._canonical(column)
-            if key in by_column and (key == column or key not in data):
-                plan[column] = by_column[key]
+            key = column if column in self.given else self._canonical(column)
+            if key in self.given and (key == column or key not in data):
+                plan[column] = self.given[key]
                 self.found.add(key)
         return plan
 
@@ -284,27 +275,25 @@ def check_read(record: Record, layout: str, read: Columns) -> None:
     Raises:
         RowError: it has.
     """
-    unread = {
-        column: meaning
+    unread = [
+        column
         for column, value in record.data.items()
-        if (meaning := _meaning(column)) and not is_empty(value) and not (column in read and _is_read(column, value))
-    }
-    if not unread:
-        return
-    column, meaning = next(iter(unread.items()))
-    other = meaning.read_as not in ("", column)
-    remedies = [f"{_option({meaning.read_as: column})} says that it is the {meaning.read_as}"] if other else []
-    if meaning.read_as in ("chosen", "rejected"):
-        remedies.append("leave layout out, or set layout: preference, to read the row as a pair")
-    remedies.append(f"{null_option(unread)} says that {'they mean' if len(unread) > 1 else 'it means'} nothing")
-    remedy = "; ".join(remedies)
-    raise RowError(
-        record.origin,
-        column,
-        f"holds {meaning.what}, which layout '{layout}' does not read",
-        f"{remedy[0].upper()}{remedy[1:]} (in a configuration: data.columns)",
-        reason="layout",
-    )
+        if _meaning(column) and not is_empty(value) and not (column in read and _is_read(column, value))
+    ]
+    for column in unread:
+        what, read_as = _meaning(column) or _MEDIA
+        remedies = []
+        if read_as not in ("", column):
+            remedies.append(f"{_option({read_as: column})} says that it is the {read_as}")
+        if read_as in ("chosen", "rejected"):
+            remedies.append("leave layout out, or set layout: preference, to read the row as a pair")
+        remedies.append(f"{null_option(unread)} says that {'they mean' if len(unread) > 1 else 'it means'} nothing")
+        remedy = "; ".join(remedies)
+        raise Field.of(record, column).error(
+            f"holds {what}, which layout '{layout}' does not read",
+            f"{remedy[0].upper()}{remedy[1:]} (in a configuration: data.columns)",
+            "layout",
+        )
 
 
 def _meaning(column: str) -> Meaning | None:

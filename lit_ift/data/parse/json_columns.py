@@ -4,7 +4,7 @@ from ast import literal_eval
 from dataclasses import replace
 from typing import Any, Final
 
-from lit_ift.data.parse.values import shown
+from lit_ift.data.parse.fields import Field, shown
 from lit_ift.data.read.json_files import StrictDecoder
 from lit_ift.data.read.record import Record
 from lit_ift.errors import RowError
@@ -32,7 +32,7 @@ def with_lists(record: Record) -> Record:
             continue
         text = text.strip()
         if column in LISTS or (_begins_with_turn(text, "'") and _are_turns(_python_value(text))):
-            lists[column] = _decoded(record, column, text)
+            lists[column] = _decoded(Field(record, column, text))
         elif _begins_with_turn(text, '"') and _are_turns(value := _json_value(text)):
             lists[column] = value
     return replace(record, data={**record.data, **lists}) if lists else record
@@ -66,18 +66,17 @@ def _json_value(text: str) -> Any:
     return None if error is not None or text[end:] else value
 
 
-def _decoded(record: Record, column: str, text: str) -> Any:
+def _decoded(field: Field) -> Any:
+    text = field.value
     try:
-        value, end, error = StrictDecoder().decode(text, 0, record.origin)
+        value, end, error = StrictDecoder().decode(text, 0, field.record.origin)
+    except RowError:
+        raise
     except ValueError as fault:
-        if isinstance(fault, RowError):
-            raise
-        remedy = "Write the list of turns as JSON"
-        if text.startswith("[{'"):
-            remedy = "It is written as Python shows it: write it with json.dumps"
-        raise RowError(record.origin, column, f"is a str that is not JSON ({shown(text)})", remedy) from fault
+        as_python = "It is written as Python shows it: write it with json.dumps"
+        remedy = as_python if text.startswith("[{'") else "Write the list of turns as JSON"
+        raise field.error(f"is a str that is not JSON ({shown(text)})", remedy) from fault
     if error is not None:
         raise error
-    if text[end:].strip():
-        raise RowError(record.origin, column, "has text behind its JSON value", "Write one list of turns there")
+    field.require(not text[end:].strip(), "has text behind its JSON value", "Write one list of turns there")
     return value

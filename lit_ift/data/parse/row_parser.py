@@ -3,27 +3,32 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from lit_ift.chat.conversation import Conversation
 from lit_ift.data.parse.columns import ColumnMap, ColumnNames, Columns, check_read, null_option, present_columns
 from lit_ift.data.parse.content import check_no_placeholder
+from lit_ift.data.parse.fields import Field
+from lit_ift.data.parse.instruction import parse_prompt
 from lit_ift.data.parse.json_columns import with_lists
 from lit_ift.data.parse.layouts import (
     ANSWERED,
     LAYOUTS,
     Layout,
+    candidates,
     check_columns,
     check_layout,
     holding_answers,
     known_layouts,
+    misspelt,
+    near_misses,
     parse_judged,
     read_columns,
 )
-from lit_ift.data.parse.messages import PROMPT_ENDS, check_opening, parse_tools
+from lit_ift.data.parse.messages import PROMPT_ENDS, check_opening
 from lit_ift.data.parse.pairs import with_soft_label
 from lit_ift.data.parse.scores import ScoreRange
-from lit_ift.data.parse.spelling import misspelt, near_misses
+from lit_ift.data.parse.tool_calls import parse_tools
 from lit_ift.data.read.record import Record
 from lit_ift.data.rows import Row, RowKind
 from lit_ift.errors import RowError, UserError
@@ -33,9 +38,6 @@ _FOREIGN: Final = {"system_prompt": "Rename it to 'system'", "system_message": "
 
 MAX_SHOWN: Final = 30
 """Columns of a row that an error lists."""
-
-MAX_CACHED: Final = 1000
-"""Sets of columns whose layout a parser remembers."""
 
 
 def to_row(
@@ -99,23 +101,18 @@ class RowParser:
             check_layout(layout)
         if score_range is not None:
             check_score_range(score_range)
+        check_columns(columns)
         self.score_range = score_range
         self.preference_scale = preference_scale
         self.needs_answer = needs_answer
-        self._layout = layout
+        self.layout = layout
+        """Name of the layout of the source; None until a row was recognised."""
         self._declared = layout is not None
         self._first: Record | None = None
-        self._candidates: dict[Columns, list[str]] = {}
-        self._suspects: dict[Columns, str] = {}
         self._kind: RowKind | None = None
         self.names = self._column_names(columns)
         if layout is not None and layout not in ANSWERED:
             self._check_score_options_used(LAYOUTS[layout].kind, layout, "")
-
-    @property
-    def layout(self) -> str | None:
-        """Name of the layout of the source; None until a row was recognised."""
-        return self._layout
 
     def parse(self, record: Record) -> Row:
         """Turn a row into a checked one.
@@ -126,15 +123,14 @@ class RowParser:
             UserError: the row fits more than one layout, or another one than the rows before; or its values show that
                 an option of the source is wrong.
         """
-        named = self.names.read(record, is_open=self._layout is None or self._declared)
+        named = self.names.read(record, is_open=self.layout is None or self._declared)
         try:
             return self._parse(with_lists(named))
         except RowError as error:
             raise self.names.in_source_words(error) from error.__cause__
 
     def _parse(self, record: Record) -> Row:
-        name = self._layout if self._declared else self._recognise(record)
-        assert name is not None
+        name = self.layout if self.layout is not None and self._declared else self._recognise(record)
         layout = LAYOUTS[name]
         if not self._declared:
             _check_foreign(record, name)
@@ -153,19 +149,19 @@ class RowParser:
         return row if scale is None else with_soft_label(record, row, scale)
 
     def _column_names(self, columns: ColumnMap | None) -> ColumnNames:
-        own = LAYOUTS if self._layout is None else {self._layout: replace(LAYOUTS[self._layout], fallback=False)}
-        check_columns(columns)
+        own = LAYOUTS if self.layout is None else {self.layout: replace(LAYOUTS[self.layout], fallback=False)}
+        prompts = [layout.prompts.prompt for layout in own.values() if layout.prompts is not None]
         return ColumnNames(
             columns,
             read_columns(),
             lambda present: any(not layout.fallback and layout.columns_in(present) for layout in own.values()),
-            takes_prompts=not self.needs_answer and any(layout.prompt_required == "prompt" for layout in own.values()),
+            takes_prompts=not self.needs_answer and "prompt" in prompts,
         )
 
     def _check_kind(self, row: Row, name: str) -> None:
         """Refuse a row without the label or score that the rows before it have, or with one that they have not."""
         if self._kind is None:
-            self._check_score_options_used(row.kind, name, row.origin)
+            self._check_score_options_used(row.kind, name, f"{row.origin}: ")
             self._kind = row.kind
         if row.kind == self._kind:
             return
@@ -181,13 +177,12 @@ class RowParser:
         """The layout of the source, which this row fits."""
         present = present_columns(record)
         fitting = self._fitting(record, present)
-        locked = self._layout
         if len(fitting) > 1:
             raise UserError(
                 f"{record.origin}: columns {_quoted(record)} fit several layouts: {', '.join(fitting)}. Set layout "
                 "to the one to use, or remove the columns that do not belong to it."
             )
-        if locked is None:
+        if self.layout is None:
             if not fitting:
                 remedy = near_misses(present) or (
                     "Say what they are, as in --columns '{prompt: Question, completion: Answer}', or rename them to "
@@ -196,73 +191,48 @@ class RowParser:
                 problem = f"columns {_quoted(record)} fit no known layout"
                 raise RowError(record.origin, "", problem, remedy, reason="layout")
             _check_foreign(record, fitting[0])
-            self._check_spelling(record, fitting[0], present)
-            self._layout, self._first = fitting[0], record
-            return fitting[0]
-        if fitting and fitting[0] != locked and not _is_flawed(record, LAYOUTS[locked], fitting[0], present):
-            raise self._mixed(record, fitting[0])
-        if fitting == [locked]:
-            self._check_spelling(record, locked, present)
-        return locked
+        elif fitting and fitting[0] != self.layout and not _is_flawed(record, LAYOUTS[self.layout], fitting[0]):
+            assert self._first is not None
+            raise UserError(
+                f"{record.origin}: columns {_quoted(record)} are those of layout '{fitting[0]}', but "
+                f"{self._first.origin} has layout '{self.layout}' (columns {_quoted(self._first)}). Split the source "
+                "into one per layout, or set layout to read all rows by one."
+            )
+        if self.layout in (None, *fitting):
+            _check_spelling(record, fitting[0], present)
+        if self.layout is None:
+            self.layout, self._first = fitting[0], record
+        return self.layout
 
     def _fitting(self, record: Record, present: Columns) -> list[str]:
         """Names of the layouts that the row may be of: one, unless it cannot be told."""
-        if present not in self._candidates:
-            _bound(self._candidates)
-            self._candidates[present] = [
-                name for name, layout in LAYOUTS.items() if not layout.declared_only and layout.columns_in(present)
-            ]
-        names = [name for name in self._candidates[present] if (holds := LAYOUTS[name].holds) is None or holds(record)]
+        names = [name for name in candidates(present) if (holds := LAYOUTS[name].holds) is None or holds(record)]
         names = [name for name in names if not LAYOUTS[name].fallback] or names
-        if len(names) > 1:
-            columns = {name: LAYOUTS[name].columns_in(present) for name in names}
-            names = [
-                name
-                for name in names
-                if not any(columns[name] < columns[other] or name in LAYOUTS[other].before for other in names)
-            ]
-        if not names and not self.needs_answer:
-            # Layouts whose bare prompt is the same column read it alike: that of the source is taken, or the first.
-            by_column: dict[str, str] = {}
-            for name in (self._layout, *LAYOUTS) if self._layout else LAYOUTS:
-                if LAYOUTS[name].parse_prompt is not None and LAYOUTS[name].prompt_required in present:
-                    by_column.setdefault(LAYOUTS[name].prompt_required, name)
-            names = list(by_column.values())
-        return names
+        columns = {name: LAYOUTS[name].columns_in(present) for name in names}
+        names = [
+            name
+            for name in names
+            if not any(columns[name] < columns[other] or name in LAYOUTS[other].before for other in names)
+        ]
+        if names or self.needs_answer:
+            return names
+        # Layouts whose bare prompt is the same column read it alike: that of the source is taken, or the first.
+        by_column: dict[str, str] = {}
+        for name in (self.layout, *LAYOUTS) if self.layout else LAYOUTS:
+            prompts = LAYOUTS[name].prompts
+            if prompts is not None and prompts.prompt in present:
+                by_column.setdefault(prompts.prompt, name)
+        return list(by_column.values())
 
-    def _check_spelling(self, record: Record, name: str, present: Columns) -> None:
-        """Refuse a column that would be ignored although it looks like one that would change what the row means."""
-        if present not in self._suspects:
-            _bound(self._suspects)
-            self._suspects[present] = misspelt(LAYOUTS[name], present)
-        if suspect := self._suspects[present]:
-            column, _, known = suspect.partition("\n")
-            problem = f"is no column of layout '{name}', but '{known}' would be"
-            remedy = (
-                f"If it is that, say --columns '{{{known}: {column}}}'; if it means nothing, {null_option([column])}"
-            )
-            raise RowError(record.origin, column, problem, remedy, reason="layout")
-
-    def _check_score_options_used(self, kind: RowKind, name: str, origin: str) -> None:
-        where = f"{origin}: " if origin else ""
+    def _check_score_options_used(self, kind: RowKind, name: str, where: str) -> None:
+        unused = {}
         if self.preference_scale is not None and kind != "preference":
-            raise UserError(
-                f"{where}preference_scale={self.preference_scale:g} is set, but layout '{name}' has no pairs. Remove "
-                "preference_scale, or correct the layout."
-            )
+            unused[f"preference_scale={self.preference_scale:g}"] = "pairs"
         if self.score_range is not None and (kind != "scored" or name == "helpsteer2"):
-            raise UserError(
-                f"{where}score_range={list(self.score_range)} is set, but layout '{name}' has no score to scale. "
-                "Remove score_range, or correct the layout."
-            )
-
-    def _mixed(self, record: Record, name: str) -> UserError:
-        assert self._first is not None
-        return UserError(
-            f"{record.origin}: columns {_quoted(record)} are those of layout '{name}', but {self._first.origin} has "
-            f"layout '{self._layout}' (columns {_quoted(self._first)}). Split the source into one per "
-            "layout, or set layout to read all rows by one."
-        )
+            unused[f"score_range={list(self.score_range)}"] = "score to scale"
+        for option, what in unused.items():
+            remedy = f"Remove {option.partition('=')[0]}, or correct the layout."
+            raise UserError(f"{where}{option} is set, but layout '{name}' has no {what}. {remedy}")
 
 
 def _texts(row: Row) -> Iterator[str]:
@@ -271,22 +241,25 @@ def _texts(row: Row) -> Iterator[str]:
             yield from (message["content"] for message in side.messages)
 
 
-def _bound(cache: dict[Columns, Any]) -> None:
-    """Empty a cache by columns that has grown large, for every row may have columns of its own."""
-    if len(cache) >= MAX_CACHED:
-        cache.clear()
+def _check_spelling(record: Record, name: str, present: Columns) -> None:
+    """Refuse a column that would be ignored although it looks like one that would change what the row means."""
+    if found := misspelt(name, present):
+        column, known = found
+        remedy = f"If it is that, say --columns '{{{known}: {column}}}'; if it means nothing, {null_option([column])}"
+        problem = f"is no column of layout '{name}', but '{known}' would be"
+        raise Field.of(record, column).error(problem, remedy, "layout")
 
 
-def _is_flawed(record: Record, locked: Layout, fitting: str, present: Columns) -> bool:
-    """Whether a row that fits another layout is rather one of the `locked` layout that lacks a value."""
-    other = LAYOUTS[fitting]
-    columns = other.columns_in(present)
-    if locked.columns_in(present):
-        # The values are not of the locked layout, whose parser says so; or the other layout says more.
-        return locked.holds is not None and not locked.holds(record) and columns <= locked.columns_in(present)
+def _is_flawed(record: Record, source: Layout, fitting: str) -> bool:
+    """Whether a row that fits another layout is rather one of the `source`'s layout that lacks a value."""
+    present = present_columns(record)
+    columns, own = LAYOUTS[fitting].columns_in(present), source.columns_in(present)
+    if own:
+        # The values are not of the source's layout, whose parser says so; or the other layout says more.
+        return source.holds is not None and not source.holds(record) and columns <= own
     return any(
         record.data.keys() >= required and (columns < required or (required - columns) & present)
-        for required in map(frozenset, locked.required)
+        for required in map(frozenset, source.required)
     )
 
 
@@ -295,46 +268,40 @@ def _lacking(record: Record, name: str, present: Columns) -> RowError:
     nearest = min(LAYOUTS[name].required, key=lambda columns: len({*columns} - present))
     missing = next(column for column in nearest if column not in present)
     problem = "is null" if missing in record.data else "missing"
-    return RowError(
-        record.origin,
-        missing,
+    return Field.of(record, missing).error(
         f"{problem}, but layout '{name}' needs it (columns: {_quoted(record)})",
         near_misses(present, missing) or "Add the column or choose another layout",
-        reason="layout",
+        "layout",
     )
 
 
 def _check_foreign(record: Record, name: str) -> None:
     layouts = [name, *holding_answers(record)] if LAYOUTS[name].parse is parse_judged else [name]
-    foreign = [LAYOUTS[layout].foreign.items() for layout in layouts]
-    for column, remedy in (*_FOREIGN.items(), *(item for items in foreign for item in items)):
-        if record.data.get(column) not in (None, "", []):
+    for foreign in (_FOREIGN, *(LAYOUTS[layout].foreign for layout in layouts)):
+        for column, remedy in foreign.items():
+            field = Field.of(record, column)
             problem = f"is ignored by layout '{name}', although it looks like a part of the conversation"
             remedy = f"{remedy}. If it means nothing, say {null_option([column])}"
-            raise RowError(record.origin, column, problem, remedy, reason="layout")
+            field.require(field.value in (None, "", []), problem, remedy, "layout")
 
 
 def _mere_prompt(record: Record, layout: Layout) -> Conversation | None:
     """The row as a mere prompt; None if it has an answer, or too few columns for a prompt."""
     present = present_columns(record)
-    field = layout.prompt_required
-    if layout.parse_prompt is None or field not in present:
+    if layout.prompts is None or layout.prompts.prompt not in present:
         return None
-    answer_apart = not all(columns == (field,) for columns in layout.required)
-    if answer_apart and layout.columns_in(present):
+    has_answer_apart = bool(layout.prompts.answer)
+    if has_answer_apart and layout.columns_in(present):
         return None
-    messages = layout.parse_prompt(record)
+    field = Field.of(record, layout.prompts.prompt)
+    messages = parse_prompt(record, layout.prompts)
     role = messages[-1]["role"]
-    if role not in PROMPT_ENDS:
-        if not answer_apart:
-            return None
-        raise RowError(
-            record.origin,
-            field,
-            f"has no answer and ends with the turn of the {role}, so there is nothing for the model to answer",
-            "End it with a user or tool turn, or add the assistant's answer",
-        )
-    check_opening(record, messages, field)
+    if not has_answer_apart and role not in PROMPT_ENDS:
+        return None
+    problem = f"has no answer and ends with the turn of the {role}, so there is nothing for the model to answer"
+    remedy = "End it with a user or tool turn, or add the assistant's answer"
+    field.require(role in PROMPT_ENDS, problem, remedy)
+    check_opening(record, messages, field.path)
     return Conversation(messages, tools=parse_tools(record), num_prompt_messages=len(messages))
 
 

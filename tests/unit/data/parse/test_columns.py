@@ -285,7 +285,7 @@ def test_the_users_names_come_first() -> None:
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
-        ({"promt": "Question"}, "no layout reads a column 'promt'; did you mean 'prompt'"),
+        ({"promt": "Question"}, "no layout reads a column 'promt'. Did you mean 'prompt'"),
         ({"prompt": "x", "completion": "x"}, "'x' is said to be two things"),
         ({"score": "x", "x": None}, "'x' is said to be two things"),
         ({"prompt": 3}, "must map columns"),

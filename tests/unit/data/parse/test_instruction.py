@@ -93,7 +93,7 @@ def test_sharegpt_function_calls(result: str) -> None:
         ({"conversations": []}, "field 'conversations': is an empty list"),
         ({"conversations": ["q"]}, r"field 'conversations\[0\]': is a str"),
         ({"conversations": [says("gpt", "a")]}, r"field 'conversations\[0\].role': the conversation opens with"),
-        ({"conversations": [says("humn", "a")]}, r"field 'conversations\[0\].from': is 'humn'.*did you mean 'human'"),
+        ({"conversations": [says("humn", "a")]}, r"field 'conversations\[0\].from': is 'humn'.*Did you mean 'human'"),
         ({"conversations": [says(["x"], "a")]}, r"field 'conversations\[0\].from': is a list"),
         ({"conversations": [{"value": "a"}]}, r"field 'conversations\[0\].from': is missing"),
         ({"conversations": [{"from": "human"}]}, r"field 'conversations\[0\].value': is missing"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rowfiles import REAL_ROWS
 
 from lit_ift.chat.conversation import Conversation
-from lit_ift.data.parse.layouts import LAYOUTS, Layout
+from lit_ift.data.parse.layouts import LAYOUTS, Layout, candidates, misspelt
 from lit_ift.data.parse.row_parser import MAX_CACHED, RowParser, to_row
 from lit_ift.data.read.records import Record
 from lit_ift.data.rows import SIDES, Row
@@ -185,7 +185,7 @@ def test_rows_with_columns_of_their_own_cost_no_memory() -> None:
     parser = RowParser()
     for line in range(2 * MAX_CACHED):
         parser.parse(record({**ROWS["messages"], f"{line:x}": 1}, line))
-    assert max(len(parser._candidates), len(parser._suspects)) <= MAX_CACHED
+    assert {cached.cache_info().maxsize for cached in (candidates, misspelt)} == {MAX_CACHED}
     with pytest.raises(RowError) as raised:
         RowParser().parse(record({"x" * 10**6 + str(line): 1 for line in range(100)}))
     assert len(str(raised.value)) < 4000

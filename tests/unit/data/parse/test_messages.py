@@ -7,7 +7,8 @@ import pytest
 from hypothesis import strategies as st
 
 from lit_ift.chat.conversation import Conversation
-from lit_ift.data.parse.messages import MAX_NESTING, ROLES, prompt_key
+from lit_ift.data.parse.fields import MAX_NESTING
+from lit_ift.data.parse.messages import ROLES, prompt_key
 from lit_ift.data.parse.row_parser import to_row
 from lit_ift.data.read.records import Record
 from lit_ift.errors import RowError
@@ -45,7 +46,7 @@ def test_messages_layout_keeps_turns_extras_and_tools() -> None:
         ([], "messages", "is an empty list"),
         ([USER, "hi"], r"messages\[1\]", "is a str"),
         ([USER, {"content": "x"}], r"messages\[1\].role", "is missing"),
-        ([USER, {"role": "asistant", "content": "x"}], r"messages\[1\].role", "'asistant'.*did you mean 'assistant'"),
+        ([USER, {"role": "asistant", "content": "x"}], r"messages\[1\].role", "'asistant'.*Did you mean 'assistant'"),
         ([USER, ASSISTANT, {"role": "user", "content": 3}], r"messages\[2\].content", r"is a int \(3\)"),
         ([USER, {"role": "assistant"}], r"messages\[1\].content", "is missing"),
         ([USER, {"role": "assistant", "content": " "}], r"messages\[1\].content", "the assistant text is empty"),
@@ -163,3 +164,10 @@ def test_any_list_of_turns_is_kept_exactly_or_refused_by_field(given: list[dict]
     conversation = convert(messages=given)
     assert list(conversation.messages) == turns
     assert conversation.target_turns == [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+
+
+@pytest.mark.parametrize(
+    "question", ["q", USER, [USER], [{"from": "human", "value": "q"}], [{"type": "text", "text": "q"}]]
+)
+def test_a_prompt_may_be_a_text_its_parts_a_message_or_a_list(question: object) -> None:
+    assert pairs(convert(prompt=question, completion="a")) == [("user", "q"), ("assistant", "a")]

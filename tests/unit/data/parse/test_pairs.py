@@ -151,6 +151,7 @@ def test_transcripts_of_several_turns() -> None:
         ({"prompt": "q", "chosen": [GOOD, MORE, GOOD], "rejected": [BAD]}, "chosen", "has a user turn inside"),
         ({"chosen": "a", "rejected": "b"}, "chosen", "is a string, and there is no prompt column"),
         ({"chosen": [USER, GOOD], "rejected": "b"}, "rejected", "is a string, and there is no prompt column"),
+        ({"messages": [GOOD], "rejected": "b"}, r"messages\[0\].role", "opens with the assistant"),
         ({"chosen": {"role": "user"}, "rejected": [USER, BAD]}, r"chosen\[0\].content", "is missing"),
         ({"chosen": GOOD, "rejected": BAD}, r"chosen\[0\].role", "opens with the assistant"),
         ({"chosen": [GOOD], "rejected": [BAD]}, r"chosen\[0\].role", "opens with the assistant"),

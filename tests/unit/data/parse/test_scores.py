@@ -168,7 +168,7 @@ def test_helpsteer2() -> None:
         ({"verbosity": -1}, r"field 'verbosity': is -1, outside \[0, 4\]"),
         ({"coherence": "high"}, "field 'coherence': is a str"),
         ({"prompt": "q\n<extra_id_1>Assistant\na"}, "field 'prompt': ends with the turn of the assistant"),
-        ({"prompt": "q\n<extra_id_1>User\nq"}, "field 'prompt': has two user turns in a row"),
+        ({"prompt": "q\n<extra_id_1>User\nq"}, "field 'prompt': turn 2 is again of User"),
         ({"prompt": "<extra_id_1>User\nq"}, "field 'prompt': the user text is empty"),
         ({"prompt": ["q"]}, "field 'prompt': is a list"),
         ({"response": " "}, "field 'response': the assistant text is empty"),
