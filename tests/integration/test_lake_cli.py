@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lit_ift import cli
-from lit_ift.frozen_lake.command import make_parser, parse
+from lit_ift.cli.lake import read
 from lit_ift.frozen_lake.files import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -45,18 +45,18 @@ def test_print_config_is_the_default_file(capsys: pytest.CaptureFixture[str]) ->
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed.pop("redraw") is None
     assert printed == yaml.safe_load(DEFAULT.read_text())
-    assert parse(["--config", str(DEFAULT)]) == parse([])
+    assert read(["--config", str(DEFAULT)]) == read([])
 
 
 def test_an_own_map_from_the_command_line() -> None:
-    settings, _ = parse(["--lake.map", "[SFF, FHF, FFG]"])
+    settings, _ = read(["--lake.map", "[SFF, FHF, FFG]"])
     assert settings.lake.map == ["SFF", "FHF", "FFG"]
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--ift.lamb", "0.3"], 2, "Did you mean --ift.lam "),
+        (["--ift.lamb", "0.3"], 2, "Did you mean '--ift.lam'"),
         (["--lake.ties", "last"], 2, "ties"),
         (["--methods", "[sft, simpo]"], 1, "'simpo' is not one of"),
         (["--ift.lam", "1.5"], 1, "ift.lam=1.5 is not in [0, 1]"),
@@ -83,17 +83,10 @@ def test_wrong_calls_say_what_to_mend(
 def test_an_output_that_is_a_file_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lit_ift.frozen_lake.command.run_study", lambda settings: pytest.fail("trained"))
+    monkeypatch.setattr("lit_ift.cli.lake.run_study", lambda settings: pytest.fail("trained"))
     (tmp_path / "taken").write_text("mine")
     for output in ("taken", "taken/below"):
         assert cli.main(["frozen-lake", *TINY, "--output", str(tmp_path / output)]) == 1
         error = capsys.readouterr().err
         assert f"output={tmp_path / output}: {tmp_path / 'taken'} is no folder" in error
     assert (tmp_path / "taken").read_text() == "mine"
-
-
-def test_every_option_is_explained() -> None:
-    text = make_parser().format_help()
-    for option in ("--lake.map", "--ift.lam_noise", "--ppo.clip", "--protocol.tune_by", "--redraw"):
-        assert option in text
-    assert "moves go astray" in text

@@ -1,8 +1,6 @@
 """A LoRA run from the configuration to the adapter folder and the merged model."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +122,6 @@ def test_what_cannot_be_merged(adapter: Path, tmp_path: Path, model_folder: Path
     (adapter / "adapter_model.safetensors").unlink()
     assert main(["merge", str(adapter), str(tmp_path / "out")]) == 1
     assert "incomplete" in capsys.readouterr().err
-
-
-def test_help_is_quick() -> None:
-    code = "import sys; from lit_ift.cli import main\ntry: main(['merge', '--help'])\nexcept SystemExit: pass\n"
-    code += "assert 'torch' not in sys.modules and 'peft' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "ADAPTER_FOLDER" in done.stdout
 
 
 def test_fit_with_lora_from_the_command_line(tmp_path: Path, model_folder: Path, data_file: Path) -> None:
