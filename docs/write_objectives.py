@@ -13,6 +13,7 @@ from typing import Any
 
 import lit_ift.losses
 from lit_ift.losses import PAIR_LOSSES
+from lit_ift.losses.marks import is_in_batch
 
 PAGE = Path(__file__).with_name("objectives.md")
 
@@ -28,7 +29,7 @@ def pair_loss_table() -> str:
         file = function.__module__.rpartition(".")[2] + ".py"
         cells = [
             f"`{name}`",
-            _one_line(summary).replace("``", "`") + value,
+            _one_line(summary).replace("``", "`") + (" *In-batch.*" if is_in_batch(function) else "") + value,
             _options(function),
             _papers(doc),
             f"`{file}`",

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from lit_ift.imports import check_is_function, imported
-from lit_ift.losses.pair import absolute, by_token, in_batch, reference, reference_free, soft_labels
+from lit_ift.losses.marks import is_in_batch
+from lit_ift.losses.pair import absolute, by_token, in_batch, reference, reference_free, shaped, soft_labels
+from lit_ift.losses.pair.objective import PairObjective
 from lit_ift.options import check_options
 
 PairLossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -34,7 +36,12 @@ PAIR_LOSSES: Final[dict[str, PairLossFunction]] = {
     "apo_zero": absolute.apo_zero_loss,
     "apo_down": absolute.apo_down_loss,
     "f_dpo": reference.f_dpo_loss,
+    "bco_pair": absolute.bco_pair_loss,
+    "bco": absolute.bco_loss,
+    "sigmoid_norm": shaped.sigmoid_norm_loss,
+    "discopop": shaped.discopop_loss,
     "sft": reference_free.chosen_sft_loss,
+    "sft_token_mean": in_batch.sft_token_mean_loss,
     "simpo": reference_free.simpo_loss,
     "cpo": reference_free.cpo_loss,
     "orpo": reference_free.orpo_loss,
@@ -59,6 +66,7 @@ PER_PAIR: Final[dict[str, str]] = {
     "rejected_lengths": "the same of the rejected answer",
     "gold_logps": "log-probability of the third, best answer of a row",
     "gold_lengths": "its trained tokens, float",
+    "log_ratio_mean": "mean of log π - log π_ref over the answers of the steps before, each step counting the same",
     "preference": "how likely the chosen answer is the better one, in [0.5, 1]; 1 where a row does not say",
 }
 """Inputs of shape (P,), float32 or better."""
@@ -72,6 +80,8 @@ PER_TOKEN: Final[dict[str, str]] = {
     "rejected_token_kl": "the same of the rejected answer",
     "chosen_token_reverse_kl": "KL(policy || reference) at each position of the chosen answer, with gradient",
     "rejected_token_reverse_kl": "the same of the rejected answer",
+    "chosen_token_log_sum_sq_probs": "log Σ_v π(v)² at each position of the chosen answer, no gradient",
+    "rejected_token_log_sum_sq_probs": "the same of the rejected answer",
     "chosen_token_weights": "weight of each token of the chosen answer, no gradient, 0 off the mask",
     "rejected_token_weights": "the same of the rejected answer",
     "chosen_mask": "true at trained tokens of the chosen answer",
@@ -85,7 +95,7 @@ PER_PROMPT: Final[dict[str, str]] = {"prompt_embeddings": "embedding of the prom
 INPUTS: Final = {**PER_PAIR, **PER_TOKEN, **PER_PROMPT}
 
 
-class PairLoss:
+class PairLoss(PairObjective):
     """A pair loss with its hyperparameters set.
 
     Args:
@@ -100,6 +110,7 @@ class PairLoss:
     def __init__(self, loss: str, options: Mapping[str, Any] | None = None) -> None:
         self.name = loss
         self.function = _find(loss)
+        self.in_batch = is_in_batch(self.function)
         self.options = dict(options or {})
         parameters = signature(self.function).parameters.values()
         positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -127,25 +138,7 @@ class PairLoss:
         check_options(self.function, self.options)
         self._try_out()
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether it asks for the reference policy, tokens or sums."""
-        return any(name.startswith("reference_") or name.endswith("_kl") for name in self.inputs)
-
-    @property
-    def needs_reference_tokens(self) -> bool:
-        """Whether it asks for more of the reference policy than sums over answers, which is all that can be cached."""
-        return any(
-            (name.startswith("reference_") and "_token_" in name) or name.endswith("_kl") for name in self.inputs
-        )
-
-    @property
-    def needs_gold(self) -> bool:
-        """Whether rows must have a third answer."""
-        return any(name.startswith("gold_") for name in self.inputs)
-
     def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses of shape (P,) and detached metrics of shape (P,) from the inputs that it asks for."""
         shape_of = inputs[self.inputs[0]]
         given = (shape_of.new_zeros(shape_of.shape) if name in self._ignored else inputs[name] for name in self._takes)
         return self.function(*given, **self.options)

@@ -4,7 +4,7 @@ Shapes: R rows with A answers, D hidden size.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_ift.data.rows import ROW_KINDS
 from lit_ift.errors import UserError
-from lit_ift.losses.logprobs import TokenScores, target_mask
+from lit_ift.losses.logprobs import Statistic, TokenScores, target_mask
 from lit_ift.losses.masking import target_counts
 from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.feedback_rows import FeedbackRows
@@ -22,6 +22,24 @@ from lit_ift.modules.stepping import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@dataclass
+class RunningMean:
+    """Mean of one number a step, each of the same weight; 0 before the first.
+
+    Attributes:
+        mean: of the steps so far.
+        steps: their number.
+    """
+
+    mean: float = 0.0
+    steps: int = 0
+
+    def add(self, value: float) -> None:
+        """Take one more step's number in."""
+        self.steps += 1
+        self.mean += (value - self.mean) / self.steps
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,8 @@ class FeedbackModule(CausalLMModule):
     """An objective on the log-probabilities of whole answers, all of which share one forward pass.
 
     A subclass overrides ``example_losses``, which returns one loss a row, and says by ``needs_reference`` whether it
-    asks ``self.reference`` for the frozen initial policy.
+    asks ``self.reference`` for the frozen initial policy. One that says ``needs_log_ratio_mean`` reports the metric
+    ``log_ratio``, log π - log π_ref [nats], whose mean over the steps so far it finds in ``self.log_ratios``.
 
     Args:
         model: see ``CausalLMModule``.
@@ -80,6 +99,7 @@ class FeedbackModule(CausalLMModule):
         self.reference = ReferencePolicy(
             reference, cache_dir=reference_cache, model=reference_model, needs_tokens=self.needs_reference_tokens
         )
+        self.log_ratios = RunningMean()
         given = {
             "reference": reference != "auto",
             "reference_model": reference_model,
@@ -99,6 +119,11 @@ class FeedbackModule(CausalLMModule):
         """Whether it asks for more than sums over answers."""
         return False
 
+    @property
+    def needs_log_ratio_mean(self) -> bool:
+        """Whether it asks for the mean log-ratio of the steps before."""
+        return False
+
     def prepare(self) -> None:
         super().prepare()
         if self.needs_reference:
@@ -107,6 +132,21 @@ class FeedbackModule(CausalLMModule):
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         # Under a Trainer it is its run that goes on, whose reference `prepare` has from before.
         self.reference.weights_restored |= self._trainer is None
+        if self.needs_log_ratio_mean:
+            if "log_ratios" not in checkpoint:
+                raise UserError(
+                    "The checkpoint has no running mean of log-ratios, which this objective goes on with: it is of "
+                    "another one. Begin a new run from its weights instead of resuming."
+                )
+            self.log_ratios = RunningMean(**checkpoint["log_ratios"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.needs_log_ratio_mean:
+            checkpoint["log_ratios"] = asdict(self.log_ratios)
+
+    def on_step_means(self, means: Mapping[str, float]) -> None:
+        if self.needs_log_ratio_mean:
+            self.log_ratios.add(means["log_ratio"])
 
     def example_weights(self, batch: Batch) -> Tensor:
         """1 for each row whose answers all have trained tokens, else 0, (R,) float32."""
@@ -131,9 +171,11 @@ class FeedbackModule(CausalLMModule):
                 "need scores in [0, 1]; thumbs are 0 or 1."
             )
 
-    def score_answers(self, hidden: Tensor, batch: Batch) -> AnswerScores:
-        """Score whole answers from the batch's hidden states, (B, T, D)."""
-        tokens = self.score(hidden, batch, select=None)
+    def score_answers(
+        self, hidden: Tensor, batch: Batch, statistics: Mapping[str, Statistic] | None = None
+    ) -> AnswerScores:
+        """Score whole answers from the batch's hidden states, (B, T, D); for statistics see ``score_tokens``."""
+        tokens = self.score(hidden, batch, select=None, statistics=statistics)
         logps = -tokens.nll.sum(-1)
         return AnswerScores(
             tokens, logps, target_counts(tokens.mask).to(logps.dtype), FeedbackRows.of(batch, len(logps))

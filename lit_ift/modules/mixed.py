@@ -138,9 +138,20 @@ class MixedModule(CausalLMModule):
             part.share_model(self)
         return found
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        of_parts: dict[str, dict[str, Any]] = {name: {} for name in self.parts}
+        for name, part in self.parts.items():
+            part.on_save_checkpoint(of_parts[name])
+        checkpoint["of_parts"] = of_parts
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for part in self.parts.values():
-            part.on_load_checkpoint(checkpoint)
+        for name, part in self.parts.items():
+            part.on_load_checkpoint({**checkpoint, **checkpoint.get("of_parts", {}).get(name, {})})
+
+    def on_step_means(self, means: Mapping[str, float]) -> None:
+        for name, part in self.parts.items():
+            own = f"{name}/"
+            part.on_step_means({key.removeprefix(own): mean for key, mean in means.items() if key.startswith(own)})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # SFTMix draws anew in each micro-batch.

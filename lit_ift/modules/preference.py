@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_ift.losses.logprobs import TokenScores, chunk_size_for, target_mask
-from lit_ift.losses.registry import PairLoss
+from lit_ift.losses.logprobs import TokenScores, chunk_size_for, log_sum_sq_probs, target_mask
+from lit_ift.losses.pair_sum import PairLossOption, pair_objective
 from lit_ift.losses.token_kl import token_kl
 from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
 from lit_ift.modules.packed import scores_by_example
@@ -29,13 +29,15 @@ class PreferenceModule(FeedbackModule):
     ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies`` as the loss defines its rewards,
     ``logps/chosen`` and ``logps/rejected`` (sums over an answer) [nats], and for losses with a reference policy
     ``kl``: the mean of log π_ref - log π over all answers, which estimates KL(π_ref ‖ π) as far as the answers are
-    such as the reference gives [nats an answer].
+    such as the reference gives [nats an answer]. Metrics of a sum of losses have the name of their loss before theirs.
 
     Args:
         model: see ``CausalLMModule``.
         loss: a name in ``lit_ift.losses.PAIR_LOSSES`` (dpo, ipo, simpo, orpo, …), or the import path of a function
-            with their signature.
-        options: hyperparameters of the loss, such as ``{beta: 0.1}``.
+            with their signature. Or a list of them, whose weighted sum is trained on: ``[{name: dpo, beta: 0.1},
+            {name: sft, weight: 0.2}]``; see ``lit_ift.losses.pair_sum.SummedPairLoss``.
+        options: hyperparameters of a single loss, such as ``{beta: 0.1}``, and what changes it:
+            ``{ld_dpo: {alpha: 0.5}}``, ``{wpo: {clamp: true}}``; in a list they stand in the terms.
         prompt_embedder: hub id or folder of a sentence-embedding model, for losses that compare prompts (rpo); by
             default the policy's own hidden states are averaged over the prompt.
         token_weights: how tokens are weighted, for losses that take such weights (tis_dpo).
@@ -52,14 +54,14 @@ class PreferenceModule(FeedbackModule):
         self,
         model: "str | PreTrainedModel",
         *,
-        loss: str = "dpo",
+        loss: PairLossOption = "dpo",
         options: dict[str, Any] | None = None,
         prompt_embedder: str | None = None,
         token_weights: ContrastiveWeights | None = None,
         **kwargs: Any,
     ) -> None:
         # Before the model, which may take long to load.
-        self.pair_loss = PairLoss(loss, options)
+        self.pair_loss = pair_objective(loss, options)
         self._check_used("prompt_embedder", prompt_embedder, "prompt_embeddings")
         self._check_used("token_weights", token_weights, "chosen_token_weights", is_needed=True)
         super().__init__(model, **kwargs)
@@ -83,6 +85,10 @@ class PreferenceModule(FeedbackModule):
     def needs_reference_tokens(self) -> bool:
         return self.pair_loss.needs_reference_tokens
 
+    @property
+    def needs_log_ratio_mean(self) -> bool:
+        return self.pair_loss.needs_log_ratio_mean
+
     def prepare(self) -> None:
         super().prepare()
         if self.prompt_embedder is not None:
@@ -92,7 +98,8 @@ class PreferenceModule(FeedbackModule):
 
     def example_losses(self, batch: Batch) -> ExampleLosses:
         hidden = self.hidden_states(self.embed(batch["input_ids"]), batch)
-        answers = self.score_answers(hidden, batch)
+        is_asked = any(name.endswith("_token_log_sum_sq_probs") for name in self.pair_loss.inputs)
+        answers = self.score_answers(hidden, batch, {"log_sum_sq_probs": log_sum_sq_probs} if is_asked else None)
         inputs = self.pair_inputs(hidden, answers, batch)
         losses, metrics = self.pair_loss(inputs)
         chosen, rejected = answers.rows.answers("chosen"), answers.rows.answers("rejected")
@@ -100,6 +107,8 @@ class PreferenceModule(FeedbackModule):
         if {"reference_chosen_logps", "reference_rejected_logps"} <= set(inputs):
             ratios = inputs["reference_chosen_logps"] + inputs["reference_rejected_logps"] - sum(own.values())
             own["kl"] = ratios / 2
+            if self.needs_log_ratio_mean:
+                own["log_ratio"] = -own["kl"]
         return losses, {**own, **metrics}
 
     def pair_inputs(self, hidden: Tensor, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
@@ -127,8 +136,11 @@ class PreferenceModule(FeedbackModule):
             **self._by_side(answers.lengths, answers, "{}_lengths"),
             **self._by_side(-answers.tokens.nll, answers, "{}_token_logps"),
             **self._by_side(answers.tokens.mask, answers, "{}_mask"),
+            "log_ratio_mean": answers.logps.new_full((len(answers.rows),), self.log_ratios.mean),
             "preference": answers.rows.scores.nan_to_num(1.0).to(answers.logps.dtype),
         }
+        for name, values in answers.tokens.statistics.items():
+            inputs |= self._by_side(values, answers, f"{{}}_token_{name}")
         if self.needs_gold:
             gold = answers.rows.answers("gold")
             inputs |= {"gold_logps": answers.logps[gold], "gold_lengths": answers.lengths[gold]}

@@ -94,6 +94,13 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
         """Call a function that uses the model's weights, where they can be used; all ranks call it alike."""
         return compute()
 
+    def on_step_means(self, means: Mapping[str, float]) -> None:
+        """Called before each optimizer step with the means that it logs, which are the same on all ranks.
+
+        Args:
+            means: ``loss`` and the metrics over all rows of the step, by name.
+        """
+
     def check_batch(self, batch: Batch) -> None:
         """Refuse a batch that would be scored wrongly; asked of the first batch of a run, epoch and evaluation.
 
@@ -205,6 +212,7 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
                 return self._end_trial(optimizer)
             raise NonFiniteLossError(self._non_finite_message("the gradient"))
         # Otherwise float16 overflowed: the scaler skips this step and lowers its scale.
+        self.on_step_means(totals.means)
         self.log("train/loss", mean_loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in totals.means.items() if name != "loss"})
         self.log("train/lr", optimizer.param_groups[0]["lr"])

@@ -68,6 +68,9 @@ def test_an_overlay_for_a_loss_says_more_than_its_name(path: Path) -> None:
     """A name alone is said by ``--model.init_args.loss``, its defaults by nothing."""
     given = yaml.safe_load(path.read_text())["model"]["init_args"]
     loss = given.pop("loss")
+    if isinstance(loss, list):
+        assert len(loss) > 1
+        return
     defaults = {name: p.default for name, p in signature(PAIR_LOSSES[loss]).parameters.items()}
     options = given.pop("options")
     assert given or any(defaults[name] != value for name, value in options.items())

@@ -8,6 +8,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
+from commands import run
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rowfiles import write_feedback
 from tiny import tiny_model, tiny_tokenizer
@@ -152,3 +154,29 @@ def test_the_wrong_rows_end_the_run_before_training(tmp_path: Path, paths: dict[
     with pytest.raises(UserError, match=r"data.train: OnlyPairs trains on preference rows, but 5 rows are instruction"):
         trainer.fit(module, datamodule=data(paths))
     assert trainer.global_step == 0
+
+
+def written(folder: Path, loss: Any) -> Path:
+    """A configuration of a run on pairs with a model that is not there."""
+    config = folder / "run.yaml"
+    model = {"class_path": "PreferenceModule", "init_args": {"model": "nowhere", "loss": loss}}
+    train = write_feedback(folder, preference=2)["preference"]
+    data = {"class_path": "FeedbackDataModule", "init_args": {"train": str(train)}}
+    config.write_text(yaml.safe_dump({"model": model, "data": data}))
+    return config
+
+
+@pytest.mark.parametrize("loss", ["ipo", "[{name: dpo, weight: 0.8}, {name: sft, weight: 0.2}]"])
+def test_one_loss_or_a_list_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: str) -> None:
+    config = written(tmp_path, [{"name": "tdpo"}])
+    with pytest.raises(SystemExit, match="0"):
+        run("fit", "--config", config, "--model.init_args.loss", loss, "--print_config")
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["loss"] == yaml.safe_load(loss)
+
+
+def test_a_bad_list_of_losses_is_told_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = written(tmp_path, [{"name": "dpo"}, {"name": "sft", "weight": 0}])
+    assert run("fit", "--config", config, "--trainer.default_root_dir", tmp_path) == 1
+    assert "loss[1]: weight=0 must be above 0" in capsys.readouterr().err

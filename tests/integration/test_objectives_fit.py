@@ -61,9 +61,11 @@ PARTS = {
     "instruction": ObjectivePart("IFTModule", {"lam": 0.2}),
     "preference": ObjectivePart("PreferenceModule", {"options": {"beta": 0.2}}, weight=0.5),
 }
+MPO = [{"name": "dpo", "weight": 0.8, "beta": 0.2}, {"name": "bco", "weight": 0.2}, {"name": "sft"}]
 OBJECTIVES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...], set[str]]] = {
     "dpo": (PreferenceModule, {"loss": "dpo"}, ("preference",), {"rewards/accuracies", "logps/chosen", "kl"}),
     "simpo": (PreferenceModule, {"loss": "simpo"}, ("preference",), {"rewards/margins", "logps/rejected"}),
+    "mpo": (PreferenceModule, {"loss": MPO}, ("preference",), {"dpo/rewards/accuracies", "sft/loss", "log_ratio"}),
     "tdpo": (PreferenceModule, {"loss": "tdpo"}, ("preference",), {"rewards/accuracies"}),
     "kto": (KTOModule, {}, ("unpaired", "preference"), {"rewards/chosen", "rewards/accuracies", "kl"}),
     "uft": (
@@ -94,7 +96,7 @@ def test_every_objective_trains(name: str, packing: bool, tmp_path: Path) -> Non
     assert {f"val/{metric}" for metric in metrics} <= set(record.val)
 
 
-@pytest.mark.parametrize("name", ["dpo", "uft", "mixed"])
+@pytest.mark.parametrize("name", ["dpo", "mpo", "uft", "mixed"])
 def test_a_step_does_not_depend_on_its_split(name: str, tmp_path: Path) -> None:
     cls, options, kinds, _ = OBJECTIVES[name]
     # One step an epoch, so that all splits step on the same rows whatever their order.
@@ -166,7 +168,7 @@ def test_parts_take_turns_and_a_run_goes_on_between_them(tmp_path: Path) -> None
         torch.testing.assert_close(third, one, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["dpo", "mixed"])
+@pytest.mark.parametrize("name", ["dpo", "mpo", "mixed"])
 def test_a_checkpoint_holds_plain_values_and_goes_on(name: str, tmp_path: Path) -> None:
     cls, options, kinds, _ = OBJECTIVES[name]
     files = write_feedback(tmp_path, **dict.fromkeys(kinds, 4))
@@ -185,6 +187,7 @@ def test_a_checkpoint_holds_plain_values_and_goes_on(name: str, tmp_path: Path) 
     )
     saved = torch.load(tmp_path / "half.ckpt", weights_only=True)
     assert set(saved["hyper_parameters"]) >= set(options)
+    assert saved["hyper_parameters"].get("loss", "dpo") == options.get("loss", "dpo")
     cut = model()
     L.Trainer(**plain, max_epochs=2, enable_checkpointing=False).fit(
         cls(cut, optimizer=sgd, **options),

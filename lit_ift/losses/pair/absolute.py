@@ -1,10 +1,12 @@
 """Losses with a reference that judge each answer's implicit reward by itself, not the margin alone. Shapes: P pairs."""
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.checks import check_positive
+from lit_ift.losses.checks import check_same_length
 from lit_ift.losses.pair.arithmetic import log_ratios, reward_metrics
+from lit_ift.options import Positive
 
 
 def nca_loss(
@@ -13,7 +15,7 @@ def nca_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """NCA for pairs: every answer is told from noise by itself (arXiv:2402.05369, pairwise NCA).
 
@@ -31,9 +33,8 @@ def nca_loss(
         Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
     chosen, rejected = beta * chosen, beta * rejected
     losses = -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
@@ -46,7 +47,7 @@ def sppo_hard_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 1e-3,
+    beta: Positive = 1e-3,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared distance of each log-ratio from its win rate (arXiv:2405.00675, Eq. 4.7), with hard labels.
 
@@ -68,9 +69,8 @@ def sppo_hard_loss(
         Losses (P,), and rewards βρ of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
     losses = (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2
     return losses, reward_metrics(beta * chosen, beta * rejected)
@@ -82,7 +82,7 @@ def apo_zero_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Raise the chosen and lower the rejected answer (arXiv:2408.06266, Eq. 7).
 
@@ -103,9 +103,8 @@ def apo_zero_loss(
         Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
     chosen, rejected = beta * chosen, beta * rejected
     return (-chosen).sigmoid() + rejected.sigmoid(), reward_metrics(chosen, rejected)
@@ -117,7 +116,7 @@ def apo_down_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Lower both answers, the rejected one more (arXiv:2408.06266, Eq. 8).
 
@@ -139,9 +138,84 @@ def apo_down_loss(
         Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
     chosen, rejected = beta * chosen, beta * rejected
     return chosen.sigmoid() + (rejected - chosen).sigmoid(), reward_metrics(chosen, rejected)
+
+
+def bco_pair_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    *,
+    beta: Positive = 0.1,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Tell chosen from rejected answers one by one, as TRL's ``bco_pair`` does; ``bco`` without a shift.
+
+    ``loss = -log σ(r_chosen) - log σ(-r_rejected)``, ``r = β (log π - log π_ref)``. The paper of BCO
+    (arXiv:2404.04656) shifts rewards by their mean.
+
+    Args:
+        chosen_logps: summed log-probability of the chosen answers [nats], (P,).
+        rejected_logps: of the rejected answers, (P,).
+        reference_chosen_logps: of the chosen answers under the reference, no gradient, (P,).
+        reference_rejected_logps: of the rejected answers under the reference, (P,).
+        beta: pull towards the reference [1/nat], above 0.
+
+    Returns:
+        Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    return bco_loss(
+        chosen_logps,
+        rejected_logps,
+        reference_chosen_logps,
+        reference_rejected_logps,
+        torch.zeros_like(chosen_logps),
+        beta=beta,
+    )
+
+
+def bco_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    log_ratio_mean: Tensor,
+    *,
+    beta: Positive = 0.1,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Tell chosen from rejected answers by rewards less their running mean (arXiv:2404.04656, pairs).
+
+    ``loss = -log σ(r_chosen - δ) - log σ(δ - r_rejected)``, ``r = β (log π - log π_ref)``, and δ the mean reward of
+    all answers of the steps before, each step counting the same. The first step has δ = 0, where policy and reference
+    agree.
+
+    Departures:
+        The authors' code (and TRL's ``bco_pair`` before 1.0) takes each micro-batch on each process into δ before its
+        own loss. Here δ changes once an optimizer step, by the rows of all processes, so that the loss does not depend
+        on how a step is split.
+
+    Args:
+        chosen_logps: summed log-probability of the chosen answers [nats], (P,).
+        rejected_logps: of the rejected answers, (P,).
+        reference_chosen_logps: of the chosen answers under the reference, no gradient, (P,).
+        reference_rejected_logps: of the rejected answers under the reference, (P,).
+        log_ratio_mean: δ / β [nats], no gradient, the same for all pairs, (P,).
+        beta: pull towards the reference [1/nat], above 0.
+
+    Returns:
+        Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    check_same_length(chosen_logps=chosen_logps, log_ratio_mean=log_ratio_mean)
+    chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    chosen, rejected, shift = beta * chosen, beta * rejected, beta * log_ratio_mean.detach()
+    return -logsigmoid(chosen - shift) - logsigmoid(shift - rejected), reward_metrics(chosen, rejected)

@@ -1,7 +1,7 @@
 """Losses that compare the pairs of a micro-batch with one another. Shapes: P pairs, E embedding size.
 
-The loss of a pair depends on the pairs that it shares a forward pass with; with one pair they are DPO. Sizes of
-micro-batches matter here, which they do not for other losses.
+The loss of a pair depends on the pairs that it shares a forward pass with, so that sizes of micro-batches matter, which
+they do not for other losses. The mark ``in_batch`` says so.
 """
 
 from typing import Literal, get_args
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
-from lit_ift.losses.checks import check_between, check_positive
+from lit_ift.losses.checks import check_between, check_positive, check_same_length
+from lit_ift.losses.marks import in_batch
+from lit_ift.losses.masking import mean_logps
 from lit_ift.losses.pair.arithmetic import log_ratios, reward_metrics, sigmoid_loss
 
 Reduction = Literal["sum", "mean"]
 
 
+@in_batch
 def aot_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -57,6 +60,7 @@ def aot_loss(
     return _unsorted(losses, order), reward_metrics(beta * chosen, beta * rejected)
 
 
+@in_batch
 def aot_unpaired_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -102,6 +106,7 @@ def _unsorted(values: Tensor, order: Tensor) -> Tensor:
     return torch.empty_like(values).scatter(0, order, values)
 
 
+@in_batch
 def rpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -159,3 +164,27 @@ def rpo_loss(
     contrasts = -logsigmoid(weights * (chosen.unsqueeze(1) - rejected.unsqueeze(0)))
     losses = contrasts.sum(-1) if reduction == "sum" else contrasts.mean(-1)
     return losses, {**reward_metrics(chosen, rejected), "rpo/own_weight": weights.diagonal()}
+
+
+@in_batch
+def sft_token_mean_loss(chosen_logps: Tensor, chosen_lengths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """``sft`` as TRL has it: the mean over all chosen tokens of a micro-batch, so that long answers count for more.
+
+    ``loss_i = -log π(chosen)_i P / Σ_j n_j``, n the trained tokens of a chosen answer and P the number of answers that
+    have any; the mean of these is ``-Σ_i log π(chosen)_i / Σ_j n_j``.
+
+    Departures:
+        TRL repeats the mean for each pair; here each pair has its share. Both have the same mean.
+
+    Args:
+        chosen_logps: summed log-probability of the chosen answers [nats], (P,).
+        chosen_lengths: their trained tokens, (P,).
+
+    Returns:
+        Losses (P,); no metrics.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    check_same_length(chosen_logps=chosen_logps, chosen_lengths=chosen_lengths)
+    return -mean_logps(chosen_logps, chosen_lengths.sum() / (chosen_lengths > 0).sum().clamp(min=1)), {}

@@ -87,6 +87,75 @@ def test_every_loss_runs_and_packing_changes_nothing(loss: str, packed: bool) ->
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-9)
 
 
+MPO = [{"name": "dpo", "weight": 0.8}, {"name": "bco_pair", "weight": 0.2}, {"name": "sft"}]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_sum_has_the_gradient_of_its_terms_from_one_forward_pass(packed: bool) -> None:
+    model, batch = tiny_model(), feedback_batch(pairs(3), packed=packed)
+    module, passes = ready(model, loss=MPO), []
+    handle = model.model.register_forward_hook(lambda *_: passes.append(1))
+    losses, found = gradients(module, batch)
+    handle.remove()
+    assert len(passes) == 1
+    apart = [gradients(ready(model, loss=loss), batch) for loss in ("dpo", "bco_pair")]
+    apart.append(gradients(PreferenceModule(model, loss="sft"), batch))
+    weights = (0.8, 0.2, 1.0)
+    torch.testing.assert_close(losses, sum(w * of_one for w, (of_one, _) in zip(weights, apart, strict=True)))
+    for name, gradient in found.items():
+        expected = sum(w * grads[name] for w, (_, grads) in zip(weights, apart, strict=True))
+        # The model's norms compute in float32, whose rounding is not that of a sum.
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_metrics_of_a_sum_have_the_names_of_their_losses() -> None:
+    _, metrics = ready(tiny_model(), loss=MPO).example_losses(feedback_batch(pairs(2)))
+    of_rewards = {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
+    terms = {f"{loss}/{name}" for loss in ("dpo", "bco_pair") for name in (*of_rewards, "loss")}
+    assert set(metrics) == {"kl", "logps/chosen", "logps/rejected", "sft/loss", *terms}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_wpo_weighs_by_whole_distributions(packed: bool) -> None:
+    model, rows = tiny_model(), pairs(3)
+    module = ready(model, options={"wpo": {"clamp": False}})
+    batch = feedback_batch(rows, packed=packed)
+    losses, metrics = module.example_losses(batch)
+    expected = []
+    for row in rows:
+        of_sides = []
+        for side in ("chosen", "rejected"):
+            ids, labels = torch.tensor([row.sides[side].input_ids]), torch.tensor(row.sides[side].labels)[1:]
+            probs, on = model(input_ids=ids).logits[0, :-1].softmax(-1), labels != -100
+            own = probs[on].gather(-1, labels[on, None])[:, 0]
+            of_sides.append((own.log() - probs[on].square().sum(-1).log()).mean())
+        expected.append(sum(of_sides).exp())
+    weights = torch.stack(expected).detach()
+    torch.testing.assert_close(metrics["wpo/weight"], weights, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(losses, weights * ready(model).example_losses(batch)[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_ld_dpo_changes_policy_and_reference_alike(packed: bool) -> None:
+    other: Any = OtherModel()
+    module = PreferenceModule(tiny_model(), options={"beta": 0.3, "ld_dpo": {"alpha": 0.4}}, reference="model")
+    module.reference = other
+    rows = pairs(3)
+    losses, _ = module.example_losses(feedback_batch(rows, packed=packed))
+    expected = []
+    for row in rows:
+        lengths = {side: len(row.sides[side].input_ids) - 4 for side in ("chosen", "rejected")}
+        rewards = []
+        for side, length in lengths.items():
+            ids = torch.tensor([row.sides[side].input_ids])
+            policy, reference = (m(input_ids=ids).logits[0, 3:-1].log_softmax(-1) for m in (module, other.module))
+            ratios = (policy - reference).gather(-1, ids[0, 4:, None])[:, 0]
+            counts = torch.where(torch.arange(length) < min(lengths.values()), 1.0, 0.4)
+            rewards.append(0.3 * (counts * ratios).sum())
+        expected.append(-torch.log(torch.sigmoid(rewards[0] - rewards[1])))
+    torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-9, atol=1e-12)
+
+
 class OtherModel:
     """A reference policy that is another model in memory, and weights of 1."""
 
@@ -161,6 +230,10 @@ def test_a_function_from_elsewhere() -> None:
         ({"loss": "dpo", "prompt_embedder": "x"}, "prompt_embedder has no effect"),
         ({"loss": "tis_dpo"}, "needs token_weights"),
         ({"loss": "dpo", "reduction": "token"}, "no meaning"),
+        ({"loss": [{"name": "dpo"}, {"name": "dppo"}]}, r"loss\[1\]: loss='dppo' is none of"),
+        ({"loss": [{"name": "dpo"}], "options": {"beta": 0.1}}, "no effect beside a list"),
+        ({"loss": [{"name": "sft"}], "reference": "adapter"}, "no reference policy"),
+        ({"options": {"ld_dpo": {"alpha": 0.5}}, "reference": "cached"}, "holds sums over answers"),
     ],
 )
 def test_unfit_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -6,72 +6,31 @@ from typing import Any
 
 import pytest
 import torch
+from pair_variants import VARIANTS, agreeing, differentiable, some_inputs
 from torch import Tensor
 
 from lit_ift.losses import PairLoss
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dpo": ("dpo", {}),
-    "cdpo": ("dpo", {"label_smoothing": 0.2}),
-    "dpo, reference-free": ("dpo", {"reference_free": True}),
-    "robust_dpo": ("robust_dpo", {"label_smoothing": 0.2}),
-    "ipo": ("ipo", {}),
-    "ipo, average": ("ipo", {"average": True}),
-    "ipo, reference-free": ("ipo", {"reference_free": True}),
-    "hinge": ("hinge", {}),
-    "hinge, reference-free": ("hinge", {"reference_free": True}),
-    "exo": ("exo", {}),
-    "nca": ("nca", {}),
-    "sppo_hard": ("sppo_hard", {"beta": 0.1}),
-    "aot": ("aot", {"label_smoothing": 0.2}),
-    "aot_unpaired": ("aot_unpaired", {}),
-    "apo_zero": ("apo_zero", {}),
-    "apo_down": ("apo_down", {}),
-    "f_dpo, forward_kl": ("f_dpo", {"divergence": "forward_kl"}),
-    "f_dpo, js": ("f_dpo", {"divergence": "js"}),
-    "f_dpo, alpha": ("f_dpo", {"divergence": "alpha", "alpha": 0.5}),
-    "sft": ("sft", {}),
-    "simpo": ("simpo", {"sft_weight": 0.1, "label_smoothing": 0.2}),
-    "simpo, alpha": ("simpo", {"alpha": 0.25}),
-    "simpo, alpha below 0": ("simpo", {"alpha": -0.25}),
-    "cpo": ("cpo", {"label_smoothing": 0.2}),
-    "cpo, hinge": ("cpo", {"loss_type": "hinge"}),
-    "cpo, ipo": ("cpo", {"loss_type": "ipo"}),
-    "orpo": ("orpo", {"beta": 0.5}),
-    "tpo": ("tpo", {}),
-    "tpo, hinge": ("tpo", {"loss_type": "hinge"}),
-    "tpo_l": ("tpo_l", {}),
-}
 REWARDS = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"}
 EXTREMES = (0.0, -1e-9, -1e-6, -1e-3, -1.0, -100.0, -1e4)
-
-
-def some_inputs(pairs: int = 5, seed: int = 0) -> dict[str, Tensor]:
-    """Sums of up to 20 nats, in float64, whose margins vary."""
-    draw = torch.Generator().manual_seed(seed)
-    inputs = {
-        name: -20 * torch.rand(pairs, generator=draw, dtype=torch.float64) - 0.1
-        for name in (
-            "chosen_logps",
-            "rejected_logps",
-            "gold_logps",
-            "reference_chosen_logps",
-            "reference_rejected_logps",
-        )
-    }
-    for name in ("chosen_lengths", "rejected_lengths", "gold_lengths"):
-        inputs[name] = torch.randint(1, 30, (pairs,), generator=draw).double()
-    return inputs
 
 
 def values(name: str, inputs: dict[str, Tensor], **options: Any) -> Tensor:
     return PairLoss(name, options)(inputs)[0]
 
 
+BY_SUMS = {name for name in VARIANTS if not any("_token_" in i for i in PairLoss(*VARIANTS[name]).inputs)}
+"""Variants that know of whole answers alone."""
+ONE_SIDED = {"sft", "sft_token_mean"}
+"""Losses of the chosen answer alone."""
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_are_those_of_the_values(variant: str) -> None:
     loss, inputs = PairLoss(*VARIANTS[variant]), some_inputs()
-    free = [name for name in loss.inputs if not name.endswith("_lengths")]
+    # No gradient flows through the divergence of the chosen answer in TDPO's second variant, nor into a reference.
+    free = [name for name in differentiable(loss.inputs) if not name.startswith("reference_")]
+    free = [name for name in free if (loss.name, name) != ("tdpo", "chosen_token_kl")]
 
     def function(*tensors: Tensor) -> Tensor:
         return loss(inputs | dict(zip(free, tensors, strict=True)))[0]
@@ -86,32 +45,45 @@ def test_extreme_probabilities_give_finite_values_and_gradients(variant: str, dt
     grid = list(itertools.product(EXTREMES, EXTREMES, EXTREMES, (1.0, 1000.0)))
     chosen, rejected, other, lengths = torch.tensor(grid, dtype=dtype).unbind(1)
     inputs = {
-        "chosen_logps": chosen.clone().requires_grad_(),
-        "rejected_logps": rejected.clone().requires_grad_(),
-        "gold_logps": other.clone().requires_grad_(),
+        **{
+            name: values.to(dtype) if values.is_floating_point() else values
+            for name, values in some_inputs(len(grid)).items()
+        },
+        "chosen_logps": chosen.clone(),
+        "rejected_logps": rejected.clone(),
+        "gold_logps": other.clone(),
         "reference_chosen_logps": other,
         "reference_rejected_logps": other.flip(0),
         "chosen_lengths": lengths,
         "rejected_lengths": lengths.flip(0),
         "gold_lengths": lengths,
     }
+    # One token that has all of an answer's log-probability.
+    for side, values in (("chosen", chosen), ("rejected", rejected)):
+        inputs[f"{side}_token_logps"] = torch.nn.functional.pad(values[:, None], (0, 5))
+        inputs[f"reference_{side}_token_logps"] = torch.nn.functional.pad(other[:, None], (0, 5))
+    leaves = [
+        inputs[name].requires_grad_() for name in differentiable(loss.inputs) if not name.startswith("reference_")
+    ]
     losses, metrics = loss(inputs)
     assert losses.dtype == dtype
     assert losses.isfinite().all()
     assert all(metric.isfinite().all() and not metric.requires_grad for metric in metrics.values())
-    leaves = [inputs[name] for name in loss.inputs if inputs[name].requires_grad]
     for gradient in torch.autograd.grad(losses.sum(), leaves, materialize_grads=True):
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("apo_down", "sft")])
+RISING = {name for name in BY_SUMS if VARIANTS[name][0] not in {"apo_down", "discopop", "rpo", *ONE_SIDED}}
+
+
+@pytest.mark.parametrize("variant", sorted(RISING))
 def test_a_step_raises_the_chosen_and_lowers_the_rejected_answer(variant: str) -> None:
     """At the start of training, where policy and reference agree."""
     loss = PairLoss(*VARIANTS[variant])
     inputs = some_inputs()
     # Without a reference, equal answers; with one, no answer has moved.
     inputs["rejected_logps"], inputs["rejected_lengths"] = inputs["chosen_logps"].clone(), inputs["chosen_lengths"]
-    inputs["reference_chosen_logps"] = inputs["reference_rejected_logps"] = inputs["chosen_logps"].clone()
+    inputs = agreeing(inputs)
     chosen, rejected = inputs["chosen_logps"].requires_grad_(), inputs["rejected_logps"].requires_grad_()
     d_chosen, d_rejected = torch.autograd.grad(loss(inputs)[0].sum(), [chosen, rejected])
     assert (d_chosen < 0).all()
@@ -123,7 +95,7 @@ def test_metrics_are_one_per_pair(variant: str) -> None:
     name, options = VARIANTS[variant]
     losses, metrics = PairLoss(name, options)(some_inputs(pairs=3))
     assert losses.shape == (3,)
-    if name == "sft":
+    if name in ONE_SIDED:
         assert metrics == {}
         return
     assert set(metrics) >= REWARDS
@@ -133,18 +105,51 @@ def test_metrics_are_one_per_pair(variant: str) -> None:
     assert torch.equal(metrics["rewards/accuracies"], (margins > 0).double())
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith("aot")])
-def test_pairs_do_not_couple(variant: str) -> None:
-    loss, inputs = PairLoss(*VARIANTS[variant]), some_inputs()
-    together = loss(inputs)[0]
-    for pair in range(5):
-        alone = loss({name: tensor[pair : pair + 1] for name, tensor in inputs.items()})[0]
-        torch.testing.assert_close(alone, together[pair : pair + 1])
+def in_parts(loss: PairLoss, inputs: dict[str, Tensor], size: int) -> tuple[Tensor, list[Tensor]]:
+    """Losses of all pairs, given ``size`` at a time, and gradients of their sum."""
+    leaves = [inputs[name] for name in differentiable(loss.inputs)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    pairs = len(inputs["chosen_logps"])
+    parts = [{name: tensor[i : i + size] for name, tensor in inputs.items()} for i in range(0, pairs, size)]
+    losses = torch.cat([loss(part)[0] for part in parts])
+    return losses.detach(), list(torch.autograd.grad(losses.sum(), leaves, materialize_grads=True))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_pairs_couple_in_losses_that_say_so_and_in_no_other(variant: str) -> None:
+    """1 x 8 = 2 x 4 = 8 x 1, values and gradients."""
+    loss = PairLoss(*VARIANTS[variant])
+    together, gradients = in_parts(loss, some_inputs(8), 8)
+    couple = False
+    for size in (4, 1):
+        losses, own = in_parts(loss, some_inputs(8), size)
+        alike = [
+            torch.allclose(a, b, rtol=1e-12, atol=1e-14)
+            for a, b in zip([losses, *own], [together, *gradients], strict=True)
+        ]
+        couple |= not all(alike)
+    assert couple == loss.in_batch
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float32_on_numbers_of_bfloat16_is_right(variant: str) -> None:
+    """As under bf16-mixed, where a head's output of few digits is scored in float32."""
+    loss = PairLoss(*VARIANTS[variant])
+    rounded = {
+        n: t.bfloat16() if t.is_floating_point() and not n.endswith("_lengths") else t for n, t in some_inputs().items()
+    }
+    as_float, as_double = (
+        {n: t.to(dtype) if t.is_floating_point() else t for n, t in rounded.items()}
+        for dtype in (torch.float32, torch.float64)
+    )
+    torch.testing.assert_close(loss(as_float)[0].double(), loss(as_double)[0], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", sorted(BY_SUMS))
 def test_an_empty_answer_is_no_division_by_zero(variant: str) -> None:
-    inputs = {name: torch.zeros(2, requires_grad=name.endswith("logps")) for name in some_inputs()}
+    inputs = {name: torch.zeros_like(values) for name, values in some_inputs(pairs=2).items()}
+    inputs["chosen_logps"].requires_grad_()
     losses, _ = PairLoss(*VARIANTS[variant])(inputs)
     assert losses.isfinite().all()
     (gradient,) = torch.autograd.grad(losses.sum(), inputs["chosen_logps"])
@@ -184,7 +189,7 @@ def test_optimal_transport_of_one_pair_is_dpo(name: str) -> None:
     torch.testing.assert_close(values(name, inputs), values("dpo", inputs))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", sorted(name for name in BY_SUMS if VARIANTS[name][0] != "rpo"))
 def test_other_shapes_are_refused(variant: str) -> None:
     loss = PairLoss(*VARIANTS[variant])
     for wrong in loss.inputs:
@@ -198,7 +203,11 @@ def test_other_shapes_are_refused(variant: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        *((name, {"beta": 0.0}, "beta=0.0 must be above 0") for name in dict(VARIANTS.values()) if name != "sft"),
+        *(
+            (name, {"beta": 0.0}, "beta=0.0 must be above 0")
+            for name in dict(VARIANTS.values())
+            if name not in ONE_SIDED
+        ),
         ("dpo", {"beta": "1e-2"}, "beta='1e-2' must be a finite number"),
         ("dpo", {"beta": float("nan")}, "beta=nan must be a finite number"),
         ("dpo", {"beta": True}, "beta=True must be a finite number"),

@@ -1,0 +1,46 @@
+"""What a module asks of anything that judges pairs: one loss, a changed one, or a sum of several. Shapes: P pairs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor
+
+
+class PairObjective(ABC):
+    """Losses of pairs from the inputs that it names.
+
+    Attributes:
+        name: for messages.
+        inputs: names in ``lit_ift.losses.registry.INPUTS``.
+        in_batch: whether the loss of a pair depends on the other pairs of its micro-batch.
+    """
+
+    name: str
+    inputs: list[str]
+    in_batch: bool
+
+    @abstractmethod
+    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses of shape (P,) and detached metrics of shape (P,) from the inputs that it asks for."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it asks for the reference policy, tokens or sums."""
+        return any(name.startswith("reference_") or name.endswith("_kl") for name in self.inputs)
+
+    @property
+    def needs_reference_tokens(self) -> bool:
+        """Whether it asks for more of the reference policy than sums over answers, which is all that can be cached."""
+        return any(
+            (name.startswith("reference_") and "_token_" in name) or name.endswith("_kl") for name in self.inputs
+        )
+
+    @property
+    def needs_gold(self) -> bool:
+        """Whether rows must have a third answer."""
+        return any(name.startswith("gold_") for name in self.inputs)
+
+    @property
+    def needs_log_ratio_mean(self) -> bool:
+        """Whether it asks for the mean of the log-ratios of all steps so far."""
+        return "log_ratio_mean" in self.inputs

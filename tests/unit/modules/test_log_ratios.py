@@ -1,0 +1,139 @@
+"""The running mean of log-ratios that BCO shifts rewards by: once a step, over all rows, kept in checkpoints."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from feedback import answer_logps, dummy, feedback_batch, pairs
+from tiny import tiny_model
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from lit_ift.data.rows import EncodedRow
+from lit_ift.errors import UserError
+from lit_ift.modules import MixedModule, ObjectivePart, PreferenceModule
+from lit_ift.modules.feedback_module import RunningMean
+from lit_ift.modules.optim import ConstantSchedule
+
+STEPS = [pairs(4, first_seed=10 * step) for step in range(4)]
+LR = 0.05
+OPTIONS: dict[str, Any] = {
+    "optimizer": lambda params: SGD(params, lr=LR),
+    "lr_scheduler": lambda optimizer: ConstantSchedule(optimizer, warmup=0),
+}
+
+
+def bco(model: Any, **options: Any) -> PreferenceModule:
+    return PreferenceModule(model, loss="bco", options={"beta": 0.5}, reference="model", **options)
+
+
+def loader(steps: list[list[EncodedRow]], accumulate: int, part: str | None = None) -> DataLoader[Any]:
+    batches = []
+    for rows in steps:
+        size = len(rows) // accumulate
+        batches += [feedback_batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+    return DataLoader([{part: batch} if part else batch for batch in batches], batch_size=None)
+
+
+def fit(
+    module: Any, steps: list[list[EncodedRow]], accumulate: int = 1, part: str | None = None, **options: Any
+) -> L.Trainer:
+    checkpoint = options.pop("ckpt_path", None)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accumulate_grad_batches=accumulate,
+        **{"max_epochs": 1, **options},
+    )
+    trainer.fit(module, loader(steps, accumulate, part), ckpt_path=checkpoint, weights_only=checkpoint and True)
+    return trainer
+
+
+def literal(steps: list[list[EncodedRow]]) -> tuple[list[float], torch.Tensor]:
+    """The shifts of all steps, and the weights after them, by a plain loop with each answer alone."""
+    model = tiny_model()
+    reference = copy.deepcopy(model).requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=LR)
+    means: list[float] = []
+    shifts: list[float] = []
+    for rows in steps:
+        shift = 0.5 * sum(means) / max(len(means), 1)
+        shifts.append(shift)
+        losses, ratios = [], []
+        for one, other in zip(answer_logps(model, rows), answer_logps(reference, rows), strict=True):
+            chosen, rejected = (one[side] - other[side] for side in ("chosen", "rejected"))
+            losses.append(
+                -torch.log(torch.sigmoid(0.5 * chosen - shift)) - torch.log(torch.sigmoid(shift - 0.5 * rejected))
+            )
+            ratios += [chosen.item(), rejected.item()]
+        means.append(sum(ratios) / len(ratios))
+        optimizer.zero_grad()
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+    return shifts, torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def weights_of(module: Any) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.model.parameters()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_equals_a_literal_loop_however_a_step_is_split(accumulate: int) -> None:
+    module = bco(tiny_model(), **OPTIONS)
+    fit(module, STEPS, accumulate)
+    shifts, weights = literal(STEPS)
+    assert len({round(shift, 9) for shift in shifts}) == 3  # The first two are 0.
+    torch.testing.assert_close(weights_of(module), weights, rtol=1e-9, atol=1e-11)
+    assert module.log_ratios.steps == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [None, "preference"])
+def test_a_resumed_run_goes_on_with_the_mean(tmp_path: Path, part: str | None) -> None:
+    def made() -> Any:
+        if part is None:
+            return bco(tiny_model(), **OPTIONS)
+        options = {"loss": "bco", "options": {"beta": 0.5}, "reference": "model"}
+        return MixedModule(tiny_model(), parts={part: ObjectivePart("PreferenceModule", options)}, **OPTIONS)
+
+    whole, checkpoint = made(), tmp_path / "half.ckpt"
+    fit(whole, STEPS, part=part)
+    fit(made(), STEPS[:2], part=part).save_checkpoint(checkpoint)
+    saved = torch.load(checkpoint, weights_only=True)
+    kept = saved if part is None else saved["of_parts"][part]
+    assert kept["log_ratios"]["steps"] == 2
+    resumed = made()
+    # The rest of the rows is the second epoch's.
+    fit(resumed, STEPS[2:], part=part, max_epochs=2, ckpt_path=checkpoint)
+    assert (resumed if part is None else resumed.parts[part]).log_ratios.steps == 4
+    torch.testing.assert_close(weights_of(resumed), weights_of(whole), rtol=0, atol=0)
+
+
+def test_rows_that_count_for_nothing_have_no_share() -> None:
+    module = bco(tiny_model(), **OPTIONS)
+    rows = pairs(2)
+    fit(module, [[*rows, dummy(rows[0])]])
+    other = bco(tiny_model(), **OPTIONS)
+    fit(other, [rows])
+    assert module.log_ratios.mean == pytest.approx(other.log_ratios.mean, abs=1e-12)
+
+
+def test_a_checkpoint_without_the_mean_is_refused() -> None:
+    with pytest.raises(UserError, match="no running mean of log-ratios"):
+        bco(tiny_model()).on_load_checkpoint({})
+
+
+def test_the_mean_of_steps() -> None:
+    mean = RunningMean()
+    for value in (1.0, 4.0, -2.0):
+        mean.add(value)
+    assert (mean.mean, mean.steps) == (1.0, 3)
+    assert math.isclose(RunningMean(mean=3.0, steps=1).mean, 3.0)
