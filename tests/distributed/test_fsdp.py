@@ -1,23 +1,16 @@
 """Two processes that share a sharded model take the same steps as one process with the whole model.
 
-All cases run in one launch of two processes and one of a single one, for the sake of their starting time. Instruction
-data has 21 rows: in steps of 8 the last one has 5; in micro-batches of 4 the last one has a row on one rank only.
+Instruction data has 21 rows: in steps of 8 the last one has 5; in micro-batches of 4 the last one has a row on one rank
+only.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from comparing import Results, assert_alike
 from rounding import CLOSE32, NEAR32
-from rowfiles import write_feedback
 from safetensors.torch import load_file
-from tiny import tiny_model, tiny_tokenizer
-
-SCRIPT = Path(__file__).parent / "fsdp_script.py"
 
 EXACT = [
     *("ift", "ift tied", "ift ready-made", "ift packed", "ift held", "ift checkpointed", "ift lora", "ift replicas"),
@@ -26,52 +19,13 @@ EXACT = [
 ]
 """In float64, where another order of summing is no excuse."""
 
-Results = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> dict[str, list[Results]]:
-    """What each rank of the single and of the sharded launch saw."""
-    folder = tmp_path_factory.mktemp("fsdp")
-    models = []
-    for tied in (False, True):
-        models.append(folder / ("tied" if tied else "untied"))
-        tiny_model(tied=tied, dtype=torch.float32).save_pretrained(models[-1])
-        tiny_tokenizer().save_pretrained(models[-1])
-    (folder / "feedback").mkdir()
-    write_feedback(folder / "feedback", instruction=7, preference=7, unpaired=7, scored=7)
-    launched = {}
-    for name, ranks in (("single", 1), ("double", 2)):
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-        words = [folder / name, *models, data_file, folder / "feedback"]
-        command = [sys.executable, *launch, str(SCRIPT), *map(str, words)]
-        log = (folder / f"{name}.log").open("w")
-        launched[name] = (subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), ranks)
-    for name, (process, _) in launched.items():
-        assert process.wait(timeout=300) == 0, (folder / f"{name}.log").read_text()[-6000:]
-    return {
-        name: [json.loads((folder / f"{name}.{rank}").read_text()) for rank in range(ranks)]
-        for name, (_, ranks) in launched.items()
-    }
-
-
-def assert_alike(single: Results, rank: Results, rel: float) -> None:
-    assert rank["is_sharded"]
-    assert not single["is_sharded"]
-    assert len(rank["steps"]) == len(single["steps"]) > 1
-    for ours, expected in zip(rank["steps"], single["steps"], strict=True):
-        assert ours == pytest.approx(expected, rel=rel, abs=rel * 1e-3)
-    assert rank["validations"] == pytest.approx(single["validations"], rel=rel)
-    assert rank["weights"].keys() == single["weights"].keys()
-    for name, (total, norm) in single["weights"].items():
-        assert rank["weights"][name][1] == pytest.approx(norm, rel=rel), name
-        assert rank["weights"][name][0] == pytest.approx(total, abs=rel * max(norm, 1.0) * 10), name
-
 
 @pytest.mark.parametrize("case", EXACT)
 def test_sharded_equals_whole(runs: dict[str, list[Results]], case: str) -> None:
     single = runs["single"][0][case]
     for rank in runs["double"]:
+        assert rank[case]["is_sharded"]
+        assert not single["is_sharded"]
         assert_alike(single, rank[case], 1e-10)
         # Safetensors that each rank read in part, or a model that was whole on every rank, are the same model.
         assert rank[case]["digest"] == single["digest"]

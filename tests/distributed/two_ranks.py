@@ -1,8 +1,8 @@
 """Run by torchrun or alone: trains tiny models with many objectives and writes what each rank saw.
 
-Usage: fsdp_script.py OUT UNTIED TIED ROWS FEEDBACK [CASE ...]
+Usage: two_ranks.py OUT UNTIED TIED ROWS FEEDBACK [CASE ...]
 
-Alone it trains in one process without a strategy, which is what the sharded runs are compared with.
+Alone it trains in one process without a strategy, which is what the runs of two ranks are compared with.
 """
 
 import json
@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import tiny_model, tiny_tokenizer
+from unit.modules.test_reference import Data, WithReference
 
 from lit_ift import (
     FeedbackDataModule,
@@ -39,6 +40,7 @@ from lit_ift.distributed import FSDP2Strategy
 from lit_ift.distributed.shard import gathered, is_sharded
 from lit_ift.modules import ObjectivePart, reference_cache
 from lit_ift.modules.optim import ConstantSchedule
+from lit_ift.modules.reference import ReferencePolicy
 from lit_ift.modules.reference_cache import weights_digest
 
 RANKS = int(os.environ.get("WORLD_SIZE", 1))
@@ -53,11 +55,12 @@ LORA = {"r": 4, "lora_alpha": 8}
 
 
 class Record(Callback):
-    """Metrics of every optimizer step and validation, and the weights that training begins with."""
+    """Rows and metrics of every optimizer step and validation, and the weights that training begins with."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
         self.validations: list[float] = []
+        self.rows: list[str] = []
         self.digest = ""
         self.is_sharded = False
 
@@ -65,7 +68,8 @@ class Record(Callback):
         self.digest = weights_digest(module.model)
         self.is_sharded = is_sharded(module.model)
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.rows += batch.get("row_ids", [])
         if trainer.global_step > len(self.steps):
             left_out = ("train/tokens_per_s", "train/lr")
             metrics = trainer.callback_metrics.items()
@@ -99,15 +103,14 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         found = [files[kind] for kind in kinds]
         return FeedbackDataModule(found, val=found, batch_size=size // RANKS, tokenizer=untied, **options)
 
-    def fit(module: Any, data: Any, *callbacks: Callback, precision: Any = "32-true", **options: Any) -> dict[str, Any]:
+    def fit(module: Any, data: Any, *callbacks: Callback, strategy: Any = None, **options: Any) -> dict[str, Any]:
         given = {key: options.pop(key) for key in ("reshard_after_forward", "offload", "replicas") if key in options}
         record = Record()
         trainer = L.Trainer(
             accelerator="cpu",
             devices=RANKS,
-            strategy=FSDP2Strategy(**given) if SHARDED else "auto",
-            precision=precision,
-            **{"max_epochs": 1, "gradient_clip_val": 0.5, **options},
+            strategy=(strategy or FSDP2Strategy(**given)) if SHARDED else "auto",
+            **{"precision": "32-true", "max_epochs": 1, "gradient_clip_val": 0.5, **options},
             default_root_dir=Path(out).parent,
             logger=False,
             enable_checkpointing=False,
@@ -119,6 +122,7 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         weights = {name: tensor.double() for name, tensor in gathered(module.model)}
         again = trainer.validate(module, datamodule=data, verbose=False)
         return {
+            "rows": record.rows,
             "steps": record.steps,
             "validations": [*record.validations, again[0]["val/loss"]],
             "digest": record.digest,
@@ -172,6 +176,32 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         module = make(SFTModule, tied, dtype="float32", lora=LORA if lora else None)
         return {**fit(module, instructions(), HuggingFaceExport(folder), max_steps=2), "folder": folder}
 
+    def scores() -> dict[str, Any]:
+        """What the initial policy gives a tiny data set, and its passes through the model."""
+        data: Any = Data()
+        module = WithReference(tiny_model(), reference=ReferencePolicy("cached", cache_dir=f"{out}.scores"))
+        prepare, passes = module.configure_model, []
+
+        def configure_model() -> None:
+            prepare()
+            passes.append(module.passes)
+
+        module.configure_model = configure_model  # type: ignore[method-assign]
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=RANKS,
+            strategy="ddp" if SHARDED else "auto",
+            max_steps=1,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        )
+        large, reference_cache.BATCH_TOKENS = reference_cache.BATCH_TOKENS, 20  # type: ignore[misc]  # Several batches.
+        trainer.fit(module, datamodule=data)
+        reference_cache.BATCH_TOKENS = large  # type: ignore[misc]
+        return {"logps": data.rows().reference_logps.tolist(), "passes": passes}
+
     cases: dict[str, Callable[[], dict[str, Any]]] = {
         "ift": lambda: fit(make(IFTModule, lam=0.3), instructions(), max_epochs=2),
         "ift float32": lambda: fit(make(IFTModule, dtype="float32", lam=0.3), instructions()),
@@ -185,6 +215,11 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         "ift replicas": lambda: fit(make(IFTModule, lam=0.3), instructions(), replicas=RANKS),
         "ift bf16-mixed": lambda: fit(make(IFTModule, dtype="float32"), instructions(), precision="bf16-mixed"),
         "ift bf16-true": lambda: fit(make(IFTModule, dtype=None), instructions(), precision="bf16-true"),
+        "ddp": lambda: fit(make(IFTModule), instructions(), strategy="ddp", max_epochs=2),
+        "ddp by token": lambda: fit(make(SFTModule, reduction="token"), instructions(), strategy="ddp", max_epochs=2),
+        "ddp accumulating": lambda: fit(
+            make(IFTModule), instructions(4), strategy="ddp", accumulate_grad_batches=2, max_epochs=2
+        ),
         "sft token": lambda: fit(make(SFTModule, tied, reduction="token"), instructions(4), accumulate_grad_batches=2),
         "sft every second": lambda: fit(make(SFTModule, gradient_checkpointing=2), instructions()),
         "sft offload": lambda: fit(make(SFTModule), instructions(), offload=True),
@@ -205,6 +240,8 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         "tasks": answers_questions,
         "export": lambda: exports(lora=False),
         "export lora": lambda: exports(lora=True),
+        "scores": scores,
+        "scores again": scores,
     }
     results = {}
     for name in only or cases:
