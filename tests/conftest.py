@@ -22,6 +22,10 @@ settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "explore")
 
 
+def is_slow(path: Path) -> bool:
+    return path.relative_to(TESTS).parts[0] in SLOW
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("CI"):
         config.pluginmanager.register(SkipGuard())
@@ -30,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by where they are and what they ask for."""
     for item in items:
-        if item.path.relative_to(TESTS).parts[0] in SLOW:
+        if is_slow(item.path):
             item.add_marker("slow")
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker("model")
@@ -62,6 +66,16 @@ def no_launcher() -> None:
     """No test takes the port or the ranks over that Lightning left in the environment for an earlier one."""
     for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole runs leave an empty file for the picture of their curves, but where a test has the mark ``drawing``.
+
+    Drawing takes longer than training a tiny model. ``tests/unit/callbacks`` looks at the pictures.
+    """
+    if is_slow(request.path) and request.node.get_closest_marker("drawing") is None:
+        monkeypatch.setattr("lit_ift.callbacks.curves.draw_panels", lambda points, panels, path: path.touch())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -46,6 +46,7 @@ def config(tmp_path: Path, model_folder: Path, data_file: Path) -> Path:
     return path
 
 
+@pytest.mark.drawing
 def test_fit_leaves_everything(config: Path, tmp_path: Path, model_folder: Path) -> None:
     assert run("fit", "--config", config) == 0
     folder = tmp_path / "out" / "runs" / "version_0"

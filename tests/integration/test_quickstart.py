@@ -12,7 +12,7 @@ from lit_ift.cli import main
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.model
+@pytest.mark.drawing
 def test_two_steps_of_the_quickstart(
     smollm2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
