@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from lit_ift.chat.frames import added_tokens_pattern
+from lit_ift.chat.turn_format import added_tokens_pattern
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,18 +51,15 @@ class ControlTokens:
 
     def count(self, text: str) -> int:
         """How many control tokens `text` spells."""
-        return len(self.pattern.findall(text)) if self.pattern else 0
+        return len(self.pattern.findall(text))
 
     def is_in(self, strings: Sequence[str]) -> bool:
         """Whether any of `strings` spells a control token."""
-        return self.pattern is not None and self.pattern.search("\0".join(strings)) is not None
+        return self.pattern.search("\0".join(strings)) is not None
 
     def fence(self, value: Any) -> Any:
         """`value` with every control token in its strings between `LEFT` and `RIGHT`."""
-        pattern = self.pattern
-        if pattern is None:
-            return value
-        return map_strings(value, lambda text: pattern.sub(f"{LEFT}\\g<0>{RIGHT}", text))
+        return map_strings(value, lambda text: self.pattern.sub(f"{LEFT}\\g<0>{RIGHT}", text))
 
     def hide(self, fenced: str) -> tuple[str, list[tuple[int, int]], int]:
         """A rendering with fences, made ready for `encode_hidden`.
@@ -71,8 +68,6 @@ class ControlTokens:
             the text with a placeholder for each control token outside fences, and without the fences; for each
             placeholder the position after it there and the characters that it saves; the number of fenced tokens.
         """
-        if self.pattern is None:
-            return fenced, [], 0
         pattern = re.compile(f"{LEFT}(?:{self.pattern.pattern}){RIGHT}|{self.pattern.pattern}")
         pieces: list[str] = []
         saved: list[tuple[int, int]] = []
@@ -131,12 +126,18 @@ def map_strings(value: Any, function: Callable[[str], str]) -> Any:
     return value
 
 
-def strings_in(value: Any) -> list[str]:
-    """All strings in `value`, keys of dicts among them."""
+def strings_in(value: Any, *, keys: bool = True) -> list[str]:
+    """All strings in `value`, with or without the keys of its dicts."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
-        return [text for key, item in value.items() for text in (*strings_in(key), *strings_in(item))]
-    if isinstance(value, (list, tuple)):
-        return [text for item in value for text in strings_in(item)]
-    return []
+        pairs = ([key, item] if keys else [item] for key, item in value.items())
+        return [text for pair in pairs for text in strings_in(pair, keys=keys)]
+    return [text for item in value for text in strings_in(item, keys=keys)] if isinstance(value, (list, tuple)) else []
+
+
+def keys_in(value: Any) -> list[str]:
+    """All keys of the dicts in `value`."""
+    own = list(map(str, value)) if isinstance(value, dict) else []
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return own + [key for item in inner for key in keys_in(item)]

@@ -1,10 +1,10 @@
 """What a chat template renders: messages, and which of them are trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NotRequired, TypedDict
 
-from lit_ift.errors import RowError
+from lit_ift.errors import RowError, RowReason
 
 LOSS: Final = "loss"
 """Key of a turn that says whether to train on it, or how much its tokens count."""
@@ -13,6 +13,23 @@ THINKING_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn that hold its thinking apart from its text."""
 
 THINK, END_THINK = "<think>", "</think>"
+
+COMMON_HEADS: Final = (
+    "<|im_start|>assistant",
+    "<|start_header_id|>assistant<|end_header_id|>",
+    "<|assistant|>",
+    "<start_of_turn>model",
+    "[/INST]",
+)
+"""How the generation prompts of ChatML, Llama 3, Zephyr, Gemma and Mistral end."""
+
+SHORTEST_HEAD: Final = 4
+"""Characters from which on a generation prompt cannot be the end of an ordinary text."""
+
+TEMPLATED_REMEDY: Final = (
+    "The chat template is applied here: give the bare question and the bare answer, without turn marks and control "
+    "tokens"
+)
 
 
 class Message(TypedDict):
@@ -90,27 +107,72 @@ def split_thinking(content: str) -> tuple[str, str]:
     return (head + found, answer) if found else ("", content)
 
 
-def check_has_target(conversation: Conversation, origin: str) -> None:
+class EncodingError(Exception):
+    """Why a conversation cannot be encoded. The encoder adds which row it is.
+
+    Args:
+        field: the part at fault, such as ``messages[1].content``.
+        problem: what is wrong with it.
+        remedy: what the user can do about it.
+        reason: the kind of fault, for counting.
+    """
+
+    def __init__(
+        self,
+        field: str,
+        problem: str,
+        remedy: str = "",
+        reason: RowReason = "template",
+        kind: type[RowError] = RowError,
+    ) -> None:
+        super().__init__(problem)
+        self._field, self._problem, self._reason, self._kind = field, problem, reason, kind
+        self._remedy = remedy or "Mend the row or choose another data.chat_template"
+
+    def of_row(self, origin: str) -> RowError:
+        """The error of the row that came from there."""
+        return self._kind(origin, self._field, self._problem, self._remedy, reason=self._reason)
+
+
+def check_has_target(conversation: Conversation) -> None:
     """Do nothing if something of a conversation can be trained on, or it is a mere prompt.
 
     Raises:
-        RowError: all its answers are marked as not to be trained on, or the prompt holds the beginning of the answer.
+        EncodingError: all its answers are marked as not to be trained on, or the prompt holds the beginning of one.
     """
     if conversation.is_prompt:
         return
     if not conversation.trains_all and not conversation.target_turns:
-        raise RowError(
-            origin,
-            "messages",
-            "every answer in it is marked as not to be trained on",
-            "Leave the row out, or mark an answer as one to train on (loss: true)",
-            reason="no_target",
-        )
+        remedy = "Leave the row out, or mark an answer as one to train on (loss: true)"
+        raise EncodingError("messages", "every answer in it is marked as not to be trained on", remedy, "no_target")
     messages, start = conversation.messages, conversation.num_prompt_messages
     if start and messages[start - 1]["role"] == messages[start]["role"] == "assistant":
-        raise RowError(
-            origin,
-            f"messages[{start - 1}]",
-            "the prompt ends with an answer that is begun, and the template would close it before the rest",
-            "Write the whole answer as the completion, or end the prompt with a user or tool turn",
-        )
+        problem = "the prompt ends with an answer that is begun, and the template would close it before the rest"
+        remedy = "Write the whole answer as the completion, or end the prompt with a user or tool turn"
+        raise EncodingError(f"messages[{start - 1}]", problem, remedy, "field")
+
+
+class TemplatedPromptError(RowError):
+    """A row whose prompt ends as a chat template's generation prompt does."""
+
+
+def heads_of(headers: Iterable[str]) -> tuple[str, ...]:
+    """How a prompt ends that was templated: the common ways, and those of the template with these headers."""
+    own = {header.strip() for header in headers}
+    return tuple(dict.fromkeys([*COMMON_HEADS, *sorted(head for head in own if len(head) >= SHORTEST_HEAD)]))
+
+
+def check_not_templated(conversation: Conversation, heads: tuple[str, ...]) -> None:
+    """Do nothing if no question ends in one of `heads`; one that only quotes them may.
+
+    Raises:
+        EncodingError: one does; it becomes a `TemplatedPromptError`.
+    """
+    messages = conversation.messages
+    for index, message in enumerate(messages):
+        is_last = index + 1 == len(messages)
+        is_answered = conversation.is_prompt if is_last else messages[index + 1]["role"] == "assistant"
+        if message["role"] == "user" and is_answered and (text := message["content"].rstrip()).endswith(heads):
+            head = next(head for head in heads if text.endswith(head))
+            problem = f"ends in {head!r}, which a chat template writes: the prompt is templated already"
+            raise EncodingError(f"messages[{index}].content", problem, TEMPLATED_REMEDY, "field", TemplatedPromptError)

@@ -6,20 +6,25 @@ So the mask goes by position and never by token id, which keeps the end-of-turn 
 same token. Control tokens that a message spells out are encoded as text (`control_tokens`).
 """
 
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from lit_ift.chat.control_tokens import LEFT, RESERVED, RIGHT, ControlTokens, strings_in
-from lit_ift.chat.conversation import Conversation, Message, check_has_target
+from lit_ift.chat.control_tokens import LEFT, RESERVED, RIGHT, ControlTokens, keys_in, strings_in
+from lit_ift.chat.conversation import (
+    Conversation,
+    EncodingError,
+    Message,
+    check_has_target,
+    check_not_templated,
+    heads_of,
+)
 from lit_ift.chat.dropped_characters import Coverage
 from lit_ift.chat.example import Example
-from lit_ift.chat.marks import MARKS
+from lit_ift.chat.markers import MARKER
 from lit_ift.chat.spans import Location, locate
-from lit_ift.chat.templated import check_not_templated, heads_of
 from lit_ift.chat.templates import (
     ChatTemplate,
     Span,
@@ -31,7 +36,7 @@ from lit_ift.chat.templates import (
     with_bos,
     with_fixed_day,
 )
-from lit_ift.chat.token_ranges import TokenRanges
+from lit_ift.chat.token_ranges import TokenRange, TokenRanges
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.errors import RowError, UserError
 
@@ -161,9 +166,12 @@ class ConversationEncoder:
         """
         prompt = Conversation(messages, tools=tools, num_prompt_messages=len(messages))
         self._set_up_backend()
-        rendered = self._render(prompt, "prompt")
-        encoding = self._tokenize([rendered.location.text])[0] if rendered.hidden is None else None
-        return self._example(prompt, rendered, encoding, "prompt").input_ids
+        try:
+            rendered = self._render(prompt)
+            encoding = self._tokenize([rendered.location.text])[0] if rendered.hidden is None else None
+            return self._example(prompt, rendered, encoding, "prompt").input_ids
+        except EncodingError as error:
+            raise error.of_row("prompt") from error.__cause__
 
     def _template(self, *, has_tools: bool) -> ChatTemplate:
         """The template for rows with or without tools, which differ for some tokenizers."""
@@ -173,9 +181,11 @@ class ConversationEncoder:
             same = other is not None and other.text == with_fixed_day(text)
             template = other if same and other is not None else ChatTemplate(self.tokenizer, text)
             self._templates[has_tools] = template
-            self._heads[has_tools] = heads_of(template.frames.headers.get("user", ()))
+            self._heads[has_tools] = heads_of(template.turn_format.headers.get("user", ()))
             self._controls[has_tools] = (
-                self._controls[not has_tools] if same else ControlTokens(self.tokenizer, template.frames.structure())
+                self._controls[not has_tools]
+                if same
+                else ControlTokens(self.tokenizer, template.turn_format.structure())
             )
         return self._templates[has_tools]
 
@@ -193,14 +203,14 @@ class ConversationEncoder:
 
     def _render_row(self, conversation: Conversation, origin: str) -> _Rendered | RowError:
         try:
-            check_has_target(conversation, origin)
+            check_has_target(conversation)
             self._template(has_tools=bool(conversation.tools))
-            check_not_templated(conversation, self._heads[bool(conversation.tools)], origin)
-            return self._render(conversation, origin)
-        except RowError as error:
-            return error
+            check_not_templated(conversation, self._heads[bool(conversation.tools)])
+            return self._render(conversation)
+        except EncodingError as error:
+            return error.of_row(origin)
 
-    def _render(self, conversation: Conversation, origin: str) -> _Rendered:
+    def _render(self, conversation: Conversation) -> _Rendered:
         template = self._template(has_tools=bool(conversation.tools))
         controls = self._controls[bool(conversation.tools)]
         strings = [message["content"] for message in conversation.messages]
@@ -209,39 +219,37 @@ class ConversationEncoder:
                 strings += strings_in(message)
         if conversation.tools:
             strings += strings_in(conversation.tools)
-        _check_unreserved(strings, MARKS, origin)
-        location = locate(conversation, template, origin)
-        if controls.is_in(strings):
-            _check_unreserved(strings, RESERVED, origin)
-            return self._hide(conversation, location, template, controls, origin)
+        spells_control = controls.is_in(strings)
+        for pattern in (MARKER, RESERVED) if spells_control else (MARKER,):
+            found = next((match for text in strings if not text.isascii() and (match := pattern.search(text))), None)
+            seen = f"{found.group()!a}" if found else ""
+            _require(found is None, f"it holds the private-use characters {seen}, which mark texts here")
+        location = locate(conversation, template)
+        if spells_control:
+            return self._hide(conversation, location, template, controls)
         num_controls = controls.count(location.text)
-        # Marks part what the template writes from texts: a token across them would be part of both.
-        if controls.count(location.marked) != num_controls:
-            raise _leak(origin, "the end of a text and what the template writes after it spell a control token")
+        # Markers part what the template writes from texts: a token across them would be part of both.
+        _require(
+            controls.count(location.marked) == num_controls,
+            "the end of a text and what the template writes after it spell a control token",
+        )
         return _Rendered(location, num_controls, None)
 
     def _hide(
-        self,
-        conversation: Conversation,
-        location: Location,
-        template: ChatTemplate,
-        controls: ControlTokens,
-        origin: str,
+        self, conversation: Conversation, location: Location, template: ChatTemplate, controls: ControlTokens
     ) -> _Rendered:
         fenced = template.render(
             controls.fence([dict(message) for message in conversation.messages]),
             controls.fence(list(conversation.tools)) if conversation.tools else None,
             add_generation_prompt=conversation.is_prompt,
-            origin=origin,
         )
-        if fenced.replace(LEFT, "").replace(RIGHT, "") != location.text:
-            raise _leak(origin, "the chat template acts on a control token that a message spells")
+        is_same = fenced.replace(LEFT, "").replace(RIGHT, "") == location.text
+        _require(is_same, "the chat template acts on a control token that a message spells")
         text, saved, num_fenced = controls.hide(fenced)
-        if LEFT in text or RIGHT in text:
-            raise _leak(origin, "the chat template shows a part of a control token that a message spells")
-        keys = [key for value in (conversation.messages, conversation.tools) for key in _keys_in(value)]
-        if controls.is_in(keys):
-            raise _leak(origin, "a key of an object in it spells a control token")
+        is_whole = LEFT not in text and RIGHT not in text
+        _require(is_whole, "the chat template shows a part of a control token that a message spells")
+        keys = keys_in([conversation.messages, conversation.tools])
+        _require(not controls.is_in(keys), "a key of an object in it spells a control token")
         return _Rendered(location, len(saved), _Hidden(text, saved, num_fenced))
 
     def _finished(
@@ -256,60 +264,53 @@ class ConversationEncoder:
             if isinstance(row, RowError):
                 results.append(row)
                 continue
+            encoding = next(tokens) if row.hidden is None else None
             try:
-                encoding = next(tokens) if row.hidden is None else None
                 results.append(self._example(conversation, row, encoding, origin))
-            except RowError as error:
-                results.append(error)
+            except EncodingError as error:
+                results.append(error.of_row(origin))
         return results
 
     def _example(self, conversation: Conversation, row: _Rendered, encoding: "Encoding | None", origin: str) -> Example:
         controls = self._controls[bool(conversation.tools)]
-        first, second = row.location.by_marks, row.location.confirmed
-        untrained = row.location.untrained
+        location = row.location
         if row.hidden is None:
             assert encoding is not None
+            text, place = location.text, None
             ids: list[int] = encoding.ids
             tokens = TokenRanges(encoding, None)
         else:
-            ids, offsets = controls.encode_hidden(row.hidden.text)
+            text, place = row.hidden.text, row.hidden.position
+            ids, offsets = controls.encode_hidden(text)
             tokens = TokenRanges(None, offsets)
-            place = row.hidden.position
-            first = [(place(start), place(end)) for start, end in first]
-            second = [(place(start), place(end)) for start, end in second]
-            untrained = [(place(start), place(end)) for start, end in untrained]
+
+        def ranges_of(spans: Sequence[Span]) -> list[TokenRange]:
+            placed = spans if place is None else [(place(start), place(end)) for start, end in spans]
+            return [tokens.range(span, text) for span in placed]
+
         self._check_single_bos(ids)
-        lost = self._coverage.lost_byte(row.location.text)
+        lost = self._coverage.lost_byte(location.text)
         if self._coverage.needs_offsets:
-            shown = row.location.text if row.hidden is None else row.hidden.text
-            lost = self._coverage.lost_between(shown, offsets if encoding is None else encoding.offsets)
+            lost = self._coverage.lost_between(text, offsets if encoding is None else encoding.offsets)
         if lost:
-            raise RowError(
-                origin,
-                "messages",
-                f"the tokenizer has no token for {lost!r} (U+{ord(lost):04X}) and drops it",
-                "Mend the row, leave it out, or use another tokenizer",
-                reason="template",
-            )
+            problem = f"the tokenizer has no token for {lost!r} (U+{ord(lost):04X}) and drops it"
+            raise EncodingError("messages", problem, "Mend the row, leave it out, or use another tokenizer")
         num_controls = sum(map(controls.id_set.__contains__, ids))
-        if num_controls != row.num_controls:
-            raise _leak(
-                origin,
-                f"the template writes {row.num_controls} control tokens, but {num_controls} were encoded: the "
-                "tokenizer makes control tokens of plain text, or has no token for a character",
-            )
-        text = row.location.text if row.hidden is None else row.hidden.text
-        ranges = [tokens.range(span, text, origin) for span in first]
-        if first != second:
-            others = [tokens.range(span, text, origin) for span in second]
-            _check_agreement(conversation, ranges, others, first, second, text, origin)
+        _require(
+            num_controls == row.num_controls,
+            f"the template writes {row.num_controls} control tokens, but {num_controls} were encoded: the tokenizer "
+            "makes control tokens of plain text, or has no token for a character",
+        )
+        ranges = ranges_of(location.by_markers)
+        if location.by_markers != location.confirmed:
+            _check_agreement(conversation, location, ranges, ranges_of(location.confirmed))
         weights = _weights(conversation, ranges, len(ids))
         if conversation.trains_all:
             located = zip(conversation.located_turns, ranges, strict=True)
             off = [found for turn, found in located if turn in conversation.untrained]
-            off += [tokens.range(span, text, origin) for span in untrained]
             # White space after the last mark is not trained here either.
-            labels = _all_but(ids[: tokens.range((0, len(text.rstrip())), text, origin)[1]], off, len(ids))
+            end = tokens.range((0, len(text.rstrip())), text)[1]
+            labels = _all_but(ids[:end], off + ranges_of(location.untrained), len(ids))
             ranges = []
         else:
             labels = [IGNORE_INDEX] * len(ids)
@@ -321,16 +322,12 @@ class ConversationEncoder:
             row_id=origin,
             num_split_starts=sum(is_split for _, _, is_split in ranges),
             num_lookalikes=row.hidden.num_lookalikes if row.hidden else 0,
-            num_dropped_thoughts=row.location.num_dropped_thoughts,
+            num_dropped_thoughts=location.num_dropped_thoughts,
             weights=weights,
         )
         if not conversation.is_prompt and not example.num_targets:
-            raise RowError(
-                origin,
-                "messages",
-                "no token is left to train on",
-                "Give the row an answer or remove it",
-                reason="no_target",
+            raise EncodingError(
+                "messages", "no token is left to train on", "Give the row an answer or remove it", "no_target"
             )
         return example
 
@@ -344,7 +341,7 @@ class ConversationEncoder:
             )
 
 
-def _weights(conversation: Conversation, ranges: list[tuple[int, int, bool]], length: int) -> list[float] | None:
+def _weights(conversation: Conversation, ranges: list[TokenRange], length: int) -> list[float] | None:
     """How much each token counts, given where the located turns are; None if all count 1."""
     if not conversation.weights:
         return None
@@ -354,7 +351,7 @@ def _weights(conversation: Conversation, ranges: list[tuple[int, int, bool]], le
     return weights
 
 
-def _all_but(ids: list[int], untrained: list[tuple[int, int, bool]], length: int) -> list[int]:
+def _all_but(ids: list[int], untrained: list[TokenRange], length: int) -> list[int]:
     """Labels of `length` tokens that begin with `ids`: all of these but the first, without the untrained ranges."""
     labels = [IGNORE_INDEX, *ids[1:]] + [IGNORE_INDEX] * (length - len(ids))
     for begin, end, is_split in untrained:
@@ -363,40 +360,18 @@ def _all_but(ids: list[int], untrained: list[tuple[int, int, bool]], length: int
     return labels
 
 
-def _check_unreserved(strings: list[str], pattern: re.Pattern[str], origin: str) -> None:
-    found = next((match for text in strings if not text.isascii() and (match := pattern.search(text))), None)
-    if found:
-        raise _leak(origin, f"it holds the private-use characters {found.group()!a}, which mark texts here")
-
-
-def _keys_in(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [*map(str, value), *(key for item in value.values() for key in _keys_in(item))]
-    if isinstance(value, (list, tuple)):
-        return [key for item in value for key in _keys_in(item)]
-    return []
-
-
 def _check_agreement(
-    conversation: Conversation,
-    first: list[tuple[int, int, bool]],
-    second: list[tuple[int, int, bool]],
-    first_spans: list[Span],
-    second_spans: list[Span],
-    text: str,
-    origin: str,
+    conversation: Conversation, location: Location, first: list[TokenRange], second: list[TokenRange]
 ) -> None:
-    for turn, one, other, span, other_span in zip(
-        conversation.located_turns, first, second, first_spans, second_spans, strict=True
-    ):
+    spans = zip(location.by_markers, location.confirmed, strict=True)
+    for turn, one, other, (span, other_span) in zip(conversation.located_turns, first, second, spans, strict=True):
         if one[:2] != other[:2]:
-            raise RowError(
-                origin,
+            raise EncodingError(
                 f"messages[{turn}]",
-                f"two ways to find the answer's tokens differ: {_ends(text, span)} by marks, {_ends(text, other_span)} "
-                "by a second way",
+                f"two ways to find the answer's tokens differ: {_ends(location.text, span)} by marks, "
+                f"{_ends(location.text, other_span)} by a second way",
                 "Leave out the row or choose another data.chat_template",
-                reason="mask_disagreement",
+                "mask_disagreement",
             )
 
 
@@ -405,11 +380,8 @@ def _ends(text: str, span: Span) -> str:
     return repr(found if len(found) < 200 else f"{found[:90]} … {found[-90:]}")
 
 
-def _leak(origin: str, problem: str) -> RowError:
-    return RowError(
-        origin,
-        "messages",
-        f"text and control tokens cannot be told apart: {problem}",
-        "Mend the row or leave it out",
-        reason="template",
-    )
+def _require(is_clear: bool, problem: str) -> None:
+    """Refuse a conversation of which texts and control tokens cannot be told apart."""
+    if not is_clear:
+        problem = f"text and control tokens cannot be told apart: {problem}"
+        raise EncodingError("messages", problem, "Mend the row or leave it out")

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from lit_ift.chat.frames import STAND_IN, Frames, Probe, call_turn
-from lit_ift.errors import RowError, UserError, did_you_mean
+from lit_ift.chat.conversation import EncodingError
+from lit_ift.chat.turn_format import STAND_IN, TurnFormat, call_turn, learn_turn_format
+from lit_ift.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,15 +113,15 @@ def plain_marks(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
 
     Empty if the mark at the end of turns is a token of the tokenizer, or is not meant as one.
     """
-    frames = ChatTemplate(tokenizer, tokenizer.get_chat_template()).frames
+    turn_format = ChatTemplate(tokenizer, tokenizer.get_chat_template()).turn_format
 
     def lacking(text: str) -> list[str]:
         found = dict.fromkeys(CONTROL_LIKE.findall(text))
         return [mark for mark in found if len(tokenizer.encode(mark, add_special_tokens=False)) > 1]
 
-    if not lacking(frames.last_ends.get("text", "")):
+    if not lacking(turn_format.last_ends.get("text", "")):
         return []
-    return lacking("\n".join(frames.structure()))
+    return lacking("\n".join(turn_format.structure()))
 
 
 def tokenizer_name(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -159,12 +160,11 @@ class ChatTemplate:
         tools: Sequence[dict[str, Any]] | None = None,
         *,
         add_generation_prompt: bool = False,
-        origin: str,
     ) -> str:
         """What `apply_chat_template` gives; plain messages go straight to the compiled template.
 
         Raises:
-            RowError: the template refuses the messages.
+            EncodingError: the template refuses the messages.
         """
         from jinja2 import TemplateError
 
@@ -173,13 +173,22 @@ class ChatTemplate:
                 return self._render_directly(messages, add_generation_prompt)
             return self._apply(messages, tools, add_generation_prompt)
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise RowError(
-                origin,
-                "messages",
-                f"the chat template cannot render it: {type(error).__name__}: {str(error).rstrip('.')}",
-                "Mend the row (roles, their order, missing keys) or choose another data.chat_template",
-                reason="template",
-            ) from error
+            problem = f"the chat template cannot render it: {type(error).__name__}: {str(error).rstrip('.')}"
+            remedy = "Mend the row (roles, their order, missing keys) or choose another data.chat_template"
+            raise EncodingError("messages", problem, remedy) from error
+
+    def try_render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str | None:
+        """As `render`; None if the template refuses the messages."""
+        try:
+            return self.render(messages, tools, add_generation_prompt=add_generation_prompt)
+        except EncodingError:
+            return None
 
     def generation_spans(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[dict[str, Any]] | None
@@ -206,9 +215,9 @@ class ChatTemplate:
         return rendered[0], spans
 
     @cached_property
-    def frames(self) -> Frames:
+    def turn_format(self) -> TurnFormat:
         """What the template writes around messages."""
-        return Probe(self).learn()
+        return learn_turn_format(self)
 
     def _compile(self) -> Any:
         from jinja2 import TemplateSyntaxError
@@ -255,11 +264,7 @@ class ChatTemplate:
         """Whether the template shows the text of a message only if it is a list of parts, as of a vision model."""
         shown = []
         for self.wants_parts in (False, True):
-            try:
-                text = self.render([{"role": "user", "content": STAND_IN}], origin="probe")
-            except RowError:
-                text = ""
-            shown.append(STAND_IN in text)
+            shown.append(STAND_IN in (self.try_render([{"role": "user", "content": STAND_IN}]) or ""))
         return shown == [False, True]
 
     def _find_wants_json_arguments(self) -> bool:
@@ -267,10 +272,7 @@ class ChatTemplate:
         arguments = {"key": STAND_IN}
         shown = []
         for self.wants_json_arguments in (False, True):
-            try:
-                shown.append(self.render([{"role": "user", "content": "x"}, call_turn(arguments)], origin="probe"))
-            except RowError:
-                shown.append("")
+            shown.append(self.try_render([{"role": "user", "content": "x"}, call_turn(arguments)]) or "")
         is_wrong = STAND_IN not in shown[0] or repr(arguments) in shown[0]
         return is_wrong and json.dumps(arguments) in shown[1]
 
@@ -280,11 +282,9 @@ class ChatTemplate:
             return False
         messages = [{"role": "user", "content": STAND_IN}]
         self._is_direct = True
-        try:
-            direct = self.render(messages, add_generation_prompt=True, origin="probe")
-            return direct == self._apply(messages, None, True)
-        except RowError:
-            return True  # It refuses a lone user turn; the same template refuses it either way.
+        direct = self.try_render(messages, add_generation_prompt=True)
+        # One that refuses a lone user turn refuses it either way.
+        return direct is None or direct == self._apply(messages, None, True)
 
 
 def _with_json_arguments(call: dict[str, Any]) -> dict[str, Any]:
@@ -299,9 +299,9 @@ def turn_end_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """The last tokens of what the tokenizer's chat template writes to end turns of the assistant."""
     if not tokenizer.chat_template:
         return frozenset()
-    frames = ChatTemplate(tokenizer, tokenizer.get_chat_template()).frames
-    marks = {*frames.ends.values(), frames.last_ends.get("text", "")} - {""}
-    if frames.last_ends.get("text"):
-        marks |= {*frames.last_ends.values()} - {""}
+    turn_format = ChatTemplate(tokenizer, tokenizer.get_chat_template()).turn_format
+    marks = {*turn_format.ends.values(), turn_format.last_ends.get("text", "")} - {""}
+    if turn_format.last_ends.get("text"):
+        marks |= {*turn_format.last_ends.values()} - {""}
     encode = tokenizer.backend_tokenizer.encode
     return frozenset(ids[-1] for mark in marks if (ids := encode(mark, add_special_tokens=False).ids))

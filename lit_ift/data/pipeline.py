@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from lit_ift.chat.conversation import TemplatedPromptError
 from lit_ift.chat.example import Example
-from lit_ift.chat.templated import TemplatedPromptError
 from lit_ift.data.encode_sides import SideEncoder
 from lit_ift.data.parse.columns import ColumnMap
 from lit_ift.data.parse.row_parser import RowParser

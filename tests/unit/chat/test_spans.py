@@ -5,7 +5,7 @@ import pytest
 from lit_ift.chat.conversation import Conversation, split_thinking
 from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
-from lit_ift.chat.marks import CLOSE, OPEN
+from lit_ift.chat.markers import CLOSE, OPEN
 from lit_ift.chat.spans import locate
 from lit_ift.chat.templates import ChatTemplate
 from lit_ift.errors import RowError
@@ -42,9 +42,9 @@ def test_both_ways_find_the_same_characters(make_tokenizer) -> None:
     tokenizer = make_tokenizer()
     header = "<|im_start|>assistant\n"
     conversation = talk(header, "yo", "yo", header + "yo", "yo<|im_end|>", "<|im_end|>")
-    place = locate(conversation, ChatTemplate(tokenizer, tokenizer.chat_template), "o")
-    assert place.by_marks == place.confirmed
-    assert [place.text[start:end] for start, end in place.by_marks] == [
+    place = locate(conversation, ChatTemplate(tokenizer, tokenizer.chat_template))
+    assert place.by_markers == place.confirmed
+    assert [place.text[start:end] for start, end in place.by_markers] == [
         "yo<|im_end|>",
         header + "yo<|im_end|>",
         "<|im_end|><|im_end|>",

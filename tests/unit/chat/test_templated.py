@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lit_ift.chat.conversation import Conversation
+from lit_ift.chat.conversation import Conversation, TemplatedPromptError
 from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
-from lit_ift.chat.templated import TemplatedPromptError
 from lit_ift.data.pipeline import NUM_JUDGED, EncodingOptions, Part, encode_parts
 from lit_ift.data.read.records import read_records
 from lit_ift.data.report.builder import ReportBuilder

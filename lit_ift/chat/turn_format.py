@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from lit_ift.errors import RowError
-
 if TYPE_CHECKING:
     from lit_ift.chat.templates import ChatTemplate
 
@@ -18,7 +16,7 @@ STAND_IN: Final = "Sentinel-7Q"
 
 
 @dataclass
-class Frames:
+class TurnFormat:
     """What a template writes around messages, learned from conversations of stand-in messages.
 
     What it refuses to render is absent.
@@ -51,11 +49,17 @@ class Frames:
         return [*headers, *ends, self.last_ends.get("text", "")]
 
 
-class Probe:
-    """Learns the frames of a template from stand-in conversations."""
+def learn_turn_format(template: "ChatTemplate") -> TurnFormat:
+    """Find what a template writes around messages."""
+    return _Probe(template).learn()
+
+
+class _Probe:
+    """Renders stand-in conversations by a template."""
 
     def __init__(self, template: "ChatTemplate") -> None:
         self.template = template
+        self.found = TurnFormat()
         self.added = added_tokens_pattern(template.tokenizer.added_tokens_encoder)
         self.messages: dict[str, dict[str, Any]] = {
             "system": {"role": "system", "content": _word("system")},
@@ -71,19 +75,18 @@ class Probe:
             "tool": ["user", "call", "tool"],
         }
 
-    def learn(self) -> Frames:
-        frames = Frames()
+    def learn(self) -> TurnFormat:
         if self.template.has_generation_blocks:
-            frames.epilogue = self._epilogue()
+            self.found.epilogue = self._epilogue()
         for role, names in self.before.items():
-            self._learn_header(frames, role, names)
-        for kind, name in (("text", "assistant"), ("call", "call")):
-            self._learn_end(frames, "call" if kind == "call" else "text", name)
+            self._learn_header(role, names)
+        self._learn_end("text", "assistant")
+        self._learn_end("call", "call")
         if self.template.has_generation_blocks:
-            frames.prefills = self._prefills(frames)
-        return frames
+            self.found.prefills = self._prefills()
+        return self.found
 
-    def _learn_header(self, frames: Frames, role: str, names: list[str]) -> None:
+    def _learn_header(self, role: str, names: list[str]) -> None:
         prompt = self._render(names, add_generation_prompt=True)
         full = _after(prompt, _word(role))
         if full is None:
@@ -99,78 +102,75 @@ class Probe:
                 rest = lead[len(common) :].strip()
                 # A turn may lack what a generation prompt pre-fills, or have a block instead. Where it goes on with
                 # anything else, the model is prompted in another way than it is trained.
-                if common.strip() and (not rest or rest.startswith("<") or self._starts_with_added(rest)):
+                if common.strip() and (not rest or rest.startswith("<") or self.added.match(rest)):
                     headers.append(common)
-        frames.headers[role] = tuple(sorted(set(headers), key=len, reverse=True))
+        self.found.headers[role] = tuple(sorted(set(headers), key=len, reverse=True))
         if last is not None:
-            header = next((header for header in frames.headers[role] if last.startswith(header)), None)
+            header = next((header for header in self.found.headers[role] if last.startswith(header)), None)
             if header is not None:
-                frames.leads[role] = len(last) - len(header)
+                self.found.leads[role] = len(last) - len(header)
 
-    def _starts_with_added(self, text: str) -> bool:
-        return self.added is not None and self.added.match(text) is not None
-
-    def _learn_end(self, frames: Frames, kind: TurnKind, name: str) -> None:
+    def _learn_end(self, kind: TurnKind, name: str) -> None:
         tail = _after(self._render(["user", name]), _word(name))
         if tail is None:
             return
-        if kind == "text" and not frames.epilogue:
-            frames.epilogue = self._begun_turn(frames, tail)
-        tail = tail.rstrip().removesuffix(frames.epilogue).rstrip()
-        text_end = frames.last_ends.get("text", "")
+        if kind == "text" and not self.found.epilogue:
+            self.found.epilogue = self._begun_turn(tail)
+        tail = tail.rstrip().removesuffix(self.found.epilogue).rstrip()
+        text_end = self.found.last_ends.get("text", "")
         if kind == "call":
-            found = list(self.added.finditer(tail)) if self.added else []
+            tokens = list(self.added.finditer(tail))
             if text_end and tail.endswith(text_end):
                 tail = text_end
-            elif found and found[-1].end() == len(tail):
-                tail = found[-1].group()
+            elif tokens and tokens[-1].end() == len(tail):
+                tail = tokens[-1].group()
             elif not text_end:
                 tail = ""  # Nothing ends a turn.
             else:
                 return
-        frames.last_ends[kind] = tail
+        self.found.last_ends[kind] = tail
         for role in ("user", "assistant", "tool", "system"):
             following = {**self.messages[role], "content": _word("next")}
             gap = _between(self._render(["user", name], following), _word(name), _word("next"))
             if gap is None:
                 continue
-            mark = self._mark_inside(gap, tail, frames, kind)
+            mark = self._mark_inside(gap, tail, kind)
             if mark is not None:
-                frames.ends[kind, role] = mark
-                frames.gaps[kind, role] = gap[gap.index(mark) + len(mark) :]
+                self.found.ends[kind, role] = mark
+                self.found.gaps[kind, role] = gap[gap.index(mark) + len(mark) :]
 
-    def _mark_inside(self, gap: str, last_end: str, frames: Frames, kind: TurnKind) -> str | None:
+    def _mark_inside(self, gap: str, last_end: str, kind: TurnKind) -> str | None:
         """The end-of-turn mark before another message.
 
         Mostly that of a last turn, else the token in its place. Where nothing ends a last turn, what comes next is what
         stops the model: the token that ends earlier turns, or the one that opens the next turn.
         """
         if last_end and (gap.startswith(last_end) or (kind == "call" and last_end in gap)):
-            if frames.last_ends.get("text"):
+            if self.found.last_ends.get("text"):
                 return last_end
             rest = gap[gap.index(last_end) + len(last_end) :]
             return last_end + (self._token_at_start(rest) or "")
         if last_end:
             return self._token_at_start(gap, blanks=False)
         if kind == "call":  # What closes the arguments stands before it.
-            found = self.added.search(gap) if self.added else None
-            return found.group() if found else None
+            token = self.added.search(gap)
+            return token.group() if token else None
         return self._token_at_start(gap) or ""
 
     def _token_at_start(self, text: str, *, blanks: bool = True) -> str | None:
         """What `text` begins with up to the end of its first added token, perhaps after white space."""
         start = len(text) - len(text.lstrip()) if blanks else 0
-        match = self.added.match(text, start) if self.added else None
+        match = self.added.match(text, start)
         return text[: match.end()] if match else None
 
-    def _begun_turn(self, frames: Frames, tail: str) -> str:
+    def _begun_turn(self, tail: str) -> str:
         """What a template writes after the last turn, if that begins another turn of the assistant.
 
         That is so where it writes the generation prompt unasked.
         """
         text = self._render(["user", "assistant"]).removeprefix(self.template.tokenizer.bos_token or "")
         opener = (self._token_at_start(text) or "").strip()
-        prompt = frames.headers.get("user", ("",))[0]
+        prompt = self.found.headers.get("user", ("",))[0]
         if not opener or opener not in tail or opener not in prompt:
             return ""
         begun = tail[tail.index(opener) :].rstrip()
@@ -180,7 +180,7 @@ class Probe:
         """What both begin with, cut back so that it splits no added token of either."""
         length = next((i for i, (a, b) in enumerate(zip(header, lead, strict=False)) if a != b), len(lead))
         for text in (header, lead):
-            for match in self.added.finditer(text) if self.added else ():
+            for match in self.added.finditer(text):
                 if match.start() < length < match.end():
                     length = match.start()
         return header[:length]
@@ -189,14 +189,14 @@ class Probe:
         text, spans = self.template.generation_spans([self.messages["user"], self.messages["assistant"]], None)
         return text[spans[-1][1] :].strip() if spans else ""
 
-    def _prefills(self, frames: Frames) -> tuple[str, ...]:
+    def _prefills(self) -> tuple[str, ...]:
         messages = [self.messages["user"], self.messages["assistant"]]
         text, spans = self.template.generation_spans(messages, None)
         at = text.find(_word("user"))
         if at < 0 or not spans:
             return ()
         outside = text[at + len(_word("user")) : spans[0][0]]
-        inside = {h.removeprefix(outside) for h in frames.headers.get("user", ()) if h.startswith(outside)}
+        inside = {h.removeprefix(outside) for h in self.found.headers.get("user", ()) if h.startswith(outside)}
         return tuple(sorted(inside - {""}, key=len, reverse=True))
 
     def _render(self, *parts: Any, add_generation_prompt: bool = False) -> str:
@@ -206,16 +206,13 @@ class Probe:
                 messages += [self.messages[name] for name in part]
             else:
                 messages.append(self.messages[part] if isinstance(part, str) else part)
-        try:
-            return self.template.render(messages, add_generation_prompt=add_generation_prompt, origin="probe")
-        except RowError:
-            return ""
+        return self.template.try_render(messages, add_generation_prompt=add_generation_prompt) or ""
 
 
-def added_tokens_pattern(contents: Iterable[str]) -> re.Pattern[str] | None:
-    """Matches any of `contents`, the longest where several fit; None if there are none."""
+def added_tokens_pattern(contents: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of `contents`, the longest where several fit; nothing if there are none."""
     longest_first = sorted(filter(None, contents), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def call_turn(arguments: Any) -> dict[str, Any]:
