@@ -145,7 +145,7 @@ def _about(module: ConversationDataModule, splits: Sequence[Any]) -> About:
     digest = hashlib.sha256(str(template).encode()).hexdigest()[:12]
     name = "none" if template is None else "the tokenizer's own" if chosen is None else _one_line(chosen)
     return About(
-        sources={split: [part.name for part in module.parts(split)] for split in splits},
+        sources={split: [source.name for source in module.sources_of(split)] for split in splits},
         tokenizer=source if isinstance(source, str) else str(tokenizer.name_or_path) or type(tokenizer).__name__,
         chat_template=name if template is None else f"{name}, {len(str(template)):,} characters, sha256 {digest}…",
         lit_ift=version("lit-ift"),

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -36,8 +36,8 @@ NUM_JUDGED: Final = 100
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows from one place.
+class ResolvedSource:
+    """Rows from one place, with everything decided that a configuration leaves open.
 
     Args:
         name: of the place, for the report.
@@ -48,6 +48,8 @@ class Part:
         preference_scale: see `RowParser`.
         weight: how often each row comes in an epoch, on average.
         part: part of a mixed objective that the rows go to; None for the one named as their kind.
+        place: path, configuration and split, if that is where the rows are; two sources with the same are the same.
+        fingerprint: gives plain values that change whenever the rows could.
     """
 
     name: str
@@ -58,6 +60,18 @@ class Part:
     preference_scale: float | None = None
     weight: float = 1.0
     part: str | None = None
+    place: tuple[str, str | None, str | None] | None = None
+    fingerprint: Callable[[], dict[str, Any]] | None = None
+
+    def parser(self, *, needs_answer: bool) -> RowParser:
+        """Makes rows of the records."""
+        return RowParser(
+            layout=self.layout,
+            columns=self.columns,
+            score_range=self.score_range,
+            preference_scale=self.preference_scale,
+            needs_answer=needs_answer,
+        )
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,8 @@ class EncodingOptions:
         kinds: rows that are taken.
         needs_answer: refuse rows that do not end with an answer; otherwise they become mere prompts.
         train_on: which part of conversations is trained on; see `with_targets`.
+        on_bad_row: raise the first bad row, or leave bad rows out. Too long ones are left out in either case if that is
+            how they are to be truncated.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -79,49 +95,41 @@ class EncodingOptions:
     kinds: frozenset[RowKind]
     needs_answer: bool = True
     train_on: TrainOn = "assistant"
+    on_bad_row: OnBadRow = "error"
 
 
-def encode_parts(
-    parts: Sequence[Part],
+def encode_sources(
+    sources: Iterable[ResolvedSource],
     options: EncodingOptions,
     report: ReportBuilder,
     *,
-    on_bad_row: OnBadRow,
     takes: Callable[[Row], bool] = lambda row: True,
     progress: str | None = None,
 ) -> Iterator[EncodedRow]:
-    """Yield the rows of all parts in their order, each of which `report` hears of; a long text as several.
+    """Yield the rows of all sources in their order, each of which `report` hears of; a long text as several.
 
     Args:
-        parts: where the rows come from.
+        sources: where the rows come from.
         options: how they become token ids.
         report: told of every row that is kept or skipped.
-        on_bad_row: raise the first bad row, or leave bad rows out. Too long ones are left out in either case if that is
-            how they are to be truncated.
         takes: whether a row belongs here; others are passed over, and not reported.
         progress: text of a progress bar; None for none.
 
     Raises:
-        RowError: a row is bad and `on_bad_row` is ``error``.
-        UserError: a part holds rows of another kind, cannot be read at all, or the tokenizer is unfit.
+        RowError: a row is bad and ``on_bad_row`` is ``error``.
+        UserError: a source holds rows of another kind, cannot be read at all, or the tokenizer is unfit.
     """
     waiting: deque[_Chunk] = deque()
-    is_strict = on_bad_row == "error"
+    is_strict = options.on_bad_row == "error"
     # Rows that cannot be read are reported at once: a source may have nothing else.
     skip = None if is_strict else report.listener
 
     def sides() -> Iterator[list[tuple[Side, str]]]:
-        for part in parts:
-            parser = RowParser(
-                layout=part.layout,
-                columns=part.columns,
-                score_range=part.score_range,
-                preference_scale=part.preference_scale,
-                needs_answer=options.needs_answer,
-            )
-            for read in _chunks(part, parser, options, skip):
+        for source in sources:
+            parser = source.parser(needs_answer=options.needs_answer)
+            for read in _chunks(source, parser, options, skip):
                 rows = [row for row in read if isinstance(row, RowError) or takes(row)]
-                waiting.append(_Chunk(part, rows, len(read)))
+                waiting.append(_Chunk(source, rows, len(read)))
                 yield [(side, row.origin) for row in rows if isinstance(row, Row) for side in row.sides.values()]
                 if is_strict and isinstance(read[-1], RowError):
                     return
@@ -139,11 +147,11 @@ def encode_parts(
                     if is_strict and not is_dropped:
                         raise result
                     report.skip(result)
-                    templated.see(chunk.part, result)
+                    templated.see(chunk.source, result)
                 else:
                     assert isinstance(row, Row)
-                    report.keep(row, *result, source=chunk.part.name)
-                    templated.see(chunk.part, None)
+                    report.keep(row, *result, source=chunk.source.name)
+                    templated.see(chunk.source, None)
                     yield from result
             bar.update(chunk.num_read)
         templated.judge()
@@ -153,19 +161,19 @@ class _TemplatedPrompts:
     """Finds that the prompts of a source were templated already: more than half of its first rows."""
 
     def __init__(self) -> None:
-        self._part: Part | None = None
+        self._source: ResolvedSource | None = None
         self._seen = 0
         self._found: list[TemplatedPromptError] = []
 
-    def see(self, part: Part, error: RowError | None) -> None:
+    def see(self, source: ResolvedSource, error: RowError | None) -> None:
         """Hear of the next row: what is wrong with it, or None.
 
         Raises:
             UserError: the source before, or this one, is at fault.
         """
-        if part is not self._part:
+        if source is not self._source:
             self.judge()
-            self._part, self._seen, self._found = part, 0, []
+            self._source, self._seen, self._found = source, 0, []
         if self._seen == NUM_JUDGED:
             return
         self._seen += 1
@@ -180,9 +188,9 @@ class _TemplatedPrompts:
         Raises:
             UserError: more are.
         """
-        if self._part is not None and 2 * len(self._found) > self._seen:
+        if self._source is not None and 2 * len(self._found) > self._seen:
             raise UserError(
-                f"{self._part.name}: {len(self._found)} of the first {self._seen} prompts are templated already. The "
+                f"{self._source.name}: {len(self._found)} of the first {self._seen} prompts are templated already. The "
                 f"first: {self._found[0]}."
             )
 
@@ -191,23 +199,23 @@ class _Chunk(NamedTuple):
     """Rows that are encoded together.
 
     Args:
-        part: that they come from.
+        source: that they come from.
         rows: those that belong here, with errors in their place.
         num_read: how many were read for it.
     """
 
-    part: Part
+    source: ResolvedSource
     rows: list[Row | RowError]
     num_read: int
 
 
 def _chunks(
-    part: Part, parser: RowParser, options: EncodingOptions, skip: OnRowError | None
+    source: ResolvedSource, parser: RowParser, options: EncodingOptions, skip: OnRowError | None
 ) -> Iterator[list[Row | RowError]]:
-    """The rows of a part as read and parsed, with errors in their place.
+    """The rows of a source as read and parsed, with errors in their place.
 
     Args:
-        part: where they come from.
+        source: where they come from.
         parser: parses them.
         options: which rows are wanted.
         skip: told of rows that cannot be read; None ends the last chunk with the first bad row of any kind.
@@ -215,7 +223,7 @@ def _chunks(
     chunk: list[Row | RowError] = []
     num_chars = 0
     try:
-        for record in part.read(skip or raise_row_error):
+        for record in source.read(skip or raise_row_error):
             try:
                 row = parser.parse(record)
                 _check_kind(row, options.kinds, parser.layout)

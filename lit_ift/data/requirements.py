@@ -9,7 +9,7 @@ import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lit_ift.data.pipeline import Part
+from lit_ift.data.pipeline import ResolvedSource
 from lit_ift.data.rows import ROW_KINDS, SIDES, RowKind
 from lit_ift.data.store import StoredRows
 from lit_ift.errors import UserError
@@ -49,7 +49,7 @@ def parts_of(module: Any) -> Mapping[str, Any] | None:
     return dict(parts.items()) if isinstance(parts, Mapping | nn.ModuleDict) else None
 
 
-def check_match(split: str, rows: StoredRows, sources: Sequence[Part], module: Any) -> None:
+def check_match(split: str, rows: StoredRows, sources: Sequence[ResolvedSource], module: Any) -> None:
     """Refuse rows of a kind that a module does not train on, and what only a mixed objective knows.
 
     Args:
@@ -128,7 +128,12 @@ def check_rows(split: str, rows: StoredRows, indices: npt.NDArray[np.int64], tak
 
 
 def route(
-    split: str, rows: StoredRows, sources: Sequence[tuple[Part, int]], parts: Mapping[str, Any], *, needs_all: bool
+    split: str,
+    rows: StoredRows,
+    sources: Sequence[tuple[ResolvedSource, int]],
+    parts: Mapping[str, Any],
+    *,
+    needs_all: bool,
 ) -> RowParts:
     """Tell which part each row goes to: the one that its source names, else the one named as its kind.
 

@@ -155,7 +155,7 @@ def test_the_papers_sources_are_read_as_meant() -> None:
     data = InstructionDataModule(**config["data"]["init_args"])
     pairs, chats = data.sources["train"]
     assert [data._split_of(source, "train") for source in (pairs, chats)] == ["train_prefs", "train_sft"]
-    assert [part.layout for part in data.parts("train")] == ["chosen", "messages"]
+    assert [source.layout for source in data.sources_of("train")] == ["chosen", "messages"]
     turns = {side: [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": side}] for side in SIDES}
     columns = {"prompt": "Why?", "prompt_id": "0", **turns, "messages": turns["chosen"], "score_chosen": 8.0}
     row = to_row(Record(columns, "pairs#0"), layout=pairs.layout)

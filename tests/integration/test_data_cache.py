@@ -27,16 +27,16 @@ def write(path: Path, count: int = 12, word: str = "answer") -> Path:
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The splits that were tokenized, in their order."""
-    from lit_ift.data.modules import conversation as datamodule
+    from lit_ift.data.modules import split_rows
 
     seen: list[str] = []
-    encode = datamodule.ConversationDataModule._encode
+    encode = split_rows.encode_sources
 
-    def counted(self: Any, split: Any, builder: Any) -> Any:
-        seen.append(split)
-        return encode(self, split, builder)
+    def counted(sources: Any, options: Any, report: Any, **others: Any) -> Any:
+        seen.append(report.split)
+        return encode(sources, options, report, **others)
 
-    monkeypatch.setattr(datamodule.ConversationDataModule, "_encode", counted)
+    monkeypatch.setattr(split_rows, "encode_sources", counted)
     return seen
 
 

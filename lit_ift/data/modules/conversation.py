@@ -1,41 +1,37 @@
 """The part of a LightningDataModule that all conversation data shares: encode, batch, report."""
 
-import json
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lit_ift.chat.encoder import is_built_in_template, resolve_chat_template, with_bos
-from lit_ift.chat.example import Example
-from lit_ift.chat.templates import check_fast, plain_marks, tokenizer_name
-from lit_ift.data.batch.collate import Batch, PackedBatch, collate, collate_packed
 from lit_ift.data.batch.cursor import TrainingCursor
 from lit_ift.data.batch.dataset import EncodedDataset
 from lit_ift.data.batch.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
-from lit_ift.data.cache import DamagedEntryError, RowCache, code_version, default_cache_dir, tokenizer_digest
-from lit_ift.data.pipeline import EncodingOptions, OnBadRow, Part, encode_parts
+from lit_ift.data.cache import RowCache, code_version, default_cache_dir, tokenizer_digest
+from lit_ift.data.modules.batches import BatchOptions, SplitBatches
+from lit_ift.data.modules.split_rows import SplitRows
+from lit_ift.data.modules.tokenizer_choice import TokenizerChoice
+from lit_ift.data.pipeline import EncodingOptions, OnBadRow, ResolvedSource
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
-from lit_ift.data.report.account import DataReport, NoUsableRowError, announce, announce_missing_bos, unusable
-from lit_ift.data.report.builder import Check, ReportBuilder
+from lit_ift.data.report.account import DataReport, NoUsableRowError, announce, announce_missing_bos
+from lit_ift.data.report.builder import Check
 from lit_ift.data.requirements import check_match
-from lit_ift.data.rows import EncodedRow, Row, RowKind
+from lit_ift.data.rows import Row, RowKind
 from lit_ift.data.store import StoredRows
 from lit_ift.data.train_on import TrainOn
 from lit_ift.data.truncation import Truncation
 from lit_ift.errors import UserError
-from lit_ift.models.added_tokens import ZEPHYR
-from lit_ift.models.load import load_tokenizer
 from lit_ift.models.packing_check import packs_into_one_row
+from lit_ift.options import NonNegativeInt, PositiveInt, Range, check_options
 
 logger = logging.getLogger("lit_ift")
 
@@ -108,62 +104,39 @@ class ConversationDataModule(L.LightningDataModule):
         *,
         tokenizer: str | Any | None = None,
         chat_template: str | None = None,
-        max_length: int = 1024,
+        max_length: Annotated[int, Range(ge=2)] = 1024,
         truncation: Truncation | None = None,
         train_on: TrainOn = "assistant",
-        batch_size: int | None = None,
-        tokens_per_batch: int | None = None,
-        eval_batch_size: int | None = None,
-        pad_to_multiple_of: int | None = None,
+        batch_size: PositiveInt | None = None,
+        tokens_per_batch: PositiveInt | None = None,
+        eval_batch_size: PositiveInt | None = None,
+        pad_to_multiple_of: PositiveInt | None = None,
         packing: bool = False,
         padding_free: bool | None = None,
         group_by_length: bool | None = None,
-        num_workers: int = 0,
+        num_workers: NonNegativeInt = 0,
         on_bad_row: OnBadRow = "error",
-        max_rows: int | None = None,
+        max_rows: PositiveInt | None = None,
         cache: bool = True,
         cache_dir: str | None = None,
-        seed: int = 0,
+        seed: Annotated[int, Range(ge=-(2**63), lt=2**63)] = 0,
     ) -> None:
         super().__init__()
-        _require("max_length", max_length, minimum=2, may_be_none=False)
-        _require("batch_size", batch_size, minimum=1)
-        _require("tokens_per_batch", tokens_per_batch, minimum=1)
-        _require("eval_batch_size", eval_batch_size, minimum=1)
-        _require("pad_to_multiple_of", pad_to_multiple_of, minimum=1)
-        _require("num_workers", num_workers, minimum=0, may_be_none=False)
-        _require("max_rows", max_rows, minimum=1)
-        _require("seed", seed, may_be_none=False)
-        if not -(2**63) <= seed < 2**63:
-            raise UserError(f"data.seed={seed} must fit 64 bits.")
-        for option, flag in (
-            ("packing", packing),
-            ("padding_free", padding_free),
-            ("group_by_length", group_by_length),
-            ("cache", cache),
-        ):
-            require_type(option, flag, bool, "true or false")
-        require_type("cache_dir", cache_dir, (str, Path), "a folder")
-        require_type("chat_template", chat_template, str, "a built-in name, a file or jinja text")
-        if tokenizer is not None and not isinstance(tokenizer, str) and not hasattr(tokenizer, "get_vocab"):
-            raise UserError(f"data.tokenizer={tokenizer!r} must be a folder, a hub id or a tokenizer.")
-        for option, value, choices in (
-            ("on_bad_row", on_bad_row, get_args(OnBadRow)),
-            ("truncation", truncation, get_args(Truncation)),
-            ("train_on", train_on, get_args(TrainOn)),
-        ):
-            if value not in choices and not (option == "truncation" and value is None):
-                raise UserError(f"data.{option}={value!r} must be one of {', '.join(choices)}.")
-        _check_batching(batch_size, tokens_per_batch, packing, padding_free, group_by_length)
         # Checkpoints are loaded with weights_only, which takes plain values and no tokenizer object.
         plain = tokenizer is None or isinstance(tokenizer, str)
+        # Finds the options of the subclasses, too.
         self.save_hyperparameters(ignore=[] if plain else ["tokenizer"], logger=False)
+        try:
+            check_options(type(self), self.hparams, prefix="data.")
+        except ValueError as error:
+            raise UserError(f"{error}.") from None
+        if not plain and not hasattr(tokenizer, "get_vocab"):
+            raise UserError(f"data.tokenizer={tokenizer!r} must be a folder, a hub id or a tokenizer.")
+        _check_batching(batch_size, tokens_per_batch, packing, padding_free, group_by_length)
         self.tokenizer_source = tokenizer
-        self.chat_template = None if chat_template is None else resolve_chat_template(chat_template)
-        self.template_is_built_in = chat_template is not None and is_built_in_template(chat_template)
         self.max_length = max_length
-        self.truncation: Truncation | None = truncation
-        self.train_on: TrainOn = train_on
+        self.truncation = truncation
+        self.train_on = train_on
         self.batch_size = DEFAULT_BATCH_SIZE if batch_size is None and tokens_per_batch is None else batch_size
         self.tokens_per_batch = tokens_per_batch
         self.eval_batch_size = eval_batch_size
@@ -172,18 +145,22 @@ class ConversationDataModule(L.LightningDataModule):
         self.padding_free = padding_free
         self.group_by_length = group_by_length
         self.num_workers = num_workers
-        self.on_bad_row: OnBadRow = on_bad_row
+        self.on_bad_row = on_bad_row
         self.max_rows = max_rows
         self.cache = RowCache(default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser())
         self.uses_cache = cache
         self.seed = seed
         self.reports: dict[str, DataReport] = {}
         self.datasets: dict[Split, EncodedDataset] = {}
-        self._tokenizer: Any = None
-        self._loaded_tokenizer: Any = None
-        self._encoded_with: str | None = None
         self.check: Check | None = None
+        self._choice = TokenizerChoice(chat_template)
+        self._tokenizer: Any = None
+        self._encoded_with: str | None = None
+        self._resolved: dict[Split, Sequence[ResolvedSource]] = {}
+        self._prepared: dict[Split, dict[str, Any]] = {}
         self._cursor = TrainingCursor(self)
+
+    # What a subclass says ----------------------------------------------------------------------------------------
 
     @abstractmethod
     def has_split(self, split: Split) -> bool:
@@ -198,9 +175,9 @@ class ConversationDataModule(L.LightningDataModule):
             on_row_error: receives rows that cannot be read.
         """
 
-    def parts(self, split: Split) -> list[Part]:
-        """Where the rows of a split come from; by default all from `records`, in any known layout."""
-        return [Part(type(self).__name__, lambda on_row_error: self.records(split, on_row_error))]
+    def resolve_sources(self, split: Split) -> Sequence[ResolvedSource]:
+        """Where the rows of a split come from; by default all from `records`, in any known layout. Asked once."""
+        return [ResolvedSource(type(self).__name__, partial(self.records, split))]
 
     def fingerprint(self, split: Split) -> dict[str, Any] | None:
         """Plain values that change whenever the rows of a split could; None if they are not to be cached.
@@ -210,12 +187,40 @@ class ConversationDataModule(L.LightningDataModule):
         return None
 
     def takes(self, split: Split, row: Row) -> bool:
-        """Whether a row of `parts` belongs to the split; by default every one does."""
+        """Whether a row of the split's sources belongs to it; by default every one does."""
         return True
 
     def split_option(self, split: Split) -> str:
         """The option that gives a split its rows, for messages."""
         return f"data.{split}"
+
+    def may_be_empty(self, split: Split) -> bool:
+        """Whether a run goes without the split if it has no row that can be used; by default none may."""
+        return False
+
+    def no_usable_row(self, split: Split, report: DataReport) -> UserError:
+        """The error for a split of which no row can be used, or not every file."""
+        return NoUsableRowError(report)
+
+    def fit_to_module(self, split: Split, module: L.LightningModule) -> None:
+        """Refuse rows of a split that is set up, other than predict, if the module does not train on them."""
+        check_match(split, self.datasets[split].rows, self.sources_of(split), module)
+
+    def batches(self, split: Split, options: BatchOptions) -> SplitBatches:
+        """How the rows of a split that is set up become batches."""
+        return SplitBatches(self.datasets[split], options)
+
+    def train_parts(self) -> Sequence[int] | None:
+        """Number of each training row's part where an optimizer step has rows of one part alone; else None."""
+        return None
+
+    # Rows --------------------------------------------------------------------------------------------------------
+
+    def sources_of(self, split: Split) -> Sequence[ResolvedSource]:
+        """What `resolve_sources` says of a split."""
+        if split not in self._resolved:
+            self._resolved[split] = self.resolve_sources(split)
+        return self._resolved[split]
 
     def first_rows(self, rows: Iterable[T]) -> Iterator[T]:
         """The first `max_rows` of the rows of one source; all of them for None."""
@@ -229,15 +234,15 @@ class ConversationDataModule(L.LightningDataModule):
             UserError: there is none, or it does not fit the model's.
         """
         if self._tokenizer is None:
-            self._tokenizer = self._resolve_tokenizer()
+            self._tokenizer = self._choice.choose(self.tokenizer_source, self._module)
         return self._tokenizer
 
     def prepare_data(self) -> None:
         """Tokenize into the cache what the coming stage needs; done by one process a machine, before `setup`."""
-        stage = None if self.trainer is None else self.trainer.state.fn
-        for split, key in self._cache_keys(self._splits_of(stage)).items():
-            if key is not None and self._cached(split, key) is None:
-                self._fill_cache(split, key)
+        splits = self._splits_of(None if self.trainer is None else self.trainer.state.fn)
+        self._prepared = self._fingerprints(splits)
+        for rows in self._rows_of(list(self._prepared), self._prepared):
+            rows.fill_cache()
 
     def setup(self, stage: str | None = None) -> None:
         """Read and encode the splits that `stage` needs (all of them for None), once each.
@@ -249,99 +254,67 @@ class ConversationDataModule(L.LightningDataModule):
         """
         if stage == "fit":
             self._cursor.clear()
-        speaks = self._speaks
         if self.datasets:
-            self._drop_what_another_tokenizer_encoded(speaks)
-        missing = [split for split in self._splits_of(stage) if split not in self.datasets]
-        keys = self._cache_keys(missing)
+            self._drop_what_another_tokenizer_encoded()
+        splits = self._splits_of(stage)
+        missing = [split for split in splits if split not in self.datasets]
+        # What `prepare_data` found out a moment ago is not looked up again.
+        of_rows = {**self._fingerprints([split for split in missing if split not in self._prepared]), **self._prepared}
+        self._prepared = {}
         if missing:
             self._encoded_with = tokenizer_digest(self.tokenizer)
-        for split, key in keys.items():
-            rows, report = self._obtain(split, key)
-            self.datasets[split] = EncodedDataset(rows)
-            self.reports[split] = report
+        for split, rows in zip(missing, self._rows_of(missing, of_rows), strict=True):
+            stored, report = rows.obtain()
+            self.datasets[split], self.reports[split] = EncodedDataset(stored), report
             if not report.rows_kept:
-                self._leave_out(split, self.no_usable_row(split, report))
-            elif speaks:
+                self.leave_out(split, self.no_usable_row(split, report))
+            elif self._speaks:
                 announce(report)
-        if speaks:
+        if self._speaks:
             announce_missing_bos(self.reports[split] for split in missing)
-        module = None if self.trainer is None else self.trainer.lightning_module
-        if module is not None:
-            for split in self._splits_of(stage):
-                self._match(split, module)
+        for split in splits:
+            if self._module is not None and split != "predict":
+                self.fit_to_module(split, self._module)
 
-    def may_be_empty(self, split: Split) -> bool:
-        """Whether a run goes without the split if it has no row that can be used; by default none may."""
-        return False
-
-    def _leave_out(self, split: Split, reason: UserError) -> None:
+    def leave_out(self, split: Split, reason: UserError) -> None:
         """Go on without a split that `may_be_empty`."""
         self.datasets[split] = EncodedDataset(StoredRows.in_memory([]))
         if self._speaks:
             logger.warning("%s The run goes without validation.", reason)
 
-    def _match(self, split: Split, module: L.LightningModule) -> None:
-        """Refuse rows that the module does not train on. Predict has prompts alone, which every module takes."""
-        if split != "predict":
-            check_match(split, self.datasets[split].rows, self.parts(split), module)
-
     def cache_folder(self, split: Split) -> Path | None:
         """Where the tokenized rows of a split are kept, or will be; None if they are not."""
-        key = self._cache_keys([split])[split]
-        return None if key is None else self.cache.entry(split, key)
+        (rows,) = self._rows_of([split], self._fingerprints([split]))
+        return None if rows.key is None else self.cache.entry(split, rows.key)
 
-    def _splits_of(self, stage: str | None) -> list[Split]:
-        needed = SPLITS if stage is None else STAGE_SPLITS[stage]
-        return [split for split in needed if self.has_split(split)]
+    @property
+    def _module(self) -> Any:
+        return None if self.trainer is None else self.trainer.lightning_module
 
     @property
     def _speaks(self) -> bool:
         return self.trainer is None or self.trainer.is_global_zero
 
-    def _obtain(self, split: Split, key: dict[str, Any] | None) -> tuple[StoredRows, DataReport]:
-        if key is None:
-            builder = self._report_builder(split)
-            return StoredRows.in_memory(self._encode(split, builder)), self._finish(split, builder)
-        found = self._cached(split, key)
-        if found is None:
-            self._fill_cache(split, key)
-            found = self._cached(split, key)
-        assert found is not None
-        rows, report = found
-        # Weights take no part in the key, for they change no row.
-        weights = {part.name: part.weight for part in self.parts(split)}
-        sources = {name: replace(count, weight=weights[name]) for name, count in report.sources.items()}
-        return rows, replace(report, sources=sources)
+    def _splits_of(self, stage: str | None) -> list[Split]:
+        needed = SPLITS if stage is None else STAGE_SPLITS[stage]
+        return [split for split in needed if self.has_split(split)]
 
-    def _cached(self, split: Split, key: dict[str, Any]) -> tuple[StoredRows, DataReport] | None:
-        """What the cache holds of a split, verified once; a damaged entry is taken away, to be made again."""
-        # With a trainer, this process verifies in `prepare_data`, while the others of the machine wait.
-        may_write = self.trainer is None or self.trainer.local_rank == 0
-        try:
-            found = self.cache.load(split, key, verify=may_write)
-            return None if found is None else (found[0], DataReport.from_dict(found[1]))
-        except (DamagedEntryError, KeyError, TypeError, AttributeError) as error:
-            entry = self.cache.entry(split, key)
-            if not may_write:
-                raise error if isinstance(error, UserError) else DamagedEntryError(entry, error) from error
-            logger.warning("The cached data in %s is damaged, so its rows are tokenized again: %s", entry, error)
-            self.cache.remove(split, key)
-            return None
+    def _fingerprints(self, splits: Sequence[Split]) -> dict[Split, dict[str, Any]]:
+        """What the rows of those splits depend on that are cached."""
+        if not (self.uses_cache and _says_what_rows_depend_on(type(self))):
+            return {}
+        found = {split: self.fingerprint(split) for split in splits}
+        return {split: of_rows for split, of_rows in found.items() if of_rows is not None}
 
-    def _fill_cache(self, split: Split, key: dict[str, Any]) -> None:
-        builder = self._report_builder(split)
-        rows = self._encode(split, builder)
-        self.cache.add(split, key, rows, lambda: self._finish(split, builder).as_dict())
-
-    def _cache_keys(self, splits: Sequence[Split]) -> dict[Split, dict[str, Any] | None]:
-        """What the rows of each split depend on; None where they are not cached."""
-        is_cached = self.uses_cache and self._speaks_for_its_rows
-        of_rows = {split: self.fingerprint(split) if is_cached else None for split in splits}
-        if all(rows is None for rows in of_rows.values()):
-            return dict.fromkeys(splits)
+    def _rows_of(self, splits: Sequence[Split], of_rows: dict[Split, dict[str, Any]]) -> list[SplitRows]:
+        """The rows of splits, cached where `of_rows` says what they depend on."""
+        if not splits:
+            return []
+        options = EncodingOptions(
+            self.tokenizer, self.max_length, self.truncation, self.kinds, True, self.train_on, self.on_bad_row
+        )
         shared = {
-            "tokenizer": tokenizer_digest(self.tokenizer),  # Large vocabularies take a second, so once for all splits.
+            "tokenizer": tokenizer_digest(self.tokenizer) if of_rows else None,
             "max_length": self.max_length,
             "truncation": self.truncation,
             "train_on": self.train_on,
@@ -349,66 +322,53 @@ class ConversationDataModule(L.LightningDataModule):
             "kinds": sorted(self.kinds),
             "code": code_version(),
         }
-        return {
-            split: None if rows is None else {"rows": rows, "needs_answer": split != "predict", **shared}
-            for split, rows in of_rows.items()
-        }
+        # With a trainer, this process verifies in `prepare_data`, while the others of the machine wait.
+        may_write = not of_rows or self.trainer is None or self.trainer.local_rank == 0
+        return [
+            SplitRows(
+                split=split,
+                sources=self.sources_of(split),
+                options=replace(options, needs_answer=split != "predict"),
+                takes=partial(self.takes, split),
+                cache=self.cache,
+                key={"rows": of_rows[split], "needs_answer": split != "predict", **shared}
+                if split in of_rows
+                else None,
+                check=self.check,
+                may_be_empty=self.may_be_empty(split),
+                no_usable_row=partial(self.no_usable_row, split),
+                may_write=may_write,
+                progress=f"encode {split}" if self._speaks else None,
+            )
+            for split in splits
+        ]
 
-    @property
-    def _speaks_for_its_rows(self) -> bool:
-        """Whether no class from elsewhere, which may take or change rows as it likes, comes before `fingerprint`."""
-        for kind in type(self).__mro__:
-            if "fingerprint" in vars(kind):
-                return True
-            if kind.__module__.partition(".")[0] != __name__.partition(".")[0]:
-                return False
-        return False
+    def _drop_what_another_tokenizer_encoded(self) -> None:
+        self._tokenizer = self._choice.choose(self.tokenizer_source, self._module)
+        if tokenizer_digest(self._tokenizer) == self._encoded_with:
+            return
+        if self._speaks:
+            logger.info(
+                "The model's tokenizer has another vocabulary or chat template than the one that the data was encoded "
+                "with. It is encoded again."
+            )
+        self.datasets.clear()
+        self.reports.clear()
 
-    def _report_builder(self, split: Split) -> ReportBuilder:
-        weights = {part.name: part.weight for part in self.parts(split)}
-        return ReportBuilder(
-            split,
-            self.tokenizer,
-            max_length=self.max_length,
-            truncation=self.truncation,
-            weights=weights,
-            check=self.check,
-        )
-
-    def _encode(self, split: Split, builder: ReportBuilder) -> Iterator[EncodedRow]:
-        return encode_parts(
-            self.parts(split),
-            EncodingOptions(
-                self.tokenizer, self.max_length, self.truncation, self.kinds, split != "predict", self.train_on
-            ),
-            builder,
-            on_bad_row=self.on_bad_row,
-            takes=partial(self.takes, split),
-            progress=f"encode {split}" if self._speaks else None,
-        )
-
-    def _finish(self, split: Split, builder: ReportBuilder) -> DataReport:
-        report = builder.build()
-        if unusable(report) and (report.unread or not self.may_be_empty(split)):
-            raise self.no_usable_row(split, report)
-        return report
-
-    def no_usable_row(self, split: Split, report: DataReport) -> UserError:
-        """The error for a split of which no row can be used, or not every file."""
-        return NoUsableRowError(report)
+    # Batches -----------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches; the order is a pure function of seed, epoch and rows of an optimizer step."""
-        lengths = self._lengths("train", self.packing)
+        batches = self._batches("train", self.packing)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             # The same first batches must come back in every epoch.
             sampler: LengthGroupedBatchSampler = SequentialBatchSampler(
-                lengths, **self._batch_options("train", self.packing), group_by_length=False
+                batches.lengths, **batches.sampler_options(), group_by_length=False
             )
         else:
             sampler = LengthGroupedBatchSampler(
-                lengths,
-                **self._batch_options("train", self.packing),
+                batches.lengths,
+                **batches.sampler_options(),
                 accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
                 group_by_length=self.group_by_length,
                 groups=self.train_groups(),
@@ -416,19 +376,15 @@ class ConversationDataModule(L.LightningDataModule):
                 seed=self.seed,
             )
         self._cursor.prepare(sampler)
-        loader = self._loader("train", sampler, self.packing)
+        loader = self._loader(batches, sampler)
         self._cursor.follow(loader)
         return loader
 
     def train_groups(self) -> Sequence[tuple[int, float]] | None:
-        """Number of training rows and weight of each part, in the order of the rows; None where all count once."""
-        sources = self.reports["train"].sources
-        groups = [(sources[part.name].rows, part.weight) for part in self.parts("train") if part.name in sources]
+        """Number of training rows and weight of each source, in the order of the rows; None where all count once."""
+        counts = self.reports["train"].sources
+        groups = [(counts[s.name].rows, s.weight) for s in self.sources_of("train") if s.name in counts]
         return None if all(weight == 1 for _, weight in groups) else groups
-
-    def train_parts(self) -> Sequence[int] | None:
-        """Number of each training row's part where an optimizer step has rows of one part alone; else None."""
-        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the training rows the run is; empty if none is under way."""
@@ -444,15 +400,27 @@ class ConversationDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Batches by falling length; no loader if there is no validation data, so that fit goes without."""
-        return self._eval_loader("val", "validate", self.group_by_length is not False, self.packing)
+        return self._eval_loader("val", "validate")
 
     def test_dataloader(self) -> Any:
         """Batches by falling length."""
-        return self._eval_loader("test", "test", self.group_by_length is not False, self.packing)
+        return self._eval_loader("test", "test")
 
     def predict_dataloader(self) -> Any:
         """Batches in the order of the source."""
-        return self._eval_loader("predict", "predict", group_by_length=False, packing=False)
+        return self._eval_loader("predict", "predict")
+
+    def _eval_loader(self, split: Split, command: str) -> Any:
+        asked = self.trainer is not None and self.trainer.state.fn == command
+        if not asked and not (self.has_split(split) and len(self._dataset(split))):
+            return []
+        if not len(self._dataset(split)):
+            raise self.no_usable_row(split, self.reports[split])
+        is_measured = split != "predict"
+        batches = self._batches(split, self.packing and is_measured)
+        by_length = self.group_by_length is not False and is_measured
+        sampler = SequentialBatchSampler(batches.lengths, **batches.sampler_options(), group_by_length=by_length)
+        return self._loader(batches, sampler)
 
     def _dataset(self, split: Split) -> EncodedDataset:
         if not self.has_split(split):
@@ -461,43 +429,22 @@ class ConversationDataModule(L.LightningDataModule):
             raise UserError(f"The {split} data is not set up. Call setup() before asking for its loader.")
         return self.datasets[split]
 
-    def _eval_loader(self, split: Split, command: str, group_by_length: bool, packing: bool) -> Any:
-        asked = self.trainer is not None and self.trainer.state.fn == command
-        if not asked and not (self.has_split(split) and len(self._dataset(split))):
-            return []
-        if not len(self._dataset(split)):
-            raise self.no_usable_row(split, self.reports[split])
-        lengths = self._lengths(split, packing)
-        options = self._batch_options(split, packing)
-        sampler = SequentialBatchSampler(lengths, **options, group_by_length=group_by_length)
-        return self._loader(split, sampler, packing)
-
-    def _lengths(self, split: Split, packing: bool) -> Sequence[int]:
-        """What each row counts for in a batch of the split [tokens], padding aside."""
-        return self._dataset(split).lengths
-
-    def _batch_options(self, split: Split, packing: bool) -> dict[str, Any]:
+    def _batches(self, split: Split, packing: bool) -> SplitBatches:
+        self._dataset(split)
         given = None if split == "train" else self.eval_batch_size
-        return {
-            "batch_size": given or self.batch_size,
-            "tokens_per_batch": None if given else self.tokens_per_batch,
-            "packing": packing,
-            "pad_to_multiple_of": self.pad_to_multiple_of,
-        }
+        options = BatchOptions(
+            batch_size=given or self.batch_size,
+            tokens_per_batch=None if given else self.tokens_per_batch,
+            packing=packing,
+            one_row=packing and self._one_row(),
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            pad_token_id=self._pad_token_id(),
+        )
+        return self.batches(split, options)
 
-    def _loader(
-        self,
-        split: Split,
-        sampler: LengthGroupedBatchSampler,
-        packing: bool,
-        loader_class: type[DataLoader[Any]] = DataLoader,
-    ) -> DataLoader[Any]:
-        dataset, collate_fn = self._batches(split, packing)
-        return loader_class(
-            dataset,
+    def _loader(self, batches: SplitBatches, sampler: LengthGroupedBatchSampler) -> DataLoader[Any]:
+        return batches.loader(
             sampler=sampler,
-            batch_size=None,  # The sampler already yields batches.
-            collate_fn=collate_fn,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -505,16 +452,9 @@ class ConversationDataModule(L.LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
-    def _batches(self, split: Split, packing: bool) -> tuple[Dataset[Any], Callable[[Any], Any]]:
-        """What gives a value for the indices of a batch, and what makes the batch of it."""
-        collate_fn: Any = partial(_collate_packed, one_row=self._one_row()) if packing else _collate
-        options = {"pad_token_id": self._pad_token_id(), "pad_to_multiple_of": self.pad_to_multiple_of}
-        return self._dataset(split), partial(collate_fn, **options)
-
     def _one_row(self) -> bool:
         """Whether packed batches are one row: where it is asked for, or the model's attention wants it."""
-        module = None if self.trainer is None else self.trainer.lightning_module
-        wanted = packs_into_one_row(getattr(module, "model", None))
+        wanted = packs_into_one_row(getattr(self._module, "model", None))
         if wanted and self.padding_free is False:
             raise UserError(
                 "data.padding_free=false: the model's flash attention tells packed examples apart only in a single "
@@ -529,77 +469,15 @@ class ConversationDataModule(L.LightningDataModule):
                 return int(token_id)
         raise UserError("The tokenizer has neither a pad_token nor an eos_token. Set one of them on it.")
 
-    def _drop_what_another_tokenizer_encoded(self, speaks: bool) -> None:
-        self._tokenizer = self._resolve_tokenizer()
-        if tokenizer_digest(self._tokenizer) == self._encoded_with:
-            return
-        if speaks:
-            logger.info(
-                "The model's tokenizer has another vocabulary or chat template than the one that the data was encoded "
-                "with. It is encoded again."
-            )
-        self.datasets.clear()
-        self.reports.clear()
 
-    def _resolve_tokenizer(self) -> Any:
-        module = None if self.trainer is None else self.trainer.lightning_module
-        chosen = self.tokenizer_source
-        if chosen is None:
-            chosen = of_module = getattr(module, "tokenizer", None)
-        else:
-            if isinstance(chosen, str):
-                self._loaded_tokenizer = chosen = self._loaded_tokenizer or load_tokenizer(chosen)
-            of_module = _share_tokenizer(chosen, module)
-        if chosen is None:
-            raise UserError(
-                "No tokenizer: neither data.tokenizer nor a tokenizer on the module. Set data.tokenizer to a folder "
-                "or a hub id."
-            )
-        if of_module is not None and chosen.get_vocab() != of_module.get_vocab():
-            raise UserError("data.tokenizer has another vocabulary than the model's tokenizer. Remove data.tokenizer.")
-        template = self.chat_template
-        if template is not None and self.template_is_built_in:
-            template = with_bos(template, chosen)
-        for tokenizer in (chosen, of_module):
-            # The module's own copy is the one that is exported, and must export the template that was trained.
-            if tokenizer is not None and template is not None:
-                tokenizer.chat_template = template
-        if of_module is not None and chosen.chat_template != of_module.chat_template:
-            raise UserError(
-                "data.tokenizer has another chat template than the model's tokenizer, which is the one that is "
-                "exported. Set data.chat_template, or remove data.tokenizer."
-            )
-        check_fast(chosen)
-        if template is not None and (marks := plain_marks(chosen)):
-            raise UserError(
-                f"The chat template ends turns with a mark that the tokenizer {tokenizer_name(chosen)} has no token "
-                f"for, so it would be several plain ones. Set model.added_tokens to {json.dumps(marks)}, or use "
-                f"{ZEPHYR}."
-            )
-        return chosen
-
-
-def _share_tokenizer(tokenizer: Any, module: Any) -> Any:
-    """The tokenizer of a module that has one; a `CausalLMModule` that knows none is given `tokenizer`."""
-    if not getattr(module, "knows_tokenizer", True):
-        module.tokenizer = tokenizer
-    return getattr(module, "tokenizer", None)
-
-
-def _collate(rows: list[EncodedRow], *, pad_token_id: int, pad_to_multiple_of: int | None) -> Batch:
-    return collate(_answers(rows), pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
-
-
-def _collate_packed(
-    rows: list[EncodedRow], *, pad_token_id: int, pad_to_multiple_of: int | None, one_row: bool
-) -> PackedBatch:
-    return collate_packed(
-        _answers(rows), pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of, one_row=one_row
-    )
-
-
-def _answers(rows: list[EncodedRow]) -> list[Example]:
-    return [row.sides["answer"] for row in rows]
+def _says_what_rows_depend_on(kind: type) -> bool:
+    """Whether no class from elsewhere, which may take or change rows as it likes, comes before `fingerprint`."""
+    for base in kind.__mro__:
+        if "fingerprint" in vars(base):
+            return True
+        if base.__module__.partition(".")[0] != __name__.partition(".")[0]:
+            return False
+    return False
 
 
 def _check_batching(
@@ -620,18 +498,3 @@ def _check_batching(
         given = "data.packing" if packing else "data.tokens_per_batch without data.packing"
         does = "samples all lengths" if packing else "always groups rows by length"
         raise UserError(f"data.group_by_length={group_by_length} has no effect: {given} {does}. Leave it out.")
-
-
-def _require(name: str, value: Any, *, minimum: int | None = None, may_be_none: bool = True) -> None:
-    if value is None and may_be_none:
-        return
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UserError(f"data.{name}={value!r} must be a whole number.")
-    if minimum is not None and value < minimum:
-        raise UserError(f"data.{name}={value} must be at least {minimum}.")
-
-
-def require_type(name: str, value: Any, wanted: type | tuple[type, ...], what: str) -> None:
-    """Raise a `UserError` that names the option if its value is neither None nor of a wanted type."""
-    if value is not None and not isinstance(value, wanted):
-        raise UserError(f"data.{name}={value!r} must be {what}.")

@@ -1,7 +1,7 @@
 """Rows of any kind in one run: pairs, thumbs, scores and plain answers."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import lightning as L
@@ -10,14 +10,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lit_ift.data.batch.collate import Batch, collate
 from lit_ift.data.batch.collate_feedback import collate_feedback
 from lit_ift.data.batch.dataset import EncodedDataset, first_answers
-from lit_ift.data.batch.sampler import LengthGroupedBatchSampler
-from lit_ift.data.modules.conversation import Split, require_type
+from lit_ift.data.modules.batches import BatchOptions, SplitBatches
+from lit_ift.data.modules.conversation import Split
 from lit_ift.data.modules.instruction import InstructionDataModule
 from lit_ift.data.requirements import RowParts, check_match, parts_of, route
-from lit_ift.data.rows import ROW_KINDS, EncodedRow, RowKind
+from lit_ift.data.rows import ROW_KINDS, RowKind
 from lit_ift.data.store import StoredRows
 from lit_ift.errors import UserError
 
@@ -29,8 +28,8 @@ class Indexed(NamedTuple):
     indices: list[int]
 
 
-class FeedbackBatches(Dataset[Any]):
-    """Batches by lists of indices, as `LengthGroupedBatchSampler` yields them, for a `FeedbackLoader`.
+class FeedbackBatches(SplitBatches):
+    """Batches with `FeedbackColumns`, of all answers of their rows.
 
     Where the rows go to parts of a mixed objective, there is a batch for each part that has rows in the split, by name
     and in the order of the module. If none of the rows goes to a part, its shortest one does as a dummy, so that all
@@ -38,18 +37,55 @@ class FeedbackBatches(Dataset[Any]):
 
     Args:
         dataset: the rows.
-        collate: `collate_feedback` with its options set.
+        options: see `BatchOptions`.
+        split: for messages.
     """
 
-    def __init__(self, dataset: EncodedDataset, collate: Callable[[Sequence[EncodedRow]], Any]) -> None:
-        self.dataset = dataset
-        self.collate = collate
+    def __init__(self, dataset: EncodedDataset, options: BatchOptions, split: str) -> None:
+        super().__init__(dataset, options)
+        self.split = split
         self.stand_ins = {} if dataset.parts is None else dataset.parts.shortest(dataset.lengths)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    @cached_property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of all answers of a row, as many as they count for where they are padded alike."""
+        # Of so many rows each, batches have the same ones whether they are packed or padded.
+        if self.options.packing and self.options.tokens_per_batch is not None:
+            return self.dataset.lengths
+        return self.dataset.padded_lengths(self.options.pad_to_multiple_of)
 
-    def __getitem__(self, indices: list[int]) -> Indexed | dict[str, Indexed]:
+    @cached_property
+    def tokens_per_batch(self) -> int | None:
+        """What is left beside stand-ins.
+
+        Raises:
+            UserError: a row is longer than that.
+        """
+        budget = self.options.tokens_per_batch
+        if budget is None:
+            return None
+        lengths = self.lengths
+        stand_ins = [lengths[row] for row in self.stand_ins.values()] or [0]
+        # A batch has a row of one part at least; of every other one it may have a stand-in.
+        reserve = sum(stand_ins) - min(stand_ins)
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        if lengths[longest] + reserve > budget:
+            most = int(self.dataset.side_counts.max())
+            answers = "" if self.options.packing else f", for up to {most} answers padded alike"
+            others = f", and {reserve} are set aside for stand-ins of other parts" if reserve else ""
+            raise UserError(
+                f"data.{self.split}: {self.dataset.rows[longest].row_id} takes {lengths[longest]} tokens{answers}"
+                f"{others}, which is more than data.tokens_per_batch={budget}. Raise tokens_per_batch, or lower "
+                "data.max_length."
+            )
+        return budget - reserve
+
+    def loader(self, **options: Any) -> DataLoader[Any]:
+        """A loader that adds reference log-probabilities to the batches."""
+        return FeedbackLoader(_Batches(self), batch_size=None, collate_fn=_as_it_is, **options)
+
+    def of(self, indices: list[int]) -> Indexed | dict[str, Indexed]:
+        """The batch of the rows, or the batches by part."""
         parts = self.dataset.parts
         if parts is None:
             return self._batch(indices)
@@ -59,14 +95,35 @@ class FeedbackBatches(Dataset[Any]):
         return {name: self._batch(members[name] or [~row]) for name, row in self.stand_ins.items()}
 
     def _batch(self, indices: list[int]) -> Indexed:
-        return Indexed(self.collate(self.dataset[indices]), indices)
+        how = self.options
+        batch = collate_feedback(
+            self.dataset[indices],
+            pad_token_id=how.pad_token_id,
+            pad_to_multiple_of=how.pad_to_multiple_of,
+            packing=how.packing,
+            one_row=how.one_row,
+        )
+        return Indexed(batch, indices)
 
-    def finish(self, made: Indexed | dict[str, Indexed]) -> Any:
+    def finished(self, made: Indexed | dict[str, Indexed]) -> Any:
         """The batch, or batches by part, with the reference log-probabilities if there are any by now."""
         if isinstance(made, dict):
-            return {name: self.finish(batch) for name, batch in made.items()}
+            return {name: self.finished(batch) for name, batch in made.items()}
         logps = self.dataset.reference_logps_of(made.indices)
         return made.batch if logps is None else {**made.batch, "reference_logps": torch.cat(logps)}
+
+
+class _Batches(Dataset[Any]):
+    """`FeedbackBatches` by lists of indices, for worker processes."""
+
+    def __init__(self, batches: FeedbackBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches.dataset)
+
+    def __getitem__(self, indices: list[int]) -> Indexed | dict[str, Indexed]:
+        return self.batches.of(indices)
 
 
 class FeedbackLoader(DataLoader[Any]):
@@ -77,7 +134,7 @@ class FeedbackLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # Not a generator, for the workers must start anew at once.
-        return map(cast(FeedbackBatches, self.dataset).finish, super().__iter__())
+        return map(cast(_Batches, self.dataset).batches.finished, super().__iter__())
 
 
 class FeedbackDataModule(InstructionDataModule):
@@ -112,7 +169,6 @@ class FeedbackDataModule(InstructionDataModule):
 
     def __init__(self, *args: Any, interleave_parts: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        require_type("interleave_parts", interleave_parts, bool, "true or false")
         if interleave_parts and self.tokens_per_batch is not None:
             raise UserError(
                 "data.interleave_parts counts the rows of a step, which data.tokens_per_batch leaves open. Set "
@@ -122,7 +178,7 @@ class FeedbackDataModule(InstructionDataModule):
 
     def train_parts(self) -> Sequence[int] | None:
         """Number of each training row's part with `interleave_parts`; else None."""
-        parts = self._dataset("train").parts
+        parts = self.datasets["train"].parts
         return parts.of_rows.tolist() if self.interleave_parts and parts is not None else None
 
     def _check_interleaving(self, module: L.LightningModule, parts: RowParts | None) -> None:
@@ -138,17 +194,16 @@ class FeedbackDataModule(InstructionDataModule):
                 "step one part alone. Leave it out; the weights of the sources say how many steps a part has."
             )
 
-    def _match(self, split: Split, module: L.LightningModule) -> None:
-        if split == "predict":
-            return
-        rows, sources, parts = self.datasets[split].rows, self.parts(split), parts_of(module)
+    def fit_to_module(self, split: Split, module: L.LightningModule) -> None:
+        """Refuse rows that the module does not train on, send them to its parts, and give them mismatched answers."""
+        rows, sources, parts = self.datasets[split].rows, self.sources_of(split), parts_of(module)
         found: RowParts | None = None
         if parts is None:
             check_match(split, rows, sources, module)
             judged = [np.arange(len(rows))] if getattr(module, "needs_mismatched", False) else []
         else:
             kept = self.reports[split].sources
-            counted = [(part, kept[part.name].rows) for part in sources if part.name in kept]
+            counted = [(source, kept[source.name].rows) for source in sources if source.name in kept]
             found = route(split, rows, counted, parts, needs_all=split == "train")
             judged = [found.rows_of(name) for name in found.names if getattr(parts[name], "needs_mismatched", False)]
         try:
@@ -156,7 +211,7 @@ class FeedbackDataModule(InstructionDataModule):
         except UserError as error:
             if not self.may_be_empty(split):
                 raise
-            self._leave_out(split, error)
+            self.leave_out(split, error)
             return
         if not np.array_equal(partners, self.datasets[split].partners):
             self.datasets[split] = EncodedDataset(rows, partners=partners, max_length=self.max_length)
@@ -164,52 +219,11 @@ class FeedbackDataModule(InstructionDataModule):
         if split == "train" and self.interleave_parts:
             self._check_interleaving(module, found)
 
-    def _lengths(self, split: Split, packing: bool) -> Sequence[int]:
-        dataset = self._dataset(split)
-        # Of so many rows each, batches have the same ones whether they are packed or padded.
-        fills_a_budget = packing and self.tokens_per_batch is not None
-        return dataset.lengths if fills_a_budget else dataset.padded_lengths(self.pad_to_multiple_of)
-
-    def _batch_options(self, split: Split, packing: bool) -> dict[str, Any]:
-        options = super()._batch_options(split, packing)
-        budget = options["tokens_per_batch"]
-        if budget is None:
-            return options
-        dataset, lengths = self._dataset(split), self._lengths(split, packing)
-        shortest = {} if dataset.parts is None else dataset.parts.shortest(dataset.lengths)
-        stand_ins = [lengths[row] for row in shortest.values()] or [0]
-        # A batch has a row of one part at least; of every other one it may have a stand-in.
-        reserve = sum(stand_ins) - min(stand_ins)
-        longest = max(range(len(lengths)), key=lengths.__getitem__)
-        if lengths[longest] + reserve > budget:
-            answers = "" if packing else f", for up to {int(dataset.side_counts.max())} answers padded alike"
-            others = f", and {reserve} are set aside for stand-ins of other parts" if reserve else ""
-            raise UserError(
-                f"data.{split}: {dataset.rows[longest].row_id} takes {lengths[longest]} tokens{answers}{others}, which "
-                f"is more than data.tokens_per_batch={budget}. Raise tokens_per_batch, or lower data.max_length."
-            )
-        return {**options, "tokens_per_batch": budget - reserve}
-
-    def _loader(
-        self,
-        split: Split,
-        sampler: LengthGroupedBatchSampler,
-        packing: bool,
-        loader_class: type[DataLoader[Any]] = FeedbackLoader,
-    ) -> DataLoader[Any]:
-        return super()._loader(split, sampler, packing, loader_class if split != "predict" else DataLoader)
-
-    def _batches(self, split: Split, packing: bool) -> tuple[Dataset[Any], Callable[[Any], Any]]:
-        dataset = self._dataset(split)
-        options: dict[str, Any] = {
-            "pad_token_id": self._pad_token_id(),
-            "pad_to_multiple_of": self.pad_to_multiple_of,
-        }
+    def batches(self, split: Split, options: BatchOptions) -> SplitBatches:
+        """All answers of the rows; of predict their first one, which has the prompt."""
         if split == "predict":
-            return dataset, partial(_collate_first_side, **options)
-        one_row = packing and self._one_row()
-        batches = FeedbackBatches(dataset, partial(collate_feedback, **options, packing=packing, one_row=one_row))
-        return batches, _as_it_is
+            return super().batches(split, options)
+        return FeedbackBatches(self.datasets[split], options, split)
 
 
 def mismatched_partners(split: str, rows: StoredRows, groups: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
@@ -239,11 +253,6 @@ def mismatched_partners(split: str, rows: StoredRows, groups: Sequence[npt.NDArr
         by_turns = (np.arange(len(judged)) % 2) * (rows.kinds[judged] == pair)
         partners[judged] = np.roll(first_answers(rows)[judged] + by_turns, -1)
     return partners
-
-
-def _collate_first_side(rows: list[EncodedRow], *, pad_token_id: int, pad_to_multiple_of: int | None) -> Batch:
-    examples = [next(iter(row.sides.values())) for row in rows]
-    return collate(examples, pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
 
 
 def _as_it_is(batch: Any) -> Any:

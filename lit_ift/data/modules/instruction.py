@@ -1,22 +1,23 @@
 """Instruction data from files, dataset folders and the Hugging Face hub."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_ift.data.modules.conversation import ConversationDataModule, Split, require_type
+from lit_ift.data.modules.conversation import ConversationDataModule, Split
 from lit_ift.data.parse.layouts import check_columns, check_layout
-from lit_ift.data.pipeline import Part
-from lit_ift.data.read.known_datasets import KnownDataset, known_dataset
+from lit_ift.data.pipeline import ResolvedSource
+from lit_ift.data.read.known_datasets import known_dataset
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
-from lit_ift.data.read.sources import KINDS_WITH_SPLITS, Source, as_plain, as_sources, is_number
+from lit_ift.data.read.sources import KINDS_WITH_SPLITS, Source, as_plain, as_sources
 from lit_ift.data.report.account import DataReport
 from lit_ift.data.rows import Row
 from lit_ift.errors import UserError
+from lit_ift.options import Range
 
 DEFAULT_SPLITS: Final[dict[Split, str]] = {
     "train": "train",
@@ -25,15 +26,6 @@ DEFAULT_SPLITS: Final[dict[Split, str]] = {
     "predict": "test",
 }
 """Split taken from a source that has several."""
-
-
-def _label(source: Source) -> str:
-    """Tells the sources of one split apart."""
-    parts = [
-        source.path,
-        *(f"{name}={value}" for name, value in (("name", source.name), ("split", source.split)) if value),
-    ]
-    return ", ".join(parts)
 
 
 class InstructionDataModule(ConversationDataModule):
@@ -72,7 +64,7 @@ class InstructionDataModule(ConversationDataModule):
         *,
         layout: str | None = None,
         columns: dict[str, str | None] | None = None,
-        val_fraction: float = 0.0,
+        val_fraction: Annotated[float, Range(ge=0, lt=1)] = 0.0,
         revision: str | None = None,
         train_split: str | None = None,
         val_split: str | None = None,
@@ -83,6 +75,7 @@ class InstructionDataModule(ConversationDataModule):
         super().__init__(**kwargs)
         for split in DEFAULT_SPLITS:
             self.hparams[split] = as_plain(self.hparams[split])
+        self._looked_up: dict[Split, list[ResolvedSource]] = {}
         self.sources: dict[Split, list[Source]] = {
             "train": as_sources(train, "data.train"),
             "val": as_sources(val, "data.val"),
@@ -97,23 +90,19 @@ class InstructionDataModule(ConversationDataModule):
         }
         if not any(self.sources.values()):
             raise UserError("No data: set at least one of data.train, data.val, data.test and data.predict.")
-        if not is_number(val_fraction) or not 0.0 <= val_fraction < 1.0:
-            raise UserError(f"data.val_fraction={val_fraction!r} must be at least 0 and below 1.")
         if val_fraction and self.sources["val"]:
             raise UserError("data.val and data.val_fraction are both set. Keep one of them.")
         if val_fraction and not self.sources["train"]:
             raise UserError("data.val_fraction takes rows from data.train, which is not set.")
-        require_type("revision", revision, str, "a string")
-        for split, name in self.split_names.items():
-            require_type(f"{split}_split", name, str, "a string")
         for split, name in self.split_names.items():
             if name is not None and not self.sources[split]:
                 raise UserError(f"data.{split}_split={name!r} is set, but data.{split} is not.")
-        for chosen in (layout, *(source.layout for sources in self.sources.values() for source in sources)):
-            if chosen is not None:
-                check_layout(chosen)
+        if layout is not None:
+            check_layout(layout)
         check_columns(columns, "data.columns")
         for source in (source for sources in self.sources.values() for source in sources):
+            if source.layout is not None:
+                check_layout(source.layout)
             check_columns(source.columns, f"{source.path}: columns")
         self.layout = layout
         self.columns = columns
@@ -123,43 +112,22 @@ class InstructionDataModule(ConversationDataModule):
 
     def has_split(self, split: Split) -> bool:
         """Whether sources were given for the split, or a share of the training rows."""
-        return bool(self._sources_of(split))
+        return bool(self.sources[self._given_as(split)])
 
     def records(self, split: Split, on_row_error: OnRowError = raise_row_error) -> Iterator[Record]:
         """The rows of all the split's sources, one source after the other, `max_rows` of each."""
-        for part in self._source_parts(split):
-            yield from part.read(on_row_error)
+        for source in self._sources(split):
+            yield from source.read(on_row_error)
 
-    def parts(self, split: Split) -> list[Part]:
-        """One for each source of the split; the one of `records` if a subclass gives the rows itself."""
+    def resolve_sources(self, split: Split) -> Sequence[ResolvedSource]:
+        """Those of the configuration; the one of `records` if a subclass gives the rows itself."""
         gives_rows_itself = type(self).records is not InstructionDataModule.records
-        return super().parts(split) if gives_rows_itself else self._source_parts(split)
-
-    def _source_parts(self, split: Split) -> list[Part]:
-        self._check_options_used("train" if self._is_share(split) else split)
-        self._check_read_once(split)
-        return [
-            Part(
-                name=_label(source),
-                read=partial(self._read, source, split),
-                layout=self._layout_of(source),
-                columns=self._columns_of(source),
-                score_range=source.score_range,
-                preference_scale=source.preference_scale,
-                weight=source.weight,
-                part=source.part,
-            )
-            for source in self._sources_of(split)
-        ]
+        return super().resolve_sources(split) if gives_rows_itself else self._sources(split)
 
     def fingerprint(self, split: Split) -> dict[str, Any]:
         """The contents of the split's sources, and all that decides which rows are taken and how they are read."""
-        sources = self._sources_of(split)
         return {
-            "sources": [source.fingerprint(self._split_of(source, split)) for source in sources],
-            "labels": [_label(source) for source in sources],  # The report counts by them.
-            "layouts": [self._layout_of(source) for source in sources],
-            "columns": [self._columns_of(source) for source in sources],
+            "sources": [source.fingerprint() for source in self._sources(split) if source.fingerprint is not None],
             "max_rows": self.max_rows,
             "val_fraction": self.val_fraction if split in ("train", "val") else 0.0,
             "is_share": self._is_share(split),
@@ -183,40 +151,54 @@ class InstructionDataModule(ConversationDataModule):
             )
         return super().no_usable_row(split, report)
 
-    def _sources_of(self, split: Split) -> list[Source]:
-        """The split's sources, with the options that the data module has for all of them."""
-        sources = self.sources["train" if self._is_share(split) else split]
-        if self.revision is None:
-            return sources
-        return [
-            replace(source, revision=self.revision) if source.kind == "hub" and source.revision is None else source
-            for source in sources
-        ]
-
     def _is_share(self, split: Split) -> bool:
         """Whether the split is a share of the training rows."""
         return split == "val" and self.val_fraction > 0
 
-    def _split_of(self, source: Source, split: Split) -> str:
-        """Which of the source's splits to take if it has several and the source itself does not say."""
-        wanted: Split = "train" if self._is_share(split) else split
-        known = known_dataset(source.path)
-        of_known = (
-            known.splits.get("test" if wanted == "predict" else wanted)
-            if known is not None and source.kind == "hub"
-            else None
+    def _given_as(self, split: Split) -> Split:
+        """The option that names the sources of a split."""
+        return "train" if self._is_share(split) else split
+
+    def _sources(self, split: Split) -> Sequence[ResolvedSource]:
+        """The split's sources, looked up once.
+
+        Raises:
+            UserError: an option has no effect on any of them, or two are the same.
+        """
+        given_as = self._given_as(split)
+        if given_as not in self._looked_up:
+            self._check_options_used(given_as)
+            self._looked_up[given_as] = [self._resolve(source, given_as) for source in self.sources[given_as]]
+            _check_read_once(self._looked_up[given_as])
+        return self._looked_up[given_as]
+
+    def _resolve(self, source: Source, split: Split) -> ResolvedSource:
+        """A source with the options that the data module has for all of them, and what is known of a hub id."""
+        known = known_dataset(source.path) if source.kind == "hub" else None
+        of_known = None if known is None else known.splits.get("test" if split == "predict" else split)
+        taken = source.split_in(self.split_names[split] or of_known or DEFAULT_SPLITS[split])
+        if source.kind == "hub" and source.revision is None and self.revision is not None:
+            source = replace(source, revision=self.revision)
+        layout = source.layout or self.layout or (None if known is None else known.layout)
+        columns = self.columns if source.columns is None else source.columns
+        # The report tells the sources of a split apart by it.
+        named = [f"{key}={value}" for key, value in (("name", source.name), ("split", source.split)) if value]
+        label = ", ".join([source.path, *named])
+        return ResolvedSource(
+            name=label,
+            read=partial(self._read, source, taken),
+            layout=layout,
+            columns=columns,
+            score_range=source.score_range,
+            preference_scale=source.preference_scale,
+            weight=source.weight,
+            part=source.part,
+            place=(source.path, source.name, taken),
+            fingerprint=partial(source.fingerprint, taken, label=label, layout=layout, columns=columns),
         )
-        return self.split_names[wanted] or of_known or DEFAULT_SPLITS[wanted]
 
-    def _layout_of(self, source: Source) -> str | None:
-        known = _known(source)
-        return source.layout or self.layout or (None if known is None else known.layout)
-
-    def _columns_of(self, source: Source) -> dict[str, str | None] | None:
-        return self.columns if source.columns is None else source.columns
-
-    def _read(self, source: Source, split: Split, on_row_error: OnRowError) -> Iterator[Record]:
-        return self.first_rows(source.records(self._split_of(source, split), on_row_error))
+    def _read(self, source: Source, split: str | None, on_row_error: OnRowError) -> Iterator[Record]:
+        return self.first_rows(source.records(split, on_row_error))
 
     def _check_options_used(self, split: Split) -> None:
         name = self.split_names[split]
@@ -226,36 +208,27 @@ class InstructionDataModule(ConversationDataModule):
         if self.revision is not None and not any(source.kind == "hub" for source in every_source):
             raise UserError(f"data.revision={self.revision!r} is set, but no source is on the hub. Remove it.")
 
-    def _read_as(self, source: Source, split: Split) -> tuple[str, str | None, str | None]:
-        """What tells the rows of two sources apart: path, configuration and the split that is read."""
-        return source.path, source.name, source.split_in(self._split_of(source, split))
-
-    def _check_read_once(self, split: Split) -> None:
-        """Refuse a data set that is listed with its split and again without, where that is the split taken."""
-        seen: set[tuple[str, str | None, str | None]] = set()
-        for source in self._sources_of(split):
-            key = self._read_as(source, split)
-            if key in seen:
-                raise UserError(
-                    f"The split {key[2]!r} of the source {source.path} is listed twice. Name each split once; to use "
-                    "its rows more often, set its weight."
-                )
-            seen.add(key)
-
     def _warn_of_training_rows(self) -> None:
         """Say it if rows that measure the model are trained on."""
-        trained = {self._read_as(source, "train") for source in self.sources["train"]}
+        trained = {self._resolve(source, "train").place for source in self.sources["train"]}
         for split in ("val", "test"):
             for source in self.sources[split]:
-                if self._read_as(source, split) in trained:
+                if self._resolve(source, split).place in trained:
                     rank_zero_warn(
                         f"data.{split} takes the rows of {source.path} that data.train takes: what is measured on them "
                         "says nothing of new rows. To set a part of them aside, use data.val_fraction."
                     )
 
 
-def _known(source: Source) -> KnownDataset | None:
-    return known_dataset(source.path) if source.kind == "hub" else None
+def _check_read_once(sources: Iterable[ResolvedSource]) -> None:
+    """Refuse a data set that is listed with its split and again without, where that is the split taken."""
+    places = [source.place for source in sources if source.place is not None]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"The split {twice[2]!r} of the source {twice[0]} is listed twice. Name each split once; to use its rows "
+            "more often, set its weight."
+        )
 
 
 def in_validation(row: Row, val_fraction: float) -> bool:

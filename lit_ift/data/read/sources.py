@@ -166,11 +166,15 @@ class Source:
             )
         return islice(rows, self.max_rows)
 
-    def fingerprint(self, default_split: str | None = None) -> dict[str, Any]:
+    def fingerprint(self, default_split: str | None = None, **read_as: Any) -> dict[str, Any]:
         """Plain values that change whenever the rows, or the reading of them, could.
 
         Files count by name and content, hub data sets by commit. The path is there as it was written, since it is
         part of the row ids; what else there is does not change if data and configuration move together.
+
+        Args:
+            default_split: split of a source that has several where `split` names none.
+            **read_as: plain values by which the rows are read instead of those of this source.
 
         Raises:
             UserError: a file cannot be read, or neither the hub nor the local cache knows the data set.
@@ -192,6 +196,7 @@ class Source:
             "columns": None if self.columns is None else dict(self.columns),
             "score_range": None if self.score_range is None else list(self.score_range),
             "preference_scale": self.preference_scale,
+            **read_as,
             **content,
         }
 

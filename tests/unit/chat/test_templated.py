@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from lit_ift.chat.conversation import Conversation, TemplatedPromptError
 from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
-from lit_ift.data.pipeline import NUM_JUDGED, EncodingOptions, Part, encode_parts
+from lit_ift.data.pipeline import NUM_JUDGED, EncodingOptions, ResolvedSource, encode_sources
 from lit_ift.data.read.records import read_records
 from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.errors import RowError, UserError
@@ -74,9 +74,9 @@ def encode_file(
     prompts = [TEMPLATED["chatml"] if templated else f"Say {k}" for k, templated in enumerate(rows)]
     path.write_text("".join(json.dumps({"prompt": p, "completion": "ok"}) + "\n" for p in prompts), encoding="utf-8")
     report = ReportBuilder("train", tokenizer, max_length=64, truncation="right")
-    parts = [Part("first", lambda skip: read_records(path, on_row_error=skip))]
-    options = EncodingOptions(tokenizer, 64, "right", frozenset({"instruction"}))
-    for _ in encode_parts(parts, options, report, on_bad_row=on_bad_row):
+    sources = [ResolvedSource("first", lambda skip: read_records(path, on_row_error=skip))]
+    options = EncodingOptions(tokenizer, 64, "right", frozenset({"instruction"}), on_bad_row=on_bad_row)
+    for _ in encode_sources(sources, options, report):
         pass
     return report
 

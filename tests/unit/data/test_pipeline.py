@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_tokenizer
 
 from lit_ift.data import pipeline as encode
-from lit_ift.data.pipeline import EncodingOptions, OnBadRow, Part, encode_parts
+from lit_ift.data.pipeline import EncodingOptions, OnBadRow, ResolvedSource, encode_sources
 from lit_ift.data.read.record import OnRowError, Record
 from lit_ift.data.report.account import DataReport
 from lit_ift.data.report.builder import ReportBuilder
@@ -17,7 +17,7 @@ from lit_ift.errors import RowError, UserError
 GOOD = {"prompt": "q", "completion": "an answer"}
 
 
-def part(name: str, rows: list[dict[str, Any] | None], **options: Any) -> Part:
+def part(name: str, rows: list[dict[str, Any] | None], **options: Any) -> ResolvedSource:
     """Rows by their number; None is one that cannot be read."""
 
     def read(on_row_error: OnRowError) -> Iterator[Record]:
@@ -27,16 +27,20 @@ def part(name: str, rows: list[dict[str, Any] | None], **options: Any) -> Part:
             else:
                 yield Record(row, f"{name}:{number}")
 
-    return Part(name, read, **options)
+    return ResolvedSource(name, read, **options)
 
 
 def run(
-    parts: list[Part], *, on_bad_row: OnBadRow = "skip", kinds: tuple[Any, ...] = ("instruction",), **options: Any
+    parts: list[ResolvedSource],
+    *,
+    on_bad_row: OnBadRow = "skip",
+    kinds: tuple[Any, ...] = ("instruction",),
+    **options: Any,
 ) -> tuple[list[EncodedRow], DataReport]:
     tokenizer = tiny_tokenizer()
     report = ReportBuilder("train", tokenizer, max_length=64, truncation="drop")
-    how = EncodingOptions(tokenizer, 64, "drop", frozenset(kinds))
-    return list(encode_parts(parts, how, report, on_bad_row=on_bad_row, **options)), report.build()
+    how = EncodingOptions(tokenizer, 64, "drop", frozenset(kinds), on_bad_row=on_bad_row)
+    return list(encode_sources(parts, how, report, **options)), report.build()
 
 
 @pytest.mark.parametrize(("rows", "characters"), [(1, 10**9), (2, 10**9), (3, 10**9), (100, 1), (100, 25)])
@@ -74,7 +78,7 @@ def test_a_strict_run_reads_no_further_than_its_first_bad_row() -> None:
         raise AssertionError("read on")
 
     with pytest.raises(RowError, match="a:0"):
-        run([Part("a", read)], on_bad_row="error")
+        run([ResolvedSource("a", read)], on_bad_row="error")
 
 
 def test_the_drop_policy_drops_rows_in_a_strict_run() -> None:
