@@ -72,7 +72,7 @@ class SplitBatches:
 def _collated(rows: list[EncodedRow], *, options: BatchOptions) -> Any:
     """The batch of the rows' first answers, which are those of instruction rows and the prompts of all others."""
     examples = [next(iter(row.sides.values())) for row in rows]
-    padding = {"pad_token_id": options.pad_token_id, "pad_to_multiple_of": options.pad_to_multiple_of}
+    padding: dict[str, Any] = {"pad_token_id": options.pad_token_id, "pad_to_multiple_of": options.pad_to_multiple_of}
     if options.packing:
         return collate_packed(examples, **padding, one_row=options.one_row)
     return collate(examples, **padding)

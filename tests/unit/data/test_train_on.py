@@ -143,5 +143,5 @@ def test_judged_rows_are_trained_as_they_were_judged(train_on: Any, tmp_path: Pa
 
 
 def test_another_word_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data.train_on='prompt' must be one of assistant, last, all"):
+    with pytest.raises(UserError, match=r"data.train_on='prompt' must be one of 'assistant', 'last', 'all'"):
         InstructionDataModule(train="a.jsonl", train_on="prompt")  # type: ignore[arg-type]
