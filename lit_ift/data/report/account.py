@@ -3,14 +3,11 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tqdm import tqdm
 
 from lit_ift.errors import UserError, printable
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("lit_ift.report")
 """Disable it to show the reports in another way than `announce` does."""
@@ -18,6 +15,20 @@ logger = logging.getLogger("lit_ift.report")
 NUM_SUMMED_UP: Final = 5
 """How many last tokens of turns a report's summary lists, and how many faults an error."""
 
+
+FINDINGS: Final = {
+    "truncated": "rows_truncated",
+    "split": "rows_split",
+    "duplicate": "rows_duplicate",
+    "no_target": "rows_without_target",
+    "lookalike": "rows_with_lookalikes",
+    "dropped_thoughts": "rows_with_dropped_thoughts",
+    "split_start": "rows_with_split_start",
+    "without_bos": "rows_without_bos",
+    "cut_turn": "rows_cut_turn",
+    "unstopped": "rows_unstopped",
+}
+"""What may be found of kept rows, as keys of `DataReport.row_ids`, and the fields that count such rows."""
 
 LENGTHS: Final = ("input_lengths", "target_lengths", "whole_lengths")
 
@@ -116,7 +127,7 @@ class DataReport:
         unread: what hides the rest of a file, or all of it; only a check reads on behind such a file.
         messages: every different fault of each reason, with file and line of the first row that has it, and how many
             rows have it.
-        row_ids: the first rows of each of `FINDINGS`, of ``unstopped``, and, as ``skipped/<reason>``, of each reason.
+        row_ids: the first rows of each of `FINDINGS`, and, as ``skipped/<reason>``, of each reason.
         kinds: kept rows by `rows.RowKind`.
         turns: conversations by their number of messages; the last key has a plus.
         sides: what each side of preference rows holds.
@@ -206,12 +217,9 @@ class DataReport:
         Raises:
             TypeError: a field is missing or unknown.
         """
-        made: dict[str, Any] = {
-            "turn_ends": tuple(TurnEnd(**end) for end in values["turn_ends"]),
-            "unread": tuple(values["unread"]),
-            **{name: _lengths_from(values[name]) for name in LENGTHS},
-            "columns_missing": tuple(values["columns_missing"]),
-        }
+        made: dict[str, Any] = {name: _lengths_from(values[name]) for name in LENGTHS}
+        made |= {name: tuple(values[name]) for name in ("unread", "columns_missing")}
+        made["turn_ends"] = tuple(TurnEnd(**end) for end in values["turn_ends"])
         for name in ("messages", "row_ids"):
             made[name] = {key: tuple(texts) for key, texts in values[name].items()}
         for name in ("sides", "sources"):

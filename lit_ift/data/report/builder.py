@@ -1,7 +1,7 @@
 """Counts what becomes of rows while they stream by, for `report.DataReport`."""
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, count, pairwise
@@ -12,7 +12,7 @@ from lit_ift.chat.templates import adds_bos, turn_end_ids
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.parse.columns import ColumnNames
 from lit_ift.data.read.record import OnRowError
-from lit_ift.data.report.account import DataReport, Lengths, TokenCount, TurnEnd
+from lit_ift.data.report.account import FINDINGS, DataReport, Lengths, TokenCount, TurnEnd
 from lit_ift.data.report.faults import FaultTally
 from lit_ift.data.rows import Document, EncodedRow, Row, RowKind
 from lit_ift.data.truncation import DEFAULT_OF_CONVERSATIONS, DEFAULT_OF_TEXTS, Truncation
@@ -36,21 +36,6 @@ SHORTEST_LIMIT: Final = 128
 NUM_BINS: Final = 20
 """Most bins of a length histogram."""
 
-FINDINGS: Final = (
-    *(
-        "truncated",
-        "split",
-        "duplicate",
-        "no_target",
-        "lookalike",
-        "dropped_thoughts",
-        "split_start",
-        "without_bos",
-        "cut_turn",
-    ),
-)
-"""What is found of kept rows as they pass; whether a turn is unstopped shows at the end."""
-
 
 @dataclass
 class _Tally:
@@ -64,12 +49,8 @@ class _Tally:
         if named and len(self.row_ids) < NUM_NAMED:
             self.row_ids.append(row_id)
 
-
-@dataclass
-class _TokenTally:
-    rows: int = 0
-    tokens: int = 0
-    target_tokens: int = 0
+    def __add__(self, other: "_Tally") -> "_Tally":
+        return _Tally(self.count + other.count, (self.row_ids + other.row_ids)[:NUM_NAMED])
 
 
 @dataclass(frozen=True)
@@ -131,30 +112,27 @@ class ReportBuilder:
         self._rows_with_stop = 0
         self._tokens_cut = 0
         self._findings = {name: _Tally() for name in FINDINGS}
-        self._skipped: dict[str, _Tally] = {}
-        self._faults: dict[str, FaultTally] = {}
+        self._skipped: dict[str, _Tally] = defaultdict(_Tally)
+        self._faults: dict[str, FaultTally] = defaultdict(FaultTally)
         self._unread: list[str] = []
         self._prompts: set[int] = set()
         self._prompts_twice: set[int] = set()
         self._turn_ends: Counter[int] = Counter()
-        self._plain_ends: dict[int | None, _Tally] = {}
+        self._plain_ends: dict[int | None, _Tally] = defaultdict(_Tally)
         self._turns_cut = 0
-        self._columns_left_out: Counter[str] = Counter()
-        self._columns_renamed: dict[str, str] = {}
-        self._columns_given: dict[str, str | None] = {}
-        self._columns_found: set[str] = set()
+        self._names: list[ColumnNames] = []
         self._kinds: Counter[RowKind] = Counter()
         self._turns: Counter[int] = Counter()
-        self._sides: dict[str, _TokenTally] = {}
-        self._sources: dict[str, _TokenTally] = {}
+        self._sides: dict[str, Counter[str]] = defaultdict(Counter)
+        self._sources: dict[str, Counter[str]] = defaultdict(Counter)
         self._input_lengths: Counter[int] = Counter()
         self._target_lengths: Counter[int] = Counter()
         self._whole_lengths: Counter[int] = Counter()
 
     def skip(self, error: RowError) -> None:
         """Count a row that was left out."""
-        self._skipped.setdefault(error.reason, _Tally()).add(error.origin)
-        self._faults.setdefault(error.reason, FaultTally()).add(error)
+        self._skipped[error.reason].add(error.origin)
+        self._faults[error.reason].add(error)
         if error.num_tokens is not None:
             self._whole_lengths[error.num_tokens] += 1
         if self.check is not None and self.check.told is not None:
@@ -166,11 +144,8 @@ class ReportBuilder:
         return self.skip if self.check is None else _PastBadFiles(self.skip, self._unread)
 
     def note_columns(self, names: ColumnNames) -> None:
-        """Take over by which names columns were read, and which were not."""
-        self._columns_left_out.update(names.left_out)
-        self._columns_renamed |= names.renamed
-        self._columns_given |= names.given
-        self._columns_found |= names.found
+        """Take over by which names the columns of a source were read, and which were not."""
+        self._names.append(names)
 
     def keep(self, row: Row, *encoded: EncodedRow, source: str = "") -> None:
         """Count a row that is trained on, as it is after truncation.
@@ -188,27 +163,23 @@ class ReportBuilder:
         if len(encoded) > 1:
             self._findings["split"].add(row_id)
             self._num_pieces += len(encoded)
-        of_source = self._sources.setdefault(source, _TokenTally())
-        of_source.rows += len(encoded)
         examples = [example for piece in encoded for example in piece.sides.values()]
         num_cut = sum(example.num_cut for example in examples)
         self._tokens_cut += num_cut
         # A text has one side, and its pieces together are as long as it was.
         longest = [max(len(e.input_ids) + e.num_cut for e in piece.sides.values()) for piece in encoded]
         self._whole_lengths[sum(longest)] += 1
+        counted = self._sources[source]
+        counted["rows"] += len(encoded)
         num_targets = 0
         for side, example in ((side, example) for piece in encoded for side, example in piece.sides.items()):
             tokens, targets = len(example.input_ids), example.num_targets
             num_targets += targets
             self._input_lengths[tokens] += 1
             self._target_lengths[targets] += 1
-            of_source.tokens += tokens
-            of_source.target_tokens += targets
+            counted.update(tokens=tokens, target_tokens=targets)
             if row.kind == "preference":
-                of_side = self._sides.setdefault(side, _TokenTally())
-                of_side.rows += 1
-                of_side.tokens += tokens
-                of_side.target_tokens += targets
+                self._sides[side].update(rows=1, tokens=tokens, target_tokens=targets)
         starts = encoded[0].sides.values()  # A text begins with its first piece and ends with its last one.
         self._note_turn_ends(encoded[-1].sides.values(), row_id)
         found = {
@@ -227,13 +198,16 @@ class ReportBuilder:
         """The report of the rows so far."""
         turn_ends = self._judged_turn_ends()
         stops = {end.token_id for end in turn_ends if end.stops}
-        unstopped = [tally for token_id, tally in self._plain_ends.items() if token_id not in stops]
+        findings = dict(self._findings)
+        for token_id, tally in self._plain_ends.items():
+            if token_id not in stops:
+                findings["unstopped"] += tally
         num_skipped = sum(tally.count for tally in self._skipped.values())
-        counts = {name: tally.count for name, tally in self._findings.items()}
-        row_ids = {name: tally.row_ids for name, tally in self._findings.items()}
-        row_ids["unstopped"] = [row_id for tally in unstopped for row_id in tally.row_ids][:NUM_NAMED]
+        row_ids = {name: tally.row_ids for name, tally in findings.items()}
         row_ids |= {f"skipped/{reason}": tally.row_ids for reason, tally in self._skipped.items()}
         input_lengths, target_lengths = _lengths(self._input_lengths), _lengths(self._target_lengths)
+        columns = [column for names in self._names for column in names.given]
+        found = {column for names in self._names for column in names.found}
         return DataReport(
             split=self.split,
             max_length=self.max_length,
@@ -241,26 +215,17 @@ class ReportBuilder:
             rows_read=self._rows_kept + num_skipped,
             rows_kept=self._rows_kept,
             rows_skipped=num_skipped,
-            rows_truncated=counts["truncated"],
-            rows_split=counts["split"],
+            **{field: findings[name].count for name, field in FINDINGS.items()},
             pieces=self._num_pieces,
-            rows_with_split_start=counts["split_start"],
             rows_with_stop=self._rows_with_stop,
-            rows_without_bos=counts["without_bos"],
-            rows_without_target=counts["no_target"],
-            rows_with_lookalikes=counts["lookalike"],
-            rows_with_dropped_thoughts=counts["dropped_thoughts"],
-            rows_duplicate=counts["duplicate"],
             duplicate_prompts=len(self._prompts_twice),
             tokens=input_lengths.total,
             target_tokens=target_lengths.total,
             tokens_cut=self._tokens_cut,
             longest=input_lengths.longest,
-            rows_cut_turn=counts["cut_turn"],
             trained_turns=self._turn_ends.total() + self._turns_cut,
             turns_cut=self._turns_cut,
             turns_unstopped=sum(end.turns for end in turn_ends if not end.stops),
-            rows_unstopped=sum(tally.count for tally in unstopped),
             turn_ends=turn_ends[:NUM_END_TOKENS],
             skipped_by_reason={reason: tally.count for reason, tally in self._skipped.items()},
             unread=tuple(self._unread),
@@ -268,18 +233,18 @@ class ReportBuilder:
             row_ids={name: tuple(ids) for name, ids in row_ids.items() if ids},
             kinds={str(kind): count for kind, count in self._kinds.items()},
             turns={f"{n}+" if n == MOST_TURNS else str(n): self._turns[n] for n in sorted(self._turns)},
-            sides={side: TokenCount(**vars(tally)) for side, tally in self._sides.items()},
+            sides={side: TokenCount(**counted) for side, counted in self._sides.items()},
             sources={
-                source: TokenCount(**vars(tally), weight=self.weights.get(source, 1.0))
-                for source, tally in self._sources.items()
+                source: TokenCount(**counted, weight=self.weights.get(source, 1.0))
+                for source, counted in self._sources.items()
             },
             input_lengths=input_lengths,
             target_lengths=target_lengths,
             whole_lengths=_lengths(self._whole_lengths),
             rows_longer=_longer(self._whole_lengths, self.max_length),
-            columns_left_out=dict(self._columns_left_out.most_common()),
-            columns_renamed=self._columns_renamed,
-            columns_missing=tuple(column for column in self._columns_given if column not in self._columns_found),
+            columns_left_out=dict(sum((names.left_out for names in self._names), Counter[str]()).most_common()),
+            columns_renamed={old: new for names in self._names for old, new in names.renamed.items()},
+            columns_missing=tuple(column for column in dict.fromkeys(columns) if column not in found),
         )
 
     def _note_messages(self, row: Row) -> None:
@@ -328,8 +293,7 @@ class ReportBuilder:
         plain = ends - self._control_ids
         if plain:
             key = plain.pop() if len(plain) == 1 else None
-            tally = self._plain_ends.setdefault(key, _Tally())
-            tally.add(row_id, named=len(self._plain_ends) <= NUM_END_TOKENS)
+            self._plain_ends[key].add(row_id, named=len(self._plain_ends) <= NUM_END_TOKENS)
 
     def _judged_turn_ends(self) -> tuple[TurnEnd, ...]:
         # A text may end in any plain token, so only those that the template writes say that the turn is over.

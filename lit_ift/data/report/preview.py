@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lit_ift.chat.example import Example
+from lit_ift.chat.turn_format import added_tokens_pattern
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.report.builder import control_ids
 from lit_ift.data.rows import ANSWER_SIDES, EncodedRow
@@ -116,8 +117,7 @@ class Segmenter:
     @cached_property
     def _control_text(self) -> re.Pattern[str]:
         texts = {self.tokenizer.decode([token_id]) for token_id in self.control_ids}
-        longest_first = sorted((text for text in texts if text.strip()), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        return added_tokens_pattern(text for text in texts if text.strip())
 
     def segments(self, example: Example, attention_mask: Sequence[int] | None = None) -> list[Segment]:
         """The conversation in order; the texts together are what its tokens stand for.
@@ -198,9 +198,7 @@ def visible(text: str, *, blanks: bool = False) -> str:
 
 def _escaped(character: str) -> str:
     # Among them those that start terminal commands or turn the direction of writing.
-    if unicodedata.category(character) == "Zs":
-        return "·"
-    return escaped(character)
+    return "·" if unicodedata.category(character) == "Zs" else escaped(character)
 
 
 def pick(dataset: "EncodedDataset", *, rows: int, row_id: str | None = None, seed: int | None = None) -> list[Shown]:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lit_ift.data.report.account import DataReport, Lengths, TokenCount, missing_bos, unusable, warnings
+from lit_ift.data.report.account import FINDINGS, DataReport, Lengths, TokenCount, missing_bos, unusable, warnings
 from lit_ift.data.report.preview import visible
 from lit_ift.errors import RowReason
 
@@ -96,6 +96,10 @@ class Figure:
 def figures(report: DataReport) -> Iterator[Figure]:
     """What became of the rows, line by line."""
     read, kept, ids = report.rows_read, report.rows_kept, report.row_ids
+
+    def found(key: str, name: str, note: str = "", *, is_fault: bool = True) -> Figure:
+        return Figure(name, getattr(report, FINDINGS[key]), kept, ids.get(key, ()), note, is_fault=is_fault)
+
     yield Figure("rows read", read, 0, is_fault=False)
     yield Figure("kept", kept, read, is_fault=False)
     yield Figure("skipped", report.rows_skipped, read)
@@ -103,25 +107,18 @@ def figures(report: DataReport) -> Iterator[Figure]:
         count = report.skipped_by_reason.get(reason, 0)
         if count or reason == "mask_disagreement":
             yield Figure(words, count, read, ids.get(f"skipped/{reason}", ()), is_part=True)
-    cut = f"{counted(report.tokens_cut, 'token')} cut" if report.tokens_cut else ""
-    yield Figure("truncated", report.rows_truncated, kept, ids.get("truncated", ()), cut)
+    yield found("truncated", "truncated", f"{counted(report.tokens_cut, 'token')} cut")
     if report.rows_split:
-        pieces = counted(report.pieces, "piece")
-        yield Figure("texts split", report.rows_split, kept, ids.get("split", ()), f"into {pieces}", is_fault=False)
-    prompts = counted(report.duplicate_prompts, "prompt") if report.duplicate_prompts else ""
-    yield Figure("prompt seen before", report.rows_duplicate, kept, ids.get("duplicate", ()), prompts)
-    yield Figure("nothing to train on", report.rows_without_target, kept, ids.get("no_target", ()))
-    yield Figure("look-alike control tokens", report.rows_with_lookalikes, kept, ids.get("lookalike", ()))
-    yield Figure(
-        "thinking left out by the template", report.rows_with_dropped_thoughts, kept, ids.get("dropped_thoughts", ())
-    )
-    yield Figure("prompt and answer share a token", report.rows_with_split_start, kept, ids.get("split_start", ()))
-    yield Figure("without bos_token", report.rows_without_bos, kept, ids.get("without_bos", ()))
+        yield found("split", "texts split", f"into {counted(report.pieces, 'piece')}", is_fault=False)
+    yield found("duplicate", "prompt seen before", counted(report.duplicate_prompts, "prompt"))
+    yield found("no_target", "nothing to train on")
+    yield found("lookalike", "look-alike control tokens")
+    yield found("dropped_thoughts", "thinking left out by the template")
+    yield found("split_start", "prompt and answer share a token")
+    yield found("without_bos", "without bos_token")
     yield Figure("train the eos_token", report.rows_with_stop, kept, is_fault=False)
-    turns = f"{report.turns_cut:,} of {report.trained_turns:,} turns"
-    yield Figure("turn cut off", report.rows_cut_turn, kept, ids.get("cut_turn", ()), turns)
-    turns = f"{report.turns_unstopped:,} of {report.trained_turns:,} turns"
-    yield Figure("turn without a stop", report.rows_unstopped, kept, ids.get("unstopped", ()), turns)
+    yield found("cut_turn", "turn cut off", f"{report.turns_cut:,} of {report.trained_turns:,} turns")
+    yield found("unstopped", "turn without a stop", f"{report.turns_unstopped:,} of {report.trained_turns:,} turns")
 
 
 def counted(number: int, what: str) -> str:
@@ -221,7 +218,8 @@ def table(report: DataReport) -> RenderableType:
     if report.rows_kept:
         parts += [Text(visible(f"{name}: {value}"), style="dim") for name, value in facts(report)]
         tables = [_tokens_table(report), _longer_table(report), _ends_table(report)]
-        tables += [_counts_table(name, counts) for name, counts in tables_of_counts(report).items()]
+        counts = {"source": report.sources, "side": report.sides}
+        tables += [_counts_table(name, of) for name, of in counts.items() if len(of) > 1]
         parts += [part for shown in (*tables, _histograms(report)) for part in (Text(), shown)]
     parts += [Text(f"not read: {visible(message)}", style="red") for message in report.unread]
     for reason, messages in report.messages.items():
@@ -231,38 +229,18 @@ def table(report: DataReport) -> RenderableType:
     return Group(*parts)
 
 
-def tables_of_counts(report: DataReport) -> dict[str, Mapping[str, TokenCount]]:
-    """The counts by source and by side, where there is more than one."""
-    both = {"source": report.sources, "side": report.sides}
-    return {name: counts for name, counts in both.items() if len(counts) > 1}
-
-
 def facts(report: DataReport) -> list[tuple[str, str]]:
     """Limits, kinds of rows and turns in words."""
-    return [
-        ("max_length", f"{report.max_length:,} tokens, truncation {report.truncation}"),
-        ("kinds of rows", _listed(report.kinds)),
-        *([("messages a conversation", _listed(report.turns))] if report.turns else []),
-        *([("columns left out", _listed(_first(report.columns_left_out)))] if report.columns_left_out else []),
-        *([("columns read by another name", _renamed(report))] if report.columns_renamed else []),
-    ]
-
-
-def _first(counts: Mapping[str, int]) -> Mapping[str, int]:
-    return {visible(name): counts[name] for name in list(counts)[:NUM_COLUMNS]}
-
-
-def _renamed(report: DataReport) -> str:
-    pairs = list(report.columns_renamed.items())[:NUM_COLUMNS]
-    return ", ".join(f"{visible(column)} as {name}" for column, name in pairs)
-
-
-def token_lines(report: DataReport) -> list[tuple[str, Lengths, int]]:
-    """Input and trained tokens: name, lengths of conversations, tokens of an epoch."""
-    return [
-        ("input tokens", report.input_lengths, report.tokens_per_epoch),
-        ("trained tokens", report.target_lengths, report.target_tokens_per_epoch),
-    ]
+    left_out = {visible(name): count for name, count in list(report.columns_left_out.items())[:NUM_COLUMNS]}
+    renamed = list(report.columns_renamed.items())[:NUM_COLUMNS]
+    found = {
+        "max_length": f"{report.max_length:,} tokens, truncation {report.truncation}",
+        "kinds of rows": _listed(report.kinds),
+        "messages a conversation": _listed(report.turns),
+        "columns left out": _listed(left_out),
+        "columns read by another name": ", ".join(f"{visible(column)} as {name}" for column, name in renamed),
+    }
+    return [(name, words) for name, words in found.items() if words]
 
 
 def bins(lengths: Lengths) -> Iterator[tuple[str, int, float]]:
@@ -289,7 +267,10 @@ def _figures_table(report: DataReport) -> Table:
 
 def _tokens_table(report: DataReport) -> Table:
     shown = _table("", "total", "an epoch", "median", "p95", "longest", numbers=(1, 2, 3, 4, 5))
-    for name, lengths, epoch in token_lines(report):
+    for name, lengths, epoch in (
+        ("input tokens", report.input_lengths, report.tokens_per_epoch),
+        ("trained tokens", report.target_lengths, report.target_tokens_per_epoch),
+    ):
         figures = (lengths.total, epoch, lengths.median, lengths.p95, lengths.longest)
         shown.add_row(name, *(f"{figure:,}" for figure in figures))
     return shown
