@@ -56,6 +56,7 @@ class Conversation:
         untrained: indices of turns that are not trained on, wherever they stand.
         weights: by index, how much the tokens of a turn count, where that is not 1; above 0.
         trains_all: whether everything is trained on, prompts and what the template writes too, but for untrained turns.
+        first_answer: index of an assistant turn before whose text nothing is trained on; only with `trains_all`.
     """
 
     messages: Sequence[Message]
@@ -64,6 +65,7 @@ class Conversation:
     untrained: frozenset[int] = frozenset()
     weights: Mapping[int, float] = field(default_factory=dict)
     trains_all: bool = False
+    first_answer: int | None = None
 
     def __post_init__(self) -> None:
         flags = [message.get(LOSS) for message in self.messages]
@@ -89,11 +91,14 @@ class Conversation:
     def located_turns(self) -> list[int]:
         """Indices of the assistant turns whose tokens must be found.
 
-        These are the targets; with `trains_all` those that are none, or count for more or less than others.
+        These are the targets; with `trains_all` those that are none, that count for more or less than others, or that
+        come first.
         """
         if not self.trains_all:
             return self.target_turns
-        return [i for i in sorted(self.untrained | self.weights.keys()) if self.messages[i]["role"] == "assistant"]
+        first = () if self.first_answer is None else (self.first_answer,)
+        asked = self.untrained.union(self.weights, first)
+        return [i for i in sorted(asked) if self.messages[i]["role"] == "assistant"]
 
     @property
     def is_prompt(self) -> bool:

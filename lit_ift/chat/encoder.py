@@ -306,11 +306,11 @@ class ConversationEncoder:
             _check_agreement(conversation, location, ranges, ranges_of(location.confirmed))
         weights = _weights(conversation, ranges, len(ids))
         if conversation.trains_all:
-            located = zip(conversation.located_turns, ranges, strict=True)
-            off = [found for turn, found in located if turn in conversation.untrained]
-            # White space after the last mark is not trained here either.
-            end = tokens.range((0, len(text.rstrip())), text)[1]
-            labels = _all_but(ids[:end], off + ranges_of(location.untrained), len(ids))
+            located = dict(zip(conversation.located_turns, ranges, strict=True))
+            off = [found for turn, found in located.items() if turn in conversation.untrained]
+            if conversation.first_answer is not None:
+                off.append((0, located[conversation.first_answer][0], False))
+            labels = _all_but(ids, off + ranges_of(location.untrained))
             ranges = []
         else:
             labels = [IGNORE_INDEX] * len(ids)
@@ -351,9 +351,9 @@ def _weights(conversation: Conversation, ranges: list[TokenRange], length: int) 
     return weights
 
 
-def _all_but(ids: list[int], untrained: list[TokenRange], length: int) -> list[int]:
-    """Labels of `length` tokens that begin with `ids`: all of these but the first, without the untrained ranges."""
-    labels = [IGNORE_INDEX, *ids[1:]] + [IGNORE_INDEX] * (length - len(ids))
+def _all_but(ids: list[int], untrained: list[TokenRange]) -> list[int]:
+    """Labels of all tokens but the first, without the untrained ranges."""
+    labels = [IGNORE_INDEX, *ids[1:]]
     for begin, end, is_split in untrained:
         first = begin - is_split  # A token that holds the start of such a turn is none to train on.
         labels[first:end] = [IGNORE_INDEX] * (end - first)

@@ -7,9 +7,11 @@ from lit_ift.chat.conversation import Conversation
 from lit_ift.data.rows import Row, Side
 from lit_ift.errors import UserError
 
-TrainOn = Literal["assistant", "last", "all"]
-"""All turns of the assistant; its last turn alone (LLaMA-Factory's ``mask_history``); or all tokens but the first one
-(``train_on_prompt`` there, ``train_on_inputs`` elsewhere). Of a raw text all is trained in any case."""
+TrainOn = Literal["assistant", "last", "completion", "all"]
+"""All turns of the assistant; its last turn alone (LLaMA-Factory's ``mask_history``); all tokens from the start of the
+completion on, or of the last turn where no column says what the completion is (TRL's ``completion_only_loss``); or all
+tokens but the first one (``train_on_prompt`` of LLaMA-Factory, ``train_on_inputs`` elsewhere). The last two train white
+space after an answer, too. Of a raw text all is trained in any case."""
 
 
 def with_targets(row: Row, train_on: TrainOn) -> Row:
@@ -34,4 +36,7 @@ def _with_targets(side: Side, train_on: TrainOn) -> Side:
     if train_on == "all":
         return replace(side, trains_all=True)
     answers = [i for i, message in enumerate(side.messages) if message["role"] == "assistant"]
+    if train_on == "completion":
+        own = [i for i in answers if i >= side.num_prompt_messages] if side.num_prompt_messages else answers[-1:]
+        return replace(side, trains_all=True, first_answer=own[0])
     return replace(side, untrained=side.untrained.union(answers[:-1]))

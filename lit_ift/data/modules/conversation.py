@@ -71,9 +71,10 @@ class ConversationDataModule(L.LightningDataModule):
         truncation: what happens to longer rows: they lose their end (``right``), the start of their prompt first
             (``left_of_prompt``), are left out (``drop``) or, if they are texts, split into pieces (``split``). By
             default texts are split and conversations lose their end. The report counts them.
-        train_on: what of conversations is trained on: all turns of the assistant, its ``last`` turn alone, or ``all``
-            of it, prompts and what the chat template writes too. Turns that a row marks as not to be trained on are
-            left out in any case. For instruction rows; other answers are trained as they were judged.
+        train_on: what of conversations is trained on: all turns of the assistant, its ``last`` turn alone, the
+            ``completion`` with all that the chat template writes after its start, or ``all`` of it, prompts and what
+            the chat template writes too. Turns that a row marks as not to be trained on are left out in any case. For
+            instruction rows; other answers are trained as they were judged.
         batch_size: training rows a process and batch; 8 unless `tokens_per_batch` is given.
         tokens_per_batch: input tokens a process and batch at most, instead of `batch_size`; padding counts, unless
             rows are packed. All epochs have equally many batches. Without `packing` rows of similar length share a

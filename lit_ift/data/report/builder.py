@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, count, pairwise, takewhile
 from typing import TYPE_CHECKING, Final
 
 from lit_ift.chat.example import Example
@@ -280,11 +280,12 @@ class ReportBuilder:
                 label for label, following in pairwise(labels) if following == IGNORE_INDEX and label != IGNORE_INDEX
             ]
             if labels and labels[-1] != IGNORE_INDEX:
-                if example.num_cut and labels[-1] not in self._control_ids:
+                last = self._last_shown(labels)
+                if example.num_cut and last not in self._control_ids:
                     self._turns_cut += 1
                     was_cut = True
                 else:
-                    complete.append(labels[-1])
+                    complete.append(last)
             self._turn_ends.update(complete)
             ends.update(complete)
         self._rows_with_stop += trains_stop
@@ -294,6 +295,11 @@ class ReportBuilder:
         if plain:
             key = plain.pop() if len(plain) == 1 else None
             self._plain_ends[key].add(row_id, named=len(self._plain_ends) <= NUM_END_TOKENS)
+
+    def _last_shown(self, labels: Sequence[int]) -> int:
+        """The last trained token that is more than white space, which a template may write after a turn."""
+        trained = takewhile(lambda label: label != IGNORE_INDEX, reversed(labels))
+        return next((label for label in trained if not self.tokenizer.decode([label]).isspace()), labels[-1])
 
     def _judged_turn_ends(self) -> tuple[TurnEnd, ...]:
         # A text may end in any plain token, so only those that the template writes say that the turn is over.

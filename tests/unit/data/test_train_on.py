@@ -2,7 +2,7 @@
 
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rowfiles import jsonl, write
@@ -10,6 +10,7 @@ from tiny import CHATML, tiny_tokenizer
 
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data import FeedbackDataModule, InstructionDataModule
+from lit_ift.data.train_on import TrainOn
 from lit_ift.errors import RowError, UserError
 
 MARKED = CHATML.replace(
@@ -62,20 +63,20 @@ def off(index: int, messages: list[dict[str, Any]] = TALK) -> list[dict[str, Any
             TALK,
             [
                 "user\none<|im_end|>\n<|im_start|>assistant\nuno<|im_end|>\n"
-                "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\ndos<|im_end|>"
+                "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\ndos<|im_end|>\n"
             ],
         ),
         (
             "all",
             off(1, [SYSTEM, *TALK[2:]]),
-            ["system\ns<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\ndos<|im_end|>"],
+            ["system\ns<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\ndos<|im_end|>\n"],
         ),
         (
             "all",
             off(1),
             [
                 "user\none<|im_end|>\n<|im_start|>assistant\n",
-                "\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\ndos<|im_end|>",
+                "\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\ndos<|im_end|>\n",
             ],
         ),
         (
@@ -84,7 +85,14 @@ def off(index: int, messages: list[dict[str, Any]] = TALK) -> list[dict[str, Any
             [
                 "user\none<|im_end|>\n<|im_start|>assistant\n",
                 "\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n",
+                "\n",
             ],
+        ),
+        ("completion", TALK, ["dos<|im_end|>\n"]),
+        (
+            "completion",
+            [*TALK, {"role": "user", "content": "more"}],
+            ["dos<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n"],
         ),
     ],
 )
@@ -104,17 +112,26 @@ def test_look_alikes_do_not_move_what_is_off(tmp_path: Path) -> None:
 def test_all_trains_the_prompt_of_a_completion(tmp_path: Path) -> None:
     row = {"prompt": "ask", "completion": "say"}
     (text,) = trained(module(tmp_path, [row], train_on="all"))
-    assert text == "user\nask<|im_end|>\n<|im_start|>assistant\nsay<|im_end|>"
+    assert text == "user\nask<|im_end|>\n<|im_start|>assistant\nsay<|im_end|>\n"
     report = module(tmp_path, [row], train_on="all").reports["train"]
     assert (report.rows_with_stop, report.turns_unstopped) == (1, 0)
 
 
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_completion_trains_all_that_comes_after_the_prompt(template: str, tmp_path: Path) -> None:
+    rows = [{"prompt": TALK[:1], "completion": TALK[1:]}]
+    made = module(tmp_path, rows, template, train_on="completion")
+    assert trained(made) == ["uno<|im_end|>\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\ndos<|im_end|>\n"]
+    rows = [{"prompt": TALK[:3], "completion": off(0, TALK[3:])}]
+    assert trained(module(tmp_path, rows, template, train_on="completion")) == ["\n"]
+
+
 def test_it_changes_the_key_of_the_cache(tmp_path: Path) -> None:
     folders = set()
-    for train_on in ("assistant", "last", "all"):
+    for train_on in get_args(TrainOn):
         made = module(tmp_path, [{"messages": TALK}], train_on=train_on, cache_dir=str(tmp_path / "cache"))
         folders.add(made.cache_folder("train"))
-    assert len(folders) == 3
+    assert len(folders) == len(get_args(TrainOn))
 
 
 def test_packing_and_truncation_keep_it(tmp_path: Path) -> None:
@@ -134,7 +151,7 @@ def test_a_last_answer_that_is_off_leaves_nothing(tmp_path: Path) -> None:
     assert error.value.reason == "no_target"
 
 
-@pytest.mark.parametrize("train_on", ["last", "all"])
+@pytest.mark.parametrize("train_on", ["last", "completion", "all"])
 def test_judged_rows_are_trained_as_they_were_judged(train_on: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", jsonl([{"prompt": "q", "chosen": "a", "rejected": "b"}]))
     made = FeedbackDataModule(train=str(path), tokenizer=tiny_tokenizer(), train_on=train_on)
@@ -143,5 +160,6 @@ def test_judged_rows_are_trained_as_they_were_judged(train_on: Any, tmp_path: Pa
 
 
 def test_another_word_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data.train_on='prompt' must be one of 'assistant', 'last', 'all'"):
+    choices = r"'assistant', 'last', 'completion', 'all'"
+    with pytest.raises(UserError, match=rf"data.train_on='prompt' must be one of {choices}"):
         InstructionDataModule(train="a.jsonl", train_on="prompt")  # type: ignore[arg-type]
