@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help quickstart check test test-all rest lint types format clean
+.PHONY: help quickstart check fast test test-all rest lint types format clean
 help:
 	@echo "make quickstart  install, then fine-tune SmolLM2-135M with IFT on a CPU (ARGS='...' adds options)"
 	@echo "make check       install, then lint, type-check and run the fast tests: a minute or two"
@@ -24,9 +24,13 @@ quickstart: $(VENV)/.installed-quickstart
 # Two processes of one thread each; tests of a file run in the same one (tests/conftest.py), slow folders come first.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 REST = browser or docs or pythons or examples
-check test test-all: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
+check fast test test-all: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 
-check: lint types
+# All three side by side: types take one core, for as long as the tests take two.
+check: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory --jobs 3 --output-sync lint types fast
+
+fast: $(VENV)/.installed-dev
 	$(PYTEST) tests/unit tests/parity -m "not slow and not model" $(ARGS)
 
 test: lint types

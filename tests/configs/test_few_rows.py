@@ -9,19 +9,19 @@ import pytest
 import yaml
 from rowfiles import write_feedback
 
+import lit_ift
 from lit_ift.cli import main
+from lit_ift.data.rows import ROW_KINDS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHARES = sorted(path for path in CONFIGS.rglob("smollm2-*.yaml") if "val_fraction" in path.read_text(encoding="utf-8"))
 """Configurations that set a share of the rows aside, which may be none of ten."""
 
-KINDS = {
-    "preference": ["preference"],
-    "kto": ["unpaired"],
-    "uft": ["instruction", "scored"],
-    "mixed": ["instruction", "preference"],
-}
-"""Rows by folder; the others take instructions."""
+
+def kinds_of(model: dict[str, Any]) -> list[str]:
+    """Rows that a configured module learns from: those of each part, else of the first kind that it takes."""
+    taken = getattr(lit_ift, model["class_path"].rpartition(".")[2]).kinds
+    return [*model["init_args"].get("parts", [])] or [next(kind for kind in ROW_KINDS if kind in taken)]
 
 
 @pytest.mark.parametrize("path", SHARES, ids=lambda p: str(p.relative_to(CONFIGS)))
@@ -31,7 +31,7 @@ def test_ten_rows_are_enough(
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lit-ift"])
-    kinds = KINDS.get(path.parent.name, ["instruction"])
+    kinds = kinds_of(config["model"])
     files = list(write_feedback(tmp_path, **dict.fromkeys(kinds, 10)).values())
     options = {
         "model.init_args.model": str(model_folder),

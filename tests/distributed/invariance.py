@@ -15,11 +15,11 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
 from itertools import product
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -53,7 +53,8 @@ from lit_ift import (
     UFTModule,
 )
 from lit_ift.distributed import FSDP2Strategy
-from lit_ift.losses import PAIR_LOSSES
+from lit_ift.losses import INPUTS, PAIR_LOSSES
+from lit_ift.losses.pair import in_batch
 from lit_ift.modules import ContrastiveWeights, ObjectivePart
 from lit_ift.modules.optim import ConstantSchedule
 
@@ -165,7 +166,7 @@ def pair_loss(loss: str, **options: Any) -> Objective:
     return Objective(PreferenceModule, {"loss": loss, **options}, ("preference",), lr=0.05)
 
 
-COMPARING: Final = ("aot", "aot_unpaired", "rpo")
+COMPARING: Final = [name for name, loss in PAIR_LOSSES.items() if loss.__module__ == in_batch.__name__]
 """Pair losses that compare the pairs of a micro-batch."""
 
 ALL_KINDS: Final = ("instruction", "preference", "unpaired", "scored")
@@ -221,54 +222,31 @@ OBJECTIVES: Final[dict[str, Objective]] = {
 }
 
 
-def sum_of_losses(names: Iterable[str], given: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The sum of some pair losses, and each of them as a metric."""
+def sum_of_losses(names: Sequence[str]) -> Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """The sum of some pair losses, with each of them as a metric; it asks for what any of them asks for."""
     options: dict[str, dict[str, Any]] = {"sppo_hard": {"beta": 0.1}}  # By default it would drown all the others.
-    losses = {}
-    for name in names:
-        parameters = signature(PAIR_LOSSES[name]).parameters.values()
-        # What has a default is for an option that is off.
-        asked = [given[p.name] for p in parameters if p.default is Parameter.empty]
-        losses[f"of/{name}"], _ = PAIR_LOSSES[name](*asked, **options.get(name, {}))
-    return torch.stack([*losses.values()]).sum(0), {name: values.detach() for name, values in losses.items()}
+    parameters = {name: signature(PAIR_LOSSES[name]).parameters.values() for name in names}
+    # What has a default is for an option that is off.
+    asked = {name: [p.name for p in found if p.default is Parameter.empty] for name, found in parameters.items()}
+    inputs = [name for name in INPUTS if any(name in of_loss for of_loss in asked.values())]
+
+    def total(*tensors: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        given = dict(zip(inputs, tensors, strict=True))
+        losses = {}
+        for name in names:
+            loss, _ = PAIR_LOSSES[name](*map(given.__getitem__, asked[name]), **options.get(name, {}))
+            losses[f"of/{name}"] = loss
+        return torch.stack([*losses.values()]).sum(0), {name: values.detach() for name, values in losses.items()}
+
+    total.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_ONLY) for name in inputs])  # type: ignore[attr-defined]
+    return total
 
 
-def sum_of_comparing_losses(
-    chosen_logps: torch.Tensor,
-    rejected_logps: torch.Tensor,
-    reference_chosen_logps: torch.Tensor,
-    reference_rejected_logps: torch.Tensor,
-    prompt_embeddings: torch.Tensor,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """All pair losses that compare pairs with each other."""
-    return sum_of_losses(COMPARING, locals())
+sum_of_comparing_losses = sum_of_losses(COMPARING)
+"""All pair losses that compare pairs with each other."""
 
-
-def sum_of_pair_losses(
-    chosen_logps: torch.Tensor,
-    rejected_logps: torch.Tensor,
-    reference_chosen_logps: torch.Tensor,
-    reference_rejected_logps: torch.Tensor,
-    chosen_lengths: torch.Tensor,
-    rejected_lengths: torch.Tensor,
-    gold_logps: torch.Tensor,
-    gold_lengths: torch.Tensor,
-    preference: torch.Tensor,
-    chosen_token_logps: torch.Tensor,
-    rejected_token_logps: torch.Tensor,
-    reference_chosen_token_logps: torch.Tensor,
-    reference_rejected_token_logps: torch.Tensor,
-    chosen_token_kl: torch.Tensor,
-    rejected_token_kl: torch.Tensor,
-    chosen_token_reverse_kl: torch.Tensor,
-    rejected_token_reverse_kl: torch.Tensor,
-    chosen_token_weights: torch.Tensor,
-    rejected_token_weights: torch.Tensor,
-    chosen_mask: torch.Tensor,
-    rejected_mask: torch.Tensor,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """All pair losses that judge each pair by itself."""
-    return sum_of_losses([name for name in PAIR_LOSSES if name not in COMPARING], locals())
+sum_of_pair_losses = sum_of_losses([name for name in PAIR_LOSSES if name not in COMPARING])
+"""All that judge each pair by itself."""
 
 
 # Runs -------------------------------------------------------------------------------------------------------------

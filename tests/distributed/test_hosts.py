@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import run
 from rounding import NEAR32
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from hosts import Host, environment, two_hosts, why_not
+from hosts import Host, two_hosts, why_not
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -28,8 +29,8 @@ def hosts(tmp_path: Path) -> Iterator[Pair]:
         yield both
 
 
-@pytest.fixture
-def command(tmp_path: Path, model_folder: Path, data_file: Path) -> Build:
+@pytest.fixture(scope="module")
+def command(model_folder: Path, data_file: Path) -> Build:
     """`lit-ift fit` on 21 rows in global batches of 4, 6 steps an epoch, as a module and its arguments."""
 
     def build(trace: Path, *more: str, seconds: float = 0.0, batch_size: int = 2) -> list[str]:
@@ -44,9 +45,9 @@ def command(tmp_path: Path, model_folder: Path, data_file: Path) -> Build:
             "data.init_args.max_length": 512,
             "trainer.accelerator": "cpu",
             "trainer.max_epochs": 2,
-            "trainer.default_root_dir": tmp_path / "out",
+            "trainer.default_root_dir": trace.parent / "out",
             "trainer.enable_progress_bar": "false",
-            "trainer.callbacks+": "trace.Trace",
+            "trainer.callbacks+": "step_trace.Trace",
             "trainer.callbacks.path": trace,
             "trainer.callbacks.seconds": seconds,
             "export.enabled": "false",
@@ -114,13 +115,11 @@ def losses(trace: Path) -> list[float]:
     return [float.fromhex(loss) for loss in found.values()]
 
 
-@pytest.fixture
-def alone(command: Build, tmp_path: Path) -> list[float]:
+@pytest.fixture(scope="module")
+def alone(command: Build, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Losses of one process on one host."""
-    trace = tmp_path / "alone"
-    words = [sys.executable, "-m", *command(trace, "--trainer.default_root_dir", str(tmp_path / "one"), batch_size=4)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment())
-    assert done.returncode == 0, done.stderr[-3000:]
+    trace = tmp_path_factory.mktemp("alone") / "trace"
+    assert run(*command(trace, batch_size=4)[1:]) == 0
     assert len(losses(trace)) == 12
     return losses(trace)
 

@@ -95,10 +95,8 @@ def assert_gradients_equal(loss: Tensor, inputs: Mapping[str, Tensor], arrays: M
 
 def test_every_recorded_case_is_covered() -> None:
     recorded = {case["key"] for case in json.loads((DATA / "preference.json").read_text())["cases"]}
-    assert len(recorded) == 31
     here = {*CASES, *SORTED, EXO, REJECTED_FREE, TOKEN_MEAN, ODDS_ONLY}
     of_kto = {key for key in recorded if key.startswith("trl_kto_")}  # not a pair loss
-    assert len(of_kto) == 3
     assert recorded == here - ARRAYS_ONLY | of_kto
 
 
