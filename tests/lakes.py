@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from lit_ift.frozen_lake.methods import Lesson
-from lit_ift.frozen_lake.policy import Members, cell_features
+from lit_ift.frozen_lake.game import Game, make_game
+from lit_ift.frozen_lake.methods import Lesson, Objective
+from lit_ift.frozen_lake.policy import Loss, Members, cell_features
 from lit_ift.frozen_lake.settings import LakeOptions, PolicyOptions, Protocol, Settings, StartOptions
-from lit_ift.frozen_lake.study import Game, make_game
 
 SMALL = ["SFF", "FHF", "FFG"]
 """Down, down, right, right; or right, right, down, down. No longer way enters no cell twice."""
@@ -30,7 +30,7 @@ def tiny_settings(**changes: Any) -> Settings:
 
 def small_game(**options: Any) -> Game:
     """A game on a map of gymnasium's, or on the one that is given."""
-    return make_game(tiny_settings(lake=LakeOptions(**{"horizon": 30, **options})))
+    return make_game(LakeOptions(**{"horizon": 30, **options}), seed=0)
 
 
 def members_of(game: Game, seeds: list[int], rates: int = 1, hidden: int = 8) -> Members:
@@ -41,4 +41,9 @@ def members_of(game: Game, seeds: list[int], rates: int = 1, hidden: int = 8) ->
 def lesson_of(game: Game, policy: Members, updates: int = 10) -> Lesson:
     """What a run on a game is given, with uniform policies as the reference."""
     reference = torch.full_like(policy.table().detach(), 0.25).log()
-    return Lesson(game.lake, game.chosen, game.rejected, reference, updates, 0.99, game.judge.horizon)
+    return Lesson(game, reference, updates)
+
+
+def loss_of(objective: Objective, lesson: Lesson) -> Loss:
+    """What members are trained for in a lesson."""
+    return lambda policy, step: objective.losses(policy, lesson, step)

@@ -4,9 +4,10 @@ A game is to them what an answer is to a language model: the actions are its tok
 T moves, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from inspect import signature
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch.func import vmap
 
 from lit_ift.frozen_lake.policy import Members
 from lit_ift.frozen_lake.routes import Route
-from lit_ift.frozen_lake.world import Lake
 from lit_ift.losses.ift import Norm, Side, Source, ift_loss, temporal_residual
 from lit_ift.losses.kto import kl_baseline, kto_loss
 from lit_ift.losses.pair.reference import dpo_loss, ipo_loss
@@ -22,7 +22,10 @@ from lit_ift.losses.pair.reference_free import orpo_loss
 from lit_ift.losses.sft import sft_loss
 from lit_ift.losses.uft import Discrepancy, uft_loss
 from lit_ift.modules.lambda_schedule import LambdaSchedule
-from lit_ift.options import CheckedOptions, NonNegative, Positive, Range, UnitInterval
+from lit_ift.options import NonNegative, Positive, Range, UnitInterval, check_options
+
+if TYPE_CHECKING:
+    from lit_ift.frozen_lake.game import Game
 
 
 @dataclass
@@ -30,110 +33,71 @@ class Lesson:
     """What a run of training is given.
 
     Args:
-        lake: the game, for the on-policy objectives; of the others only IFT asks it where a move leads.
-        chosen: the optimal route.
-        rejected: the sub-optimal route.
+        game: the game, on which on-policy objectives play; IFT asks it where a move leads, the others see its routes.
         reference: log-probabilities of the starting policies in every cell [nats], (M, S, A).
         updates: how many there will be.
-        discount: what a reward is worth one move later.
-        horizon: moves that a game may last.
         moves: moves that on-policy objectives have played so far, of a member.
+        memory: what an objective keeps between updates.
     """
 
-    lake: Lake
-    chosen: Route
-    rejected: Route
+    game: "Game"
     reference: Tensor
     updates: int
-    discount: float
-    horizon: int
-    moves: float = field(default=0.0)
+    moves: float = 0.0
+    memory: dict[str, Any] = field(default_factory=dict)
 
-
-class Objective(Protocol):
-    """A way to learn from a lesson."""
-
-    def begin(self, lesson: Lesson) -> "Learner":
-        """Whatever gives the losses of a run."""
-        ...
-
-
-class Learner(Protocol):
-    """An objective in a run."""
-
-    def losses(self, policy: Members, step: int) -> Tensor:
-        """One loss a member, (M,)."""
-        ...
+    def pair(self, policy: Members) -> dict[str, Tensor]:
+        """What pair losses take of both routes, (M,) each: summed log-probabilities, the reference's, and lengths."""
+        found: dict[str, Tensor] = {}
+        for side, route in (("chosen", self.game.chosen), ("rejected", self.game.rejected)):
+            logps = route_logps(policy, route).sum(-1)
+            reference = of_actions(self.reference[:, route.cells[:-1]], route).sum(-1)
+            lengths = torch.full_like(logps, len(route.actions))
+            found |= {f"{side}_logps": logps, f"reference_{side}_logps": reference, f"{side}_lengths": lengths}
+        return found
 
 
 @dataclass(frozen=True)
-class Stateless(CheckedOptions):
-    """An objective that keeps nothing between updates: a function of the policy, the lesson and the step.
+class Options:
+    """Options that are checked against their annotations.
 
-    Not an ABC: a base that is no dataclass would make the parser take the options of an objective
-    for a class to be chosen (`class_path`, `init_args`).
+    A dataclass, because the parser takes the options of a class with another base for one to be chosen (`class_path`).
     """
 
-    def begin(self, lesson: Lesson) -> "Learner":
-        return _Bound(self, lesson)
+    def __post_init__(self) -> None:
+        check_options(type(self), vars(self))
+
+
+@dataclass(frozen=True)
+class Objective(Options):
+    """A way to learn from a lesson."""
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         """One loss a member, (M,)."""
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class _Bound:
-    objective: Stateless
-    lesson: Lesson
-
-    def losses(self, policy: Members, step: int) -> Tensor:
-        return self.objective.losses(policy, self.lesson, step)
-
-
 def route_logps(policy: Members, route: Route) -> Tensor:
     """Log-probability of every action of a route in its cell [nats], (M, T)."""
-    return _of_actions(policy(policy.see(torch.tensor(route.cells[:-1]))), route.actions)
+    return of_actions(policy(policy.see(torch.tensor(route.cells[:-1]))), route)
 
 
-def _of_actions(logps: Tensor, actions: Sequence[int]) -> Tensor:
-    """(M, T, A) -> (M, T)."""
-    return logps[:, torch.arange(len(actions)), torch.tensor(actions)]
-
-
-def _answers(policy: Members, lesson: Lesson) -> tuple[Tensor, Tensor]:
-    """Summed log-probabilities of both routes, (M,) each."""
-    return route_logps(policy, lesson.chosen).sum(-1), route_logps(policy, lesson.rejected).sum(-1)
-
-
-def _reference(lesson: Lesson) -> tuple[Tensor, Tensor]:
-    """The same under the starting policy."""
-    chosen, rejected = (
-        _of_actions(lesson.reference[:, torch.tensor(route.cells[:-1])], route.actions).sum(-1)
-        for route in (lesson.chosen, lesson.rejected)
-    )
-    return chosen, rejected
-
-
-def _lengths(lesson: Lesson, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Moves of both routes, (M,) each."""
-    return like.new_full(like.shape, len(lesson.chosen.actions)), like.new_full(
-        like.shape, len(lesson.rejected.actions)
-    )
+def of_actions(logps: Tensor, route: Route) -> Tensor:
+    """Those of the route's actions, (M, T, A) -> (M, T)."""
+    return logps[:, torch.arange(len(route.actions)), torch.tensor(route.actions)]
 
 
 @dataclass(frozen=True)
-class SFT(Stateless):
+class SFT(Objective):
     """Supervised fine-tuning on the optimal route: ``lit_ift.losses.sft_loss``."""
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
-        del step
-        nll = -route_logps(policy, lesson.chosen)
+        nll = -route_logps(policy, lesson.game.chosen)
         return sft_loss(nll, torch.ones_like(nll, dtype=torch.bool))[0]
 
 
 @dataclass(frozen=True)
-class IFT(Stateless):
+class IFT(Objective):
     """Intuitive Fine-Tuning on the optimal route: ``temporal_residual`` and ``ift_loss`` of ``lit_ift.losses.ift``.
 
     The policy first looks one move ahead, without gradient: its greedy action from the previous *true* cell leads to
@@ -159,24 +123,17 @@ class IFT(Stateless):
     detach_weights: bool = False
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
-        nll = -_of_actions(policy(self.fused(policy, lesson, step)), lesson.chosen.actions)
-        return ift_loss(
-            nll,
-            torch.ones_like(nll, dtype=torch.bool),
-            gamma=self.gamma,
-            source=self.source,
-            side=self.side,
-            norm=self.norm,
-            detach_weights=self.detach_weights,
-        )[0]
+        nll = -of_actions(policy(self.fused(policy, lesson, step)), lesson.game.chosen)
+        options = {name: value for name, value in vars(self).items() if not name.startswith("lam")}
+        return ift_loss(nll, torch.ones_like(nll, dtype=torch.bool), **options)[0]
 
     @torch.no_grad()
     def fused(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         """What the members see on the optimal route, (M, T, F)."""
-        cells = torch.tensor(lesson.chosen.cells[:-1])
+        cells = torch.tensor(lesson.game.chosen.cells[:-1])
         true = policy.see(cells)
         greedy = policy(true[:, :-1]).argmax(-1)
-        expected = torch.from_numpy(lesson.lake.aim)[cells[:-1], greedy]
+        expected = torch.from_numpy(lesson.game.lake.aim)[cells[:-1], greedy]
         mask = torch.ones(expected.shape, dtype=torch.bool)
         return temporal_residual(true, policy.features[expected].flatten(0, 1), mask, self._lam(policy, lesson, step))
 
@@ -184,15 +141,25 @@ class IFT(Stateless):
         """λ of this update: one for all, or with noise one a fused position, (M·(T-1), 1)."""
         if not self.lam_noise:
             return self.lam
-        drawn = [
-            LambdaSchedule(self.lam, noise=self.lam_noise, seed=seed).at(step, lesson.updates) for seed in policy.seeds
-        ]
-        of_members = torch.tensor(drawn, dtype=torch.float64).repeat(policy.rates)
-        return of_members.repeat_interleave(len(lesson.chosen.actions) - 1).unsqueeze(-1)
+        schedules = [LambdaSchedule(self.lam, noise=self.lam_noise, seed=seed) for seed in policy.seeds]
+        drawn = torch.tensor([schedule.at(step, lesson.updates) for schedule in schedules], dtype=torch.float64)
+        return drawn.repeat(policy.rates).repeat_interleave(len(lesson.game.chosen.actions) - 1).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
-class DPO(Stateless):
+class PairObjective(Objective):
+    """A pair loss of ``lit_ift.losses`` with the optimal route as the chosen answer; its options are the fields."""
+
+    loss: ClassVar[Callable[..., tuple[Tensor, dict[str, Tensor]]]]
+
+    def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
+        known = signature(self.loss).parameters
+        inputs = {name: value for name, value in lesson.pair(policy).items() if name in known}
+        return self.loss(**inputs, **vars(self))[0]
+
+
+@dataclass(frozen=True)
+class DPO(PairObjective):
     """Direct preference optimization on both routes, away from the starting policy: ``lit_ift.losses.dpo_loss``.
 
     Args:
@@ -200,34 +167,25 @@ class DPO(Stateless):
         label_smoothing: ε in [0, 0.5).
     """
 
+    loss = staticmethod(dpo_loss)
     beta: Positive = 0.1
     label_smoothing: Annotated[float, Range(ge=0, lt=0.5)] = 0.0
 
-    def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
-        del step
-        return dpo_loss(
-            *_answers(policy, lesson), *_reference(lesson), beta=self.beta, label_smoothing=self.label_smoothing
-        )[0]
-
 
 @dataclass(frozen=True)
-class ORPO(Stateless):
+class ORPO(PairObjective):
     """Odds ratio preference optimization on both routes, without a reference: ``lit_ift.losses.orpo_loss``.
 
     Args:
         beta: β, weight of the odds ratio.
     """
 
+    loss = staticmethod(orpo_loss)
     beta: Positive = 0.25
-
-    def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
-        del step
-        answers = _answers(policy, lesson)
-        return orpo_loss(*answers, *_lengths(lesson, answers[0]), beta=self.beta)[0]
 
 
 @dataclass(frozen=True)
-class IPO(Stateless):
+class IPO(PairObjective):
     """Identity preference optimization on both routes: ``lit_ift.losses.ipo_loss``.
 
     Args:
@@ -235,18 +193,13 @@ class IPO(Stateless):
         average: compare log-ratios per move, not per route.
     """
 
+    loss = staticmethod(ipo_loss)
     beta: Positive = 0.1
     average: bool = False
 
-    def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
-        del step
-        answers = _answers(policy, lesson)
-        lengths = _lengths(lesson, answers[0])
-        return ipo_loss(*answers, *_reference(lesson), *lengths, beta=self.beta, average=self.average)[0]
-
 
 @dataclass(frozen=True)
-class KTO(Stateless):
+class KTO(Objective):
     """Kahneman-Tversky optimization: a thumb up for the optimal route, one down for the other.
 
     ``kto_loss`` and ``kl_baseline`` of ``lit_ift.losses.kto``, the mean over both routes. The baseline is that of
@@ -264,21 +217,13 @@ class KTO(Stateless):
     undesirable_weight: NonNegative = 1.0
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
-        del step
-        logps, reference = torch.stack(_answers(policy, lesson), -1), torch.stack(_reference(lesson), -1)
-        is_desirable = torch.tensor([True, False])
+        pair = lesson.pair(policy)
+        logps = torch.stack([pair["chosen_logps"], pair["rejected_logps"]], -1)
+        reference = torch.stack([pair["reference_chosen_logps"], pair["reference_rejected_logps"]], -1)
 
         def of_member(logps: Tensor, reference: Tensor) -> Tensor:
             kl = kl_baseline(logps, reference)  # A mean over both rows, whichever is mismatched with which.
-            return kto_loss(
-                logps,
-                reference,
-                is_desirable,
-                kl,
-                beta=self.beta,
-                desirable_weight=self.desirable_weight,
-                undesirable_weight=self.undesirable_weight,
-            )[0].mean()
+            return kto_loss(logps, reference, torch.tensor([True, False]), kl, **vars(self))[0].mean()
 
         # The baseline belongs to a batch, here the two routes of one member.
         losses: Tensor = vmap(of_member)(logps, reference)
@@ -286,7 +231,7 @@ class KTO(Stateless):
 
 
 @dataclass(frozen=True)
-class UFT(Stateless):
+class UFT(Objective):
     """Unified fine-tuning: the optimal route has score 1, the other 0, and implicit rewards are fitted to them.
 
     ``lit_ift.losses.uft.uft_loss``, the mean over both routes.
@@ -300,13 +245,9 @@ class UFT(Stateless):
     discrepancy: Discrepancy = "mse"
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
-        del step
-        rewards = [
-            self.beta * (now - before) for now, before in zip(_answers(policy, lesson), _reference(lesson), strict=True)
-        ]
-        scores = (torch.ones_like(rewards[0]), torch.zeros_like(rewards[1]))
-        both = [
-            uft_loss(reward, score, discrepancy=self.discrepancy)[0]
-            for reward, score in zip(rewards, scores, strict=True)
-        ]
-        return torch.stack(both).mean(0)
+        pair = lesson.pair(policy)
+        losses = []
+        for side, score in (("chosen", 1.0), ("rejected", 0.0)):
+            reward = self.beta * (pair[f"{side}_logps"] - pair[f"reference_{side}_logps"])
+            losses.append(uft_loss(reward, torch.full_like(reward, score), discrepancy=self.discrepancy)[0])
+        return torch.stack(losses).mean(0)

@@ -5,14 +5,17 @@ G games, H moves a game at most, S cells, A actions.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_ift.frozen_lake.methods import Lesson, Stateless
+from lit_ift.frozen_lake.methods import Lesson, Objective
 from lit_ift.frozen_lake.policy import Members
-from lit_ift.losses.checks import check_at_least, check_between
+from lit_ift.options import NonNegative, PositiveInt, Range
+
+NumGames = Annotated[int, Range(ge=2)]
+OpenUnitInterval = Annotated[float, Range(gt=0, lt=1)]
 
 
 class Games(NamedTuple):
@@ -38,13 +41,13 @@ def play(policies: Tensor, lesson: Lesson, seeds: list[int], step: int, games: i
 
     Args:
         policies: probabilities of actions, (M, S, A).
-        lesson: the lake and its discount.
+        lesson: the game; it counts the moves.
         seeds: N of them; M is a multiple of N.
         step: number of the update.
         games: G.
     """
-    lake, (members, _, actions) = lesson.lake, policies.shape
-    draws = torch.stack([_draws(seed, step, lesson.horizon, games) for seed in seeds])
+    game, lake, (members, _, actions) = lesson.game, lesson.game.lake, policies.shape
+    draws = torch.stack([_draws(seed, step, game.horizon, games) for seed in seeds])
     draws = draws.repeat(members // len(seeds), 1, 1, 1)
     # The last bound is left out: a number above all others means the last action.
     bounds = policies.cumsum(-1)[..., :-1].flatten(0, 1)
@@ -54,7 +57,7 @@ def play(policies: Tensor, lesson: Lesson, seeds: list[int], step: int, games: i
     offset = (torch.arange(members) * lake.num_cells).unsqueeze(-1)
     here = torch.full((members, games), lake.start)
     moves, playing, rewards = [], [], []
-    for t in range(lesson.horizon):
+    for t in range(game.horizon):
         alive = ~terminal[here]
         if not alive.any():
             break
@@ -67,7 +70,7 @@ def play(policies: Tensor, lesson: Lesson, seeds: list[int], step: int, games: i
         rewards.append((goal[here] & alive).to(policies.dtype))
     returns = [rewards[-1]]
     for reward in reversed(rewards[:-1]):
-        returns.append(reward + lesson.discount * returns[-1])
+        returns.append(reward + game.discount * returns[-1])
     found = Games(torch.stack(moves, 1), torch.stack(playing, 1), torch.stack(returns[::-1], 1))
     lesson.moves += float(found.playing.sum()) / members
     return found
@@ -86,17 +89,14 @@ def _sums(values: Tensor, games: Games, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Reinforce(Stateless):
+class Reinforce(Objective):
     """REINFORCE (Williams 1992): ``-mean_games Σ_t (G_t - b) log π(a_t|s_t)``, b the mean return of the other games.
 
     Args:
         games: sampled for each update, at least 2.
     """
 
-    games: int = 16
-
-    def __post_init__(self) -> None:
-        check_at_least(2, games=self.games)
+    games: NumGames = 16
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         table = policy.table()
@@ -107,8 +107,24 @@ class Reinforce(Stateless):
         return -(weights * table).sum((1, 2)) / self.games
 
 
+class Batch(NamedTuple):
+    """What PPO keeps of sampled games.
+
+    Args:
+        before: log-probabilities of the policy that played, (M, S, A).
+        gains: sums of the positive advantages over the number of moves, (M, S, A).
+        pains: those of the negative ones, as positive numbers, (M, S, A).
+        visited: share of the moves that were made in each cell, (M, S).
+    """
+
+    before: Tensor
+    gains: Tensor
+    pains: Tensor
+    visited: Tensor
+
+
 @dataclass(frozen=True)
-class PPO:
+class PPO(Objective):
     """Proximal policy optimization with clipping (arXiv:1707.06347, Eq. 7), without a value network.
 
     The value of a cell is the mean of the sampled returns from it. Advantages are divided by their standard deviation.
@@ -120,48 +136,25 @@ class PPO:
         entropy: weight of the mean entropy in the visited cells.
     """
 
-    games: int = 16
-    epochs: int = 4
-    clip: float = 0.2
-    entropy: float = 0.01
+    games: NumGames = 16
+    epochs: PositiveInt = 4
+    clip: OpenUnitInterval = 0.2
+    entropy: NonNegative = 0.01
 
-    def __post_init__(self) -> None:
-        check_at_least(2, games=self.games)
-        check_at_least(1, epochs=self.epochs)
-        check_between(0, 1, clip=self.clip)
-        check_at_least(0, entropy=self.entropy)
-
-    def begin(self, lesson: Lesson) -> "PPOLearner":
-        return PPOLearner(self, lesson)
-
-
-class PPOLearner:
-    """PPO in a run: between updates it keeps the games that were played and the policy that played them.
-
-    Args:
-        options: its options.
-        lesson: what it may see; it plays on the lake.
-    """
-
-    def __init__(self, options: PPO, lesson: Lesson) -> None:
-        self.options = options
-        self.lesson = lesson
-
-    def losses(self, policy: Members, step: int) -> Tensor:
-        """One loss a member, (M,)."""
+    def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         table = policy.table()
-        if step % self.options.epochs == 0:
-            self._play(table.detach(), policy.seeds, step)
-        ratio = (table - self.before).exp()
-        low, high = 1 - self.options.clip, 1 + self.options.clip
+        if step % self.epochs == 0:
+            lesson.memory["batch"] = self._play(table.detach(), policy.seeds, lesson, step)
+        batch: Batch = lesson.memory["batch"]
+        ratio = (table - batch.before).exp()
         # min(r·A, clip(r)·A) depends on r and on the sign of A, so gains and losses may be summed beforehand.
-        surrogate = self.gains * ratio.clamp(max=high) - self.pains * ratio.clamp(min=low)
+        surrogate = batch.gains * ratio.clamp(max=1 + self.clip) - batch.pains * ratio.clamp(min=1 - self.clip)
         entropy = -(table.exp() * table).sum(-1)
-        return -surrogate.sum((1, 2)) - self.options.entropy * (self.visited * entropy).sum(-1)
+        return -surrogate.sum((1, 2)) - self.entropy * (batch.visited * entropy).sum(-1)
 
     @torch.no_grad()
-    def _play(self, table: Tensor, seeds: list[int], step: int) -> None:
-        games = play(table.exp(), self.lesson, seeds, step, self.options.games)
+    def _play(self, table: Tensor, seeds: list[int], lesson: Lesson, step: int) -> Batch:
+        games = play(table.exp(), lesson, seeds, step, self.games)
         counts = _sums(torch.ones_like(games.returns), games, table).sum(-1)
         totals = _sums(games.returns, games, table).sum(-1)
         values = totals / counts.clamp(min=1)
@@ -169,7 +162,5 @@ class PPOLearner:
         advantages = (games.returns - values.gather(1, here.flatten(1)).view_as(games.returns)) * games.playing
         moves = games.playing.sum((1, 2), keepdim=True)
         advantages = advantages / (advantages.square().sum((1, 2), keepdim=True) / moves).sqrt().clamp(min=1e-8)
-        self.before = table
-        self.gains = _sums(advantages.clamp(min=0), games, table) / moves
-        self.pains = _sums((-advantages).clamp(min=0), games, table) / moves
-        self.visited = counts / moves.squeeze(-1)
+        gains, pains = (_sums(part.clamp(min=0), games, table) / moves for part in (advantages, -advantages))
+        return Batch(table, gains, pains, counts / moves.squeeze(-1))

@@ -3,12 +3,9 @@
 R learning rates, N seeds, M = R·N members, T positions, F features, H hidden units, S cells, A actions.
 """
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import lightning as L
 import numpy as np
@@ -61,12 +58,12 @@ class Members(nn.Module):
         parts: list[tuple[Tensor, ...]] = list(zip(*self.groups, strict=True))
         return [torch.cat(tensors) if len(tensors) > 1 else tensors[0] for tensors in parts]
 
+    @torch.no_grad()
     def start_from(self, weights: Sequence[Tensor]) -> None:
         """Set the weights of every rate to those of N trained members, as ``weights`` returns them."""
-        with torch.no_grad():
-            for group in self.groups:
-                for parameter, value in zip(group.parameters(), weights, strict=True):
-                    parameter.copy_(value)
+        for group in self.groups:
+            for parameter, value in zip(group.parameters(), weights, strict=True):
+                parameter.copy_(value)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Log-probabilities of actions [nats], (M, T, F) -> (M, T, A)."""
@@ -91,17 +88,13 @@ class Members(nn.Module):
 
 
 def _initial(inputs: int, hidden: int, seed: int) -> list[Tensor]:
-    """Uniform within ±1/sqrt(fan-in), as in ``torch.nn.Linear``."""
+    """Weights and biases of both layers, uniform within ±1/sqrt(fan-in), as in ``torch.nn.Linear``."""
     generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int, fan_in: int) -> Tensor:
-        return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) / math.sqrt(fan_in)
-
+    shapes = ((inputs, hidden), (1, hidden), (hidden, len(ACTIONS)), (1, len(ACTIONS)))
+    fans = (inputs, inputs, hidden, hidden)
     return [
-        draw(inputs, hidden, fan_in=inputs),
-        draw(1, hidden, fan_in=inputs),
-        draw(hidden, len(ACTIONS), fan_in=hidden),
-        draw(1, len(ACTIONS), fan_in=hidden),
+        (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) / math.sqrt(fan)
+        for shape, fan in zip(shapes, fans, strict=True)
     ]
 
 
@@ -115,12 +108,8 @@ def cell_features(lake: Lake, kind: Features) -> Tensor:
     return torch.from_numpy(np.stack(scaled, axis=1))
 
 
-class Loss(Protocol):
-    """What a member of `Members` is trained for."""
-
-    def losses(self, policy: Members, step: int) -> Tensor:
-        """One loss a member, (M,), each a function of that member's parameters alone."""
-        ...
+Loss = Callable[[Members, int], Tensor]
+"""One loss a member, (M,), in an update; each a function of that member's parameters alone."""
 
 
 class PolicyModule(L.LightningModule):
@@ -141,15 +130,11 @@ class PolicyModule(L.LightningModule):
         self, policy: Members, loss: Loss, learning_rates: Sequence[float], updates: int, warmup: float
     ) -> None:
         super().__init__()
-        self.policy = policy
-        self.loss = loss
-        self.learning_rates = list(learning_rates)
-        self.updates = updates
-        self.warmup = warmup
+        self.policy, self.loss, self.learning_rates = policy, loss, learning_rates
+        self.updates, self.warmup = updates, warmup
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        del batch_idx
-        return self.loss.losses(self.policy, batch).sum()
+        return self.loss(self.policy, batch).sum()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = [
@@ -163,32 +148,15 @@ class PolicyModule(L.LightningModule):
 
 def train(module: PolicyModule, callbacks: Sequence[L.Callback] = ()) -> None:
     """Run all updates of a module; its batches are the numbers of the updates."""
-    with _quiet_lightning():
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=1,
-            callbacks=list(callbacks),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        # A list is an iterable of batches, which is all that Lightning asks for.
-        trainer.fit(module, train_dataloaders=list(range(module.updates)))
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep hints on devices and loaders, the same in every one of a study's runs, off the terminal."""
-    loggers: list[Any] = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    # A list is an iterable of batches, which is all that Lightning asks for.
+    trainer.fit(module, train_dataloaders=list(range(module.updates)))

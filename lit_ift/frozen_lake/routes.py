@@ -1,6 +1,6 @@
 """The two trajectories that are learned from: an optimal and a sub-optimal one."""
 
-from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -40,23 +40,16 @@ def optimal_route(lake: Lake, policy: Array, horizon: int, seed: int) -> Route:
     Raises:
         UserError: no game reaches a goal within the horizon.
     """
-    if lake.slippery:
-        generator = np.random.default_rng([seed, 0])
-        for _ in range(TRIES):
-            route = sampled_route(lake, policy, horizon, generator)
-            if lake.goal[route.cells[-1]]:
-                return route
-        raise UserError(
-            f"None of {TRIES} games of the optimal policy reaches a goal within lake.horizon={horizon} moves. "
-            "Raise lake.horizon, or take a map with fewer holes."
-        )
-    cells, actions = [lake.start], list[int]()
-    while not lake.terminal[cells[-1]]:
-        if len(actions) == horizon:
-            raise UserError(f"The shortest way to a goal takes more than lake.horizon={horizon} moves. Raise it.")
-        actions.append(int(policy[cells[-1]].argmax()))
-        cells.append(int(lake.aim[cells[-1], actions[-1]]))
-    return Route(cells, actions)
+    tries = TRIES if lake.slippery else 1
+    for route in _games(lake, policy, horizon, [seed, 0], tries):
+        if lake.goal[route.cells[-1]]:
+            return route
+    if not lake.slippery:
+        raise UserError(f"The shortest way to a goal takes more than lake.horizon={horizon} moves. Raise it.")
+    raise UserError(
+        f"None of {TRIES} games of the optimal policy reaches a goal within lake.horizon={horizon} moves. "
+        "Raise lake.horizon, or take a map with fewer holes."
+    )
 
 
 def suboptimal_route(lake: Lake, kind: Suboptimal, best: Route, policy: Array, horizon: int, seed: int) -> Route:
@@ -77,21 +70,16 @@ def suboptimal_route(lake: Lake, kind: Suboptimal, best: Route, policy: Array, h
     Raises:
         UserError: the lake has no such way.
     """
-    found: Route | None = None
+    ends = lake.goal if kind == "longer" else lake.terminal & ~lake.goal
+    fewest = len(best.actions) + 1 if kind == "longer" else 1
+    found: Route | None
     if lake.slippery:
-        generator = np.random.default_rng([seed, 1])
-        clumsy = 0.5 * policy + 0.5 / len(ACTIONS)
-        for _ in range(TRIES):
-            game = sampled_route(lake, clumsy, horizon, generator)
-            end = game.cells[-1]
-            if lake.terminal[end] and not lake.goal[end] if kind == "hole" else _is_longer(lake, game, best):
-                found = game
-                break
+        games = _games(lake, 0.5 * policy + 0.5 / len(ACTIONS), horizon, [seed, 1], TRIES)
+        found = next((game for game in games if ends[game.cells[-1]] and len(game.actions) >= fewest), None)
     else:
-        found = _shortest(lake, kind, best, horizon)
+        found = _shortest(lake, ends, fewest, best, horizon)
     if found is None:
-        what = "longer way to a goal" if kind == "longer" else "way into a hole"
-        other = "hole" if kind == "longer" else "longer"
+        what, other = ("longer way to a goal", "hole") if kind == "longer" else ("way into a hole", "longer")
         raise UserError(
             f"lake.suboptimal={kind!r}: the map has no {what} within lake.horizon={horizon} moves. "
             f"Take lake.suboptimal={other!r}, or another map."
@@ -99,8 +87,10 @@ def suboptimal_route(lake: Lake, kind: Suboptimal, best: Route, policy: Array, h
     return found
 
 
-def _is_longer(lake: Lake, game: Route, best: Route) -> bool:
-    return bool(lake.goal[game.cells[-1]]) and len(game.actions) > len(best.actions)
+def _games(lake: Lake, policy: Array, horizon: int, seed: list[int], tries: int) -> Iterator[Route]:
+    """So many games of a policy, sampled one after the other."""
+    generator = np.random.default_rng(seed)
+    return (sampled_route(lake, policy, horizon, generator) for _ in range(tries))
 
 
 def sampled_route(lake: Lake, policy: Array, horizon: int, generator: np.random.Generator) -> Route:
@@ -113,69 +103,54 @@ def sampled_route(lake: Lake, policy: Array, horizon: int, generator: np.random.
     return Route(cells, actions)
 
 
-def _shortest(lake: Lake, kind: Suboptimal, best: Route, horizon: int) -> Route | None:
-    ends = lake.goal if kind == "longer" else lake.terminal & ~lake.goal
-    before = [sorted({int(c) for c in (lake.aim == cell).any(axis=1).nonzero()[0]}) for cell in range(lake.num_cells)]
+def _shortest(lake: Lake, ends: NDArray[np.bool_], fewest: int, best: Route, horizon: int) -> Route | None:
+    """The shortest way of at least so many moves to one of the ``ends`` that enters no cell twice and leaves ``best``.
+
+    Of several it is the one that leaves earliest.
+    """
     rows, columns = np.divmod(np.arange(lake.num_cells), len(lake.rows[0]))
     colours = (rows + columns) % 2
-    shortest = len(best.actions) + 1 if kind == "longer" else 1
-    longest = min(horizon, int(lake.judged.sum()))
-    for length in range(shortest, longest + 1):
+    for length in range(fewest, min(horizon, int(lake.judged.sum())) + 1):
         # As on a chessboard, every move changes the colour: so many moves cannot end on just any of them.
         fitting = ends & (colours == (colours[lake.start] + length) % 2)
         for shared in range(len(best.actions)):
-            found = _leaving_after(lake, best, shared, length, fitting, before)
+            start = Route(best.cells[: shared + 1], best.actions[:shared])
+            found = _extended(lake, start, length, fitting, avoid=best.actions[shared])
             if found is not None:
                 return found
     return None
 
 
-def _leaving_after(
-    lake: Lake, best: Route, shared: int, length: int, ends: NDArray[np.bool_], before: list[list[int]]
-) -> Route | None:
-    """The first way of exactly ``length`` moves to one of ``ends`` that leaves ``best`` after ``shared`` moves."""
-    cells, actions = best.cells[: shared + 1], best.actions[:shared]
-
-    def extend() -> bool:
-        cell, left = cells[-1], length - len(actions)
-        if left == 0:
-            return bool(ends[cell])
-        if lake.terminal[cell]:
-            return False
-        # Without a look at what is still open, all ways through a dead end would be tried: too many to wait for.
-        distance = _distances(lake, ends, before, cells)
-        for action in range(len(ACTIONS)):
-            after = int(lake.aim[cell, action])
-            if after in cells or (len(actions) == shared and action == best.actions[shared]):
-                continue
-            if distance.get(after, length) > left - 1:
-                continue
-            cells.append(after)
-            actions.append(action)
-            if extend():
-                return True
-            cells.pop()
-            actions.pop()
-        return False
-
-    return Route(cells, actions) if extend() else None
-
-
-def _distances(lake: Lake, ends: NDArray[np.bool_], before: list[list[int]], closed: list[int]) -> dict[int, int]:
-    """Moves to the nearest of ``ends`` from every cell that has a way there around the ``closed`` ones.
+def _extended(lake: Lake, way: Route, length: int, ends: NDArray[np.bool_], avoid: int | None = None) -> Route | None:
+    """The first way of exactly ``length`` moves to one of the ``ends`` that begins with ``way``.
 
     Args:
         lake: the lake.
+        way: how it begins; no cell of it is entered again.
+        length: of the whole [moves].
         ends: where to, (S,).
-        before: of every cell those that a move leads from to it.
-        closed: cells that must not be entered.
+        avoid: an action that must not come next.
     """
-    found = {int(cell): 0 for cell in ends.nonzero()[0]}
-    queue = deque(found)
-    while queue:
-        cell = queue.popleft()
-        for other in before[cell]:
-            if other not in found and not lake.terminal[other] and other not in closed:
-                found[other] = found[cell] + 1
-                queue.append(other)
-    return found
+    here, left = way.cells[-1], length - len(way.actions)
+    if left == 0 or lake.terminal[here]:
+        return way if left == 0 and ends[here] else None
+    # Without a look at what is still open, all ways through a dead end would be tried: too many to wait for.
+    distance = _distances(lake, ends, way.cells)
+    for action, after in enumerate(lake.aim[here].tolist()):
+        if action != avoid and after not in way.cells and distance[after] < left:
+            found = _extended(lake, Route([*way.cells, after], [*way.actions, action]), length, ends)
+            if found is not None:
+                return found
+    return None
+
+
+def _distances(lake: Lake, ends: NDArray[np.bool_], closed: list[int]) -> NDArray[np.float64]:
+    """Moves to the nearest of the ``ends`` from every cell around the ``closed`` ones, (S,); infinite without a way."""
+    distance = np.where(ends, 0.0, np.inf)
+    may_pass = ~lake.terminal
+    may_pass[closed] = False
+    while True:
+        nearer = np.where(may_pass, np.minimum(distance, 1 + distance[lake.aim].min(axis=1)), distance)
+        if (nearer == distance).all():
+            return distance
+        distance = nearer

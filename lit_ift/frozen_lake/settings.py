@@ -2,19 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from lit_ift.frozen_lake.methods import DPO, IFT, IPO, KTO, ORPO, SFT, UFT, Objective
-from lit_ift.frozen_lake.onpolicy import PPO, Reinforce
+from lit_ift.frozen_lake.methods import DPO, IFT, IPO, KTO, ORPO, SFT, UFT, Objective, Options
+from lit_ift.frozen_lake.onpolicy import PPO, OpenUnitInterval, Reinforce
 from lit_ift.frozen_lake.policy import Activation, Features
-from lit_ift.frozen_lake.result import METRICS
 from lit_ift.frozen_lake.routes import Suboptimal
 from lit_ift.frozen_lake.world import Ties
-from lit_ift.losses.checks import check_at_least, check_between, check_choice, check_positive
+from lit_ift.options import NonNegative, Positive, PositiveInt, Range
 
-Metric = Literal[
-    "mse_trajectory", "mse_all", "success_greedy", "success_sampled", "return", "success_perturbed"
-]  # the keys of METRICS
+Metric = Literal["mse_trajectory", "mse_all", "success_greedy", "success_sampled", "return", "success_perturbed"]
 Start = Literal["random", "clone", "mixture"]
 
 LABELS: Final = {
@@ -31,13 +28,12 @@ LABELS: Final = {
 }
 """Methods by name, in the order in which they are shown."""
 
-
-SEEDS: Final = 2**62
-"""Seeds lie below: torch's generators take seeds of 64 bits."""
+Seed = Annotated[int, Range(ge=0, lt=2**62)]
+"""Torch's generators take seeds of 64 bits."""
 
 
 @dataclass(frozen=True)
-class LakeOptions:
+class LakeOptions(Options):
     """The game.
 
     Args:
@@ -51,19 +47,14 @@ class LakeOptions:
 
     map: str | list[str] = "4x4"
     slippery: bool = False
-    discount: float = 0.99
+    discount: OpenUnitInterval = 0.99
     ties: Ties = "first"
     suboptimal: Suboptimal = "longer"
-    horizon: int = 100
-
-    def __post_init__(self) -> None:
-        check_positive(discount=self.discount)
-        check_between(0, 1, discount=self.discount)
-        check_at_least(1, horizon=self.horizon)
+    horizon: PositiveInt = 100
 
 
 @dataclass(frozen=True)
-class PolicyOptions:
+class PolicyOptions(Options):
     """The policy: two fully connected layers.
 
     Args:
@@ -73,15 +64,12 @@ class PolicyOptions:
     """
 
     features: Features = "one_hot"
-    hidden: int = 32
+    hidden: PositiveInt = 32
     activation: Activation = "relu"
-
-    def __post_init__(self) -> None:
-        check_at_least(1, hidden=self.hidden)
 
 
 @dataclass(frozen=True)
-class StartOptions:
+class StartOptions(Options):
     """The policy that every method starts from, pre-trained for each seed, the same for all methods.
 
     Args:
@@ -95,16 +83,14 @@ class StartOptions:
     """
 
     kind: Start = "mixture"
-    suboptimal: float = 0.3
-    optimal: float = 0.15
-    walks: float = 0.55
-    updates: int = 200
-    learning_rate: float = 0.01
+    suboptimal: NonNegative = 0.3
+    optimal: NonNegative = 0.15
+    walks: NonNegative = 0.55
+    updates: PositiveInt = 200
+    learning_rate: Positive = 0.01
 
     def __post_init__(self) -> None:
-        check_at_least(0, suboptimal=self.suboptimal, optimal=self.optimal, walks=self.walks)
-        check_at_least(1, updates=self.updates)
-        check_positive(learning_rate=self.learning_rate)
+        super().__post_init__()
         if abs(self.suboptimal + self.optimal + self.walks - 1) > 1e-6:
             raise ValueError(
                 f"suboptimal={self.suboptimal}, optimal={self.optimal} and walks={self.walks} must sum to 1"
@@ -112,7 +98,7 @@ class StartOptions:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Options):
     """How methods are trained and compared: all alike.
 
     Args:
@@ -126,31 +112,25 @@ class Protocol:
         points: how many points a curve has, besides the start.
     """
 
-    updates: int = 200
-    warmup: float = 0.1
-    learning_rates: list[float] = field(
+    updates: PositiveInt = 200
+    warmup: NonNegative = 0.1
+    learning_rates: list[Positive] = field(
         default_factory=lambda: [1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2, 3.16e-2, 1e-1, 3.16e-1, 1.0]
     )
     tune_by: Metric = "mse_all"
-    tuning_seeds: int = 16
-    seeds: int = 64
-    seed: int = 0
-    points: int = 20
+    tuning_seeds: PositiveInt = 16
+    seeds: Annotated[int, Range(ge=2)] = 64
+    seed: Seed = 0
+    points: PositiveInt = 20
 
     def __post_init__(self) -> None:
-        check_at_least(1, updates=self.updates, tuning_seeds=self.tuning_seeds, points=self.points)
-        check_at_least(2, seeds=self.seeds)
-        check_at_least(0, warmup=self.warmup)
-        check_between(0, SEEDS, seed=self.seed)
-        check_choice(METRICS, tune_by=self.tune_by)
+        super().__post_init__()
         if not self.learning_rates:
             raise ValueError("learning_rates=[] is empty: give at least one")
-        for rate in self.learning_rates:
-            check_positive(learning_rates=rate)
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Options):
     """A whole study.
 
     Args:
@@ -194,9 +174,9 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        check_choice(LABELS, **{f"methods[{i}]": name for i, name in enumerate(self.methods)})
-        if not self.methods or len(set(self.methods)) != len(self.methods):
-            raise ValueError(f"methods={self.methods} must name at least one method, and none twice")
+        super().__post_init__()
+        if not self.methods or len(set(self.methods)) != len(self.methods) or not set(self.methods) <= set(LABELS):
+            raise ValueError(f"methods={self.methods} must name at least one of {', '.join(LABELS)}, and none twice")
 
     def objective(self, name: str) -> Objective:
         """The objective of a method; SFT has no options."""

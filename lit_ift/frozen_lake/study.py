@@ -3,10 +3,12 @@
 R learning rates, N seeds, M = R·N members, S cells, A actions.
 """
 
+import logging
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,65 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_ift.errors import UserError
-from lit_ift.frozen_lake.evaluate import Judge
+from lit_ift.frozen_lake.game import Game, make_game
 from lit_ift.frozen_lake.methods import Lesson
-from lit_ift.frozen_lake.policy import Members, PolicyModule, cell_features, train
+from lit_ift.frozen_lake.policy import Loss, Members, PolicyModule, cell_features, train
 from lit_ift.frozen_lake.result import METRICS, Array, Outcome, Study
-from lit_ift.frozen_lake.routes import Route, optimal_route, suboptimal_route
 from lit_ift.frozen_lake.settings import LABELS, Metric, Settings, StartOptions
-from lit_ift.frozen_lake.world import ACTIONS, Lake, make_lake, optimal_policy
-
-LOWER_IS_BETTER = ("mse_trajectory", "mse_all")
-
-
-@dataclass(frozen=True)
-class Game:
-    """A lake with everything that is known of it before training.
-
-    Args:
-        lake: the lake.
-        optimal: the optimal policy, (S, A).
-        chosen: the optimal route.
-        rejected: the sub-optimal route.
-        judge: measures policies.
-    """
-
-    lake: Lake
-    optimal: Array
-    chosen: Route
-    rejected: Route
-    judge: Judge
-
-
-def make_game(settings: Settings) -> Game:
-    """Plan on the lake.
-
-    Raises:
-        UserError: the map cannot be played or has no such routes.
-    """
-    options, seed = settings.lake, settings.protocol.seed
-    lake = make_lake(options.map, slippery=options.slippery)
-    optimal = optimal_policy(lake, options.discount, ties=options.ties)
-    best = optimal_policy(lake, options.discount)
-    chosen = optimal_route(lake, best, options.horizon, seed)
-    rejected = suboptimal_route(lake, options.suboptimal, chosen, best, options.horizon, seed)
-    return Game(lake, optimal, chosen, rejected, Judge(lake, optimal, chosen.cells, options.discount, options.horizon))
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """Cross-entropy to a distribution over cells and actions, which no policy but the starting one is trained with.
-
-    Args:
-        text: how much of the text is each action in each cell, (S, A), sums to 1.
-    """
-
-    text: Tensor
-
-    def losses(self, policy: Members, step: int) -> Tensor:
-        """One loss a member, (M,)."""
-        del step
-        return -(self.text * policy.table()).sum((1, 2))
+from lit_ift.frozen_lake.world import ACTIONS
 
 
 def pretraining_text(game: Game, options: StartOptions) -> Array:
@@ -92,7 +41,7 @@ def pretraining_text(game: Game, options: StartOptions) -> Array:
     if options.kind == "clone":
         return of_routes[0]
     aimless = torch.full((1, *shape), 1 / len(ACTIONS), dtype=torch.float64)
-    visits: Array = game.judge.visits(aimless)[0].numpy() * ~game.lake.terminal
+    visits: Array = game.visits(aimless)[0].numpy() * ~game.lake.terminal
     walks = np.repeat(visits[:, None] / (visits.sum() * len(ACTIONS)), len(ACTIONS), axis=1)
     return np.asarray(options.suboptimal * of_routes[0] + options.optimal * of_routes[1] + options.walks * walks)
 
@@ -101,28 +50,24 @@ class Recorder(L.Callback):
     """Takes all metrics before training and ``points`` times in it, evenly, the last time at its end.
 
     Args:
-        judge: measures policies.
+        game: judges policies.
         updates: of the run.
         points: how often; at most once an update.
     """
 
-    def __init__(self, judge: Judge, updates: int, points: int) -> None:
-        self.judge = judge
+    def __init__(self, game: Game, updates: int, points: int) -> None:
+        self.game = game
         self.due = sorted({round(updates * i / points) for i in range(points + 1)})
-        self.steps: list[int] = []
-        self.metrics: list[dict[str, Tensor]] = []
+        self.metrics: dict[int, dict[str, Tensor]] = {}
+        """By the number of updates."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._record(trainer, pl_module)
+        assert isinstance(pl_module, PolicyModule)
+        self.metrics[trainer.global_step] = self.game.judge(pl_module.policy.policies())
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step in self.due:
-            self._record(trainer, pl_module)
-
-    def _record(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, PolicyModule)
-        self.steps.append(trainer.global_step)
-        self.metrics.append(self.judge(module.policy.policies()))
+            self.on_train_start(trainer, pl_module)
 
 
 class _Progress(L.Callback):
@@ -133,54 +78,41 @@ class _Progress(L.Callback):
         self.bar.update()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Run:
     """What all runs of a study share."""
 
     settings: Settings
     game: Game
     bar: "tqdm[Any]"
-    callbacks: list[L.Callback] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.callbacks = [_Progress(self.bar)]
 
     def members(self, seeds: list[int], rates: int = 1) -> Members:
         policy = self.settings.policy
         features = cell_features(self.game.lake, policy.features)
         return Members(features, policy.hidden, policy.activation, seeds, rates)
 
+    def fit(self, policy: Members, loss: Loss, rates: list[float], updates: int, *callbacks: L.Callback) -> None:
+        module = PolicyModule(policy, loss, rates, updates, self.settings.protocol.warmup)
+        train(module, [_Progress(self.bar), *callbacks])
+
     def starting_weights(self, seeds: list[int]) -> list[Tensor]:
-        """Weights of the starting policy of every seed."""
+        """Weights of the starting policy of every seed, trained by cross-entropy to a distribution over moves."""
         policy, options = self.members(seeds), self.settings.start
         if options.kind != "random":
             self.bar.set_description("starting policies")
-            text = Pretraining(torch.from_numpy(pretraining_text(self.game, options)))
-            module = PolicyModule(policy, text, [options.learning_rate], options.updates, self.settings.protocol.warmup)
-            train(module, self.callbacks)
+            text = torch.from_numpy(pretraining_text(self.game, options))
+            self.fit(policy, lambda p, _: -(text * p.table()).sum((1, 2)), [options.learning_rate], options.updates)
         return [weight.detach() for weight in policy.weights()]
 
     def train(
-        self, name: str, seeds: list[int], start: list[Tensor], rates: list[float], recorder: Recorder | None = None
+        self, name: str, seeds: list[int], start: list[Tensor], rates: list[float], *callbacks: L.Callback
     ) -> tuple[Members, Lesson]:
         """Train one method from the given weights with every learning rate."""
-        protocol, lake = self.settings.protocol, self.settings.lake
         policy = self.members(seeds, len(rates))
         policy.start_from(start)
-        with torch.no_grad():
-            reference = policy.table()
-        lesson = Lesson(
-            lake=self.game.lake,
-            chosen=self.game.chosen,
-            rejected=self.game.rejected,
-            reference=reference,
-            updates=protocol.updates,
-            discount=lake.discount,
-            horizon=lake.horizon,
-        )
-        learner = self.settings.objective(name).begin(lesson)
-        module = PolicyModule(policy, learner, rates, protocol.updates, protocol.warmup)
-        train(module, [*self.callbacks, *([recorder] if recorder else [])])
+        updates, objective = self.settings.protocol.updates, self.settings.objective(name)
+        lesson = Lesson(self.game, policy.table().detach(), updates)
+        self.fit(policy, lambda p, step: objective.losses(p, lesson, step), rates, updates, *callbacks)
         return policy, lesson
 
     def best_rates(self, name: str, seeds: list[int], start: list[Tensor]) -> dict[str, float]:
@@ -190,14 +122,13 @@ class _Run:
         found = {}
         for metric, values in self.game.judge(policy.policies()).items():
             means = values.view(len(rates), len(seeds)).mean(1)
-            losses = means if metric in LOWER_IS_BETTER else -means
+            losses = means if metric.startswith("mse") else -means
             found[metric] = rates[int(losses.nan_to_num(nan=torch.inf).argmin())]
         return found
 
     def outcome(self, name: str, seeds: list[int], start: list[Tensor], rate: float) -> Outcome:
         """Judge a method on fresh seeds."""
-        protocol = self.settings.protocol
-        recorder = Recorder(self.game.judge, protocol.updates, protocol.points)
+        recorder = Recorder(self.game, self.settings.protocol.updates, self.settings.protocol.points)
         policy, lesson = self.train(name, seeds, start, [rate], recorder)
         policies = policy.policies()
         if not policies.isfinite().all():
@@ -205,15 +136,16 @@ class _Run:
                 f"{LABELS[name]} with learning rate {rate} diverges on some seeds. "
                 "Leave that rate out of protocol.learning_rates."
             )
+        recorded = list(recorder.metrics.values())
         return Outcome(
             name=name,
             label=LABELS[name],
             learning_rate=rate,
-            metrics={metric: recorder.metrics[-1][metric].numpy() for metric in METRICS},
-            steps=np.array(recorder.steps),
-            curves={metric: torch.stack([m[metric] for m in recorder.metrics], 1).numpy() for metric in METRICS},
+            metrics={metric: recorded[-1][metric].numpy() for metric in METRICS},
+            steps=np.array(list(recorder.metrics)),
+            curves={metric: torch.stack([taken[metric] for taken in recorded], 1).numpy() for metric in METRICS},
             policies=policies.numpy(),
-            visits=self.game.judge.visits(policies).mean(0).numpy(),
+            visits=self.game.visits(policies).mean(0).numpy(),
             moves=lesson.moves,
         )
 
@@ -245,14 +177,14 @@ def run_studies(settings: Settings, choices: Sequence[Metric]) -> list[Study]:
     """
     began = time.perf_counter()
     protocol = settings.protocol
-    game = make_game(settings)
+    game = make_game(settings.lake, protocol.seed)
     tuning = list(range(protocol.seed, protocol.seed + protocol.tuning_seeds))
     fresh = list(range(tuning[-1] + 1, tuning[-1] + 1 + protocol.seeds))
     pretraining = 0 if settings.start.kind == "random" else 2 * settings.start.updates
     total = pretraining + (1 + len(choices)) * len(settings.methods) * protocol.updates
     outcomes: dict[tuple[str, float], Outcome] = {}
     chosen: list[list[Outcome]] = [[] for _ in choices]
-    with one_thread(), tqdm(total=total, unit="update", disable=not settings.progress) as bar:
+    with alone(), tqdm(total=total, unit="update", disable=not settings.progress) as bar:
         run = _Run(settings, game, bar)
         starts = {"tuning": run.starting_weights(tuning), "fresh": run.starting_weights(fresh)}
         first = run.members(fresh)
@@ -292,11 +224,18 @@ def plain(value: Any) -> Any:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread: tensors this small are not worth sharing out, and sums keep their order."""
-    before = torch.get_num_threads()
+def alone() -> Iterator[None]:
+    """Let torch use one thread, and leave out Lightning's hints, which are the same in every run.
+
+    Tensors this small are not worth sharing out, and sums keep their order.
+    """
+    threads, level = torch.get_num_threads(), logging.root.manager.disable
     torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    logging.disable(logging.INFO)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            logging.disable(level)

@@ -3,7 +3,6 @@
 S cells, row by row; A = 4 actions in gymnasium's order: left, down, right, up; K outcomes of a move.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -16,8 +15,6 @@ from lit_ift.frozen_lake.result import Array
 
 Ties = Literal["first", "uniform"]
 Integers = NDArray[np.int64]
-Transitions = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
-"""Cell -> action -> (probability, next cell, reward, whether the game ends), as gymnasium has it."""
 
 ACTIONS: Final = ("left", "down", "right", "up")
 LETTERS: Final = {"S": "start", "F": "frozen", "H": "hole", "G": "goal"}
@@ -71,30 +68,40 @@ def make_lake(map_or_name: str | Sequence[str], *, slippery: bool = False) -> La
     Raises:
         UserError: gymnasium is missing, or the map cannot be played; the message names row, column and letter.
     """
-    named = _frozen_lake().MAPS
-    if isinstance(map_or_name, str):
-        if map_or_name not in named:
-            raise UserError(
-                f"lake.map={map_or_name!r} is none of gymnasium's maps: {', '.join(named)}. Name one of them, or give "
-                'the rows of your own, such as ["SFF", "FHF", "FFG"].'
-            )
-        rows = [str(row) for row in named[map_or_name]]
-    else:
-        rows = list(map_or_name)
+    try:
+        from gymnasium.envs.toy_text import frozen_lake
+    except ImportError as error:
+        raise UserError("The lake needs gymnasium. Install it with: pip install 'lit-ift[lake]'") from error
+    if isinstance(map_or_name, str) and map_or_name not in frozen_lake.MAPS:
+        raise UserError(
+            f"lake.map={map_or_name!r} is none of gymnasium's maps: {', '.join(frozen_lake.MAPS)}. Name one of them, "
+            'or give the rows of your own, such as ["SFF", "FHF", "FFG"].'
+        )
+    rows = list(frozen_lake.MAPS[map_or_name] if isinstance(map_or_name, str) else map_or_name)
     check_map(rows)
-    tables = [transition_table(rows, slips) for slips in (slippery, False)]
-    letters = np.array([letter for row in rows for letter in row])
+    # Letter by letter: a row of one letter would be taken for a letter.
+    desc: Any = [list(row) for row in rows]
+    table, dry = (frozen_lake.FrozenLakeEnv(desc=desc, is_slippery=slips).P for slips in (slippery, False))
+    letters = np.array(desc).reshape(-1)
     cells, actions, width = len(letters), len(ACTIONS), 3 if slippery else 1
     outcomes, chances = np.zeros((cells, actions, width), dtype=np.int64), np.zeros((cells, actions, width))
     transition, reward = np.zeros((cells, actions, cells)), np.zeros((cells, actions))
-    for cell in range(cells):
-        for action in range(actions):
-            for k, (chance, after, gain, _) in enumerate(tables[0][cell][action]):
-                outcomes[cell, action, k], chances[cell, action, k] = after, chance
-                transition[cell, action, after] += chance
-                reward[cell, action] += chance * gain
-    aim = np.array([[tables[1][cell][action][0][1] for action in range(actions)] for cell in range(cells)])
-    terminal = (letters == "H") | (letters == "G")
+    aim = np.zeros((cells, actions), dtype=np.int64)
+    for cell, action in np.ndindex(cells, actions):
+        aim[cell, action] = dry[cell][action][0][1]
+        for k, (chance, after, gain, _) in enumerate(table[cell][action]):
+            outcomes[cell, action, k], chances[cell, action, k] = after, chance
+            transition[cell, action, after] += chance
+            reward[cell, action] += chance * gain
+    terminal = np.isin(letters, ["H", "G"])
+    start = int((letters == "S").argmax())
+    reached = _reached(aim, terminal, start)
+    if not (reached & (letters == "G")).any():
+        row, column = divmod(start, len(rows[0]))
+        raise UserError(
+            f"lake.map: no path leads from the start (row {row + 1} column {column + 1}) to a goal. "
+            "Turn holes (H) on the way into ice (F)."
+        )
     return Lake(
         rows=rows,
         slippery=slippery,
@@ -103,41 +110,23 @@ def make_lake(map_or_name: str | Sequence[str], *, slippery: bool = False) -> La
         transition=transition,
         reward=reward,
         aim=aim,
-        start=int((letters == "S").argmax()),
+        start=start,
         terminal=terminal,
         goal=letters == "G",
-        judged=_within_reach(rows) & ~terminal,
+        judged=reached & ~terminal,
     )
 
 
-def transition_table(rows: Sequence[str], slippery: bool) -> Transitions:
-    """Where each action may lead, from gymnasium's FrozenLake.
-
-    Raises:
-        UserError: gymnasium is missing.
-    """
-    # Letter by letter: a row of one letter would be taken for a letter.
-    table: Transitions = _frozen_lake().FrozenLakeEnv(desc=[list(row) for row in rows], is_slippery=slippery).P
-    return table
-
-
-def _frozen_lake() -> Any:
-    """Gymnasium's module of the game."""
-    try:
-        import gymnasium.envs.toy_text.frozen_lake as module
-    except ImportError as error:
-        raise UserError("The lake needs gymnasium. Install it with: pip install 'lit-ift[lake]'") from error
-    return module
-
-
 def check_map(rows: Sequence[str]) -> None:
-    """Refuse a map that cannot be played.
+    """Refuse a map that is no map.
 
     Raises:
-        UserError: it is empty or ragged, has an unknown letter, not exactly one start, no goal, or no way to a goal.
+        UserError: it is empty or ragged, has an unknown letter, not exactly one start, or no goal.
     """
+    known = ", ".join(f"{letter} ({name})" for letter, name in LETTERS.items())
     if not rows or not all(isinstance(row, str) and row for row in rows):
-        raise UserError(f"lake.map={list(rows)!r} is empty or has an empty row. Give at least one row of {_letters()}.")
+        raise UserError(f"lake.map={list(rows)!r} is empty or has an empty row. Give at least one row of {known}.")
+    starts = []
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
             raise UserError(
@@ -146,41 +135,26 @@ def check_map(rows: Sequence[str]) -> None:
             )
         for column, letter in enumerate(row, 1):
             if letter not in LETTERS:
-                raise UserError(f"lake.map: row {number}, column {column} is {letter!r}. Use {_letters()}.")
-    starts = [(r, c) for r, row in enumerate(rows, 1) for c, letter in enumerate(row, 1) if letter == "S"]
+                raise UserError(f"lake.map: row {number}, column {column} is {letter!r}. Use {known}.")
+            if letter == "S":
+                starts.append(f"row {number} column {column}")
     if len(starts) != 1:
-        where = f": {', '.join(f'row {r} column {c}' for r, c in starts)}" if starts else ""
+        where = f": {', '.join(starts)}" if starts else ""
         raise UserError(f"lake.map has {len(starts)} starts{where}. Put S in exactly one cell.")
     if not any("G" in row for row in rows):
         raise UserError("lake.map has no goal. Put G in at least one cell.")
-    reached = _within_reach(rows)
-    if not any(reached[i] for i, letter in enumerate("".join(rows)) if letter == "G"):
-        raise UserError(
-            f"lake.map: no path leads from the start (row {starts[0][0]} column {starts[0][1]}) to a goal. "
-            "Turn holes (H) on the way into ice (F)."
-        )
 
 
-def _letters() -> str:
-    return ", ".join(f"{letter} ({name})" for letter, name in LETTERS.items())
-
-
-def _within_reach(rows: Sequence[str]) -> NDArray[np.bool_]:
+def _reached(aim: Integers, terminal: NDArray[np.bool_], start: int) -> NDArray[np.bool_]:
     """Cells that play from the start can come to, (S,). Play ends in holes and goals."""
-    height, width = len(rows), len(rows[0])
-    first = "".join(rows).index("S")
-    seen = np.zeros(height * width, dtype=np.bool_)
-    seen[first] = True
-    queue = deque([first])
-    while queue:
-        row, column = divmod(queue.popleft(), width)
-        if rows[row][column] in "HG":
-            continue
-        for r, c in ((row, column - 1), (row + 1, column), (row, column + 1), (row - 1, column)):
-            if 0 <= r < height and 0 <= c < width and not seen[r * width + c]:
-                seen[r * width + c] = True
-                queue.append(r * width + c)
-    return seen
+    reached = np.zeros_like(terminal)
+    reached[start] = True
+    while True:
+        further = reached.copy()
+        further[aim[reached & ~terminal]] = True
+        if (further == reached).all():
+            return reached
+        reached = further
 
 
 def value_iteration(lake: Lake, discount: float) -> tuple[Array, Array]:

@@ -20,7 +20,7 @@ def test_success_return_and_visits_are_those_of_played_games(slippery: bool) -> 
     """2000 games in gymnasium; the bounds are four standard errors of a share, the widest there is."""
     game = small_game(slippery=slippery, horizon=30)
     policy = random_policy(16, seed=3)
-    exact, visits = game.judge(policy), game.judge.visits(policy)[0]
+    exact, visits = game.judge(policy), game.visits(policy)[0]
     env, generator, games = FrozenLakeEnv(is_slippery=slippery), np.random.default_rng(0), 2000
     env.reset(seed=0)
     success, returns, counts = 0.0, 0.0, np.zeros(16)
@@ -90,4 +90,4 @@ def test_games_end_at_the_horizon() -> None:
     game = small_game()
     policy = torch.from_numpy(game.optimal)[None]
     for horizon, success in ((6, 1), (5, 0)):
-        assert float(replace(game.judge, horizon=horizon)(policy)["success_sampled"]) == success
+        assert float(replace(game, horizon=horizon).judge(policy)["success_sampled"]) == success

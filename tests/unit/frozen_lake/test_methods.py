@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from lakes import lesson_of, members_of, small_game
+from lakes import lesson_of, loss_of, members_of, small_game
 from torch import Tensor
 
-from lit_ift.frozen_lake.methods import DPO, IFT, IPO, KTO, ORPO, SFT, UFT, Lesson, Stateless, route_logps
+from lit_ift.frozen_lake.methods import DPO, IFT, IPO, KTO, ORPO, SFT, UFT, Lesson, Objective, route_logps
 from lit_ift.frozen_lake.policy import Members, PolicyModule, train
 from lit_ift.losses import dpo_loss, ift_loss, ipo_loss, orpo_loss, sft_loss
 from lit_ift.losses.kto import kl_baseline, kto_loss
@@ -26,14 +26,14 @@ def by_hand(policy: Members, lesson: Lesson, member: int, sees: Tensor | None = 
         return ((seen @ first + first_bias[0]).relu() @ second + second_bias[0]).log_softmax(-1)[action]
 
     found = []
-    for route in (lesson.chosen, lesson.rejected):
+    for route in (lesson.game.chosen, lesson.game.rejected):
         rows = policy.features[route.cells[:-1]]
-        if sees is not None and route is lesson.chosen:
+        if sees is not None and route is lesson.game.chosen:
             rows = sees
         found.append(torch.stack([logp(row, action) for row, action in zip(rows, route.actions, strict=True)]))
     chosen, rejected = (
         lesson.reference[member, route.cells[:-1], route.actions].sum().view(1)
-        for route in (lesson.chosen, lesson.rejected)
+        for route in (lesson.game.chosen, lesson.game.rejected)
     )
     return found[0], found[1], chosen, rejected
 
@@ -81,7 +81,7 @@ def of_uft(c: Tensor, r: Tensor, rc: Tensor, rr: Tensor) -> Tensor:
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
-def test_losses_are_the_collections_own(objective: Stateless, slow: Callable[..., Tensor]) -> None:
+def test_losses_are_the_collections_own(objective: Objective, slow: Callable[..., Tensor]) -> None:
     game = small_game()
     policy = members_of(game, SEEDS)
     lesson = lesson_of(game, policy)
@@ -103,7 +103,7 @@ def test_ift_sees_a_mixture_of_the_true_and_the_expected_cell(objective: IFT) ->
     policy = members_of(game, SEEDS)
     lesson = lesson_of(game, policy)
     losses = objective.losses(policy, lesson, 0)
-    cells, expected, parted = lesson.chosen.cells, [], 0
+    cells, expected, parted = lesson.game.chosen.cells, [], 0
     for member in range(len(SEEDS)):
         sees = [policy.features[cells[0]]]
         for before, here in pairwise(cells[:-1]):
@@ -129,7 +129,7 @@ def test_ift_without_lambda_and_gamma_is_sft_bit_for_bit() -> None:
     trained = []
     for objective in (IFT(lam=0, gamma=0), SFT()):
         policy = members_of(game, SEEDS, rates=2)
-        train(PolicyModule(policy, objective.begin(lesson_of(game, policy)), [1e-3, 1e-1], 20, 0.1))
+        train(PolicyModule(policy, loss_of(objective, lesson_of(game, policy)), [1e-3, 1e-1], 20, 0.1))
         trained.append(policy.policies())
     assert torch.equal(*trained)
     assert not torch.equal(trained[0][:3], members_of(game, SEEDS).policies())
@@ -154,7 +154,7 @@ def test_on_slippery_ice_the_expected_cell_is_where_the_move_aims() -> None:
     policy = members_of(game, [0])
     lesson = lesson_of(game, policy)
     fused = IFT(lam=1.0).fused(policy, lesson, 0)[0]
-    cells = lesson.chosen.cells[:-1]
+    cells = lesson.game.chosen.cells[:-1]
     aims = [int(game.lake.aim[cell, int(policy.table()[0, cell].argmax())]) for cell in cells[:-1]]
     assert fused.argmax(-1).tolist() == [cells[0], *aims]
 

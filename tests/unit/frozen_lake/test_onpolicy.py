@@ -1,11 +1,13 @@
 """REINFORCE and PPO: games, gradients, and that they find the goal."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from lakes import lesson_of, members_of, small_game
+from lakes import lesson_of, loss_of, members_of, small_game
 
 from lit_ift.frozen_lake.methods import SFT
-from lit_ift.frozen_lake.onpolicy import PPO, PPOLearner, Reinforce, play
+from lit_ift.frozen_lake.onpolicy import PPO, Reinforce, play
 from lit_ift.frozen_lake.policy import PolicyModule, train
 
 
@@ -22,7 +24,7 @@ def test_games_follow_policy_and_lake(slippery: bool) -> None:
     assert (reached - exact["success_sampled"]).abs().max() < 4 * 0.5 / count**0.5
     assert (games.returns[:, 0].mean(-1) - exact["return"]).abs().max() < 4 * 0.5 / count**0.5
     visits = torch.stack([torch.bincount(m[p] // 4, minlength=16) for m, p in zip(*games[:2], strict=True)]) / count
-    wanted = game.judge.visits(policies) * ~torch.from_numpy(game.lake.terminal)
+    wanted = game.visits(policies) * ~torch.from_numpy(game.lake.terminal)
     torch.testing.assert_close(visits.double(), wanted, rtol=0.15, atol=0.05)
     assert lesson.moves == pytest.approx(float(games.playing.sum()) / 2)
 
@@ -41,10 +43,10 @@ def test_reinforces_loss_game_by_game() -> None:
     """The sum over moves of log π times what the game won beyond the mean of the others, over the number of games."""
     game = small_game()
     policy = members_of(game, [0, 1])
-    train(PolicyModule(policy, SFT().begin(lesson_of(game, policy)), [1e-2], 30, 0.1))
+    train(PolicyModule(policy, loss_of(SFT(), lesson_of(game, policy)), [1e-2], 30, 0.1))
     lesson, table = lesson_of(game, policy), policy.table()
     games = play(table.detach().exp(), lesson, policy.seeds, 3, 6)
-    losses = Reinforce(games=6).begin(lesson).losses(policy, 3)
+    losses = Reinforce(games=6).losses(policy, lesson, 3)
     for member in range(2):
         total = torch.zeros((), dtype=torch.float64)
         won = games.returns[member, 0]
@@ -61,13 +63,13 @@ def test_reinforce_estimates_the_policy_gradient() -> None:
     """With very many games it comes near the gradient of the exact chance of success, taken through the recursion."""
     game = small_game()
     policy = members_of(game, [0])
-    train(PolicyModule(policy, SFT().begin(lesson_of(game, policy)), [1e-2], 30, 0.1))
+    train(PolicyModule(policy, loss_of(SFT(), lesson_of(game, policy)), [1e-2], 30, 0.1))
     parameters = list(policy.parameters())
     lesson = lesson_of(game, policy)
-    lesson.discount = 1.0
-    loss = Reinforce(games=20_000).begin(lesson).losses(policy, 0).sum()
+    lesson.game = replace(game, discount=1.0)
+    loss = Reinforce(games=20_000).losses(policy, lesson, 0).sum()
     estimated = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
-    value = game.judge.values(policy.table().exp(), 1.0)[:, game.lake.start].sum()
+    value = game.values(policy.table().exp(), 1.0)[:, game.lake.start].sum()
     exact = -torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
     assert torch.cosine_similarity(estimated, exact, dim=0) > 0.98
     assert float(estimated.norm() / exact.norm()) == pytest.approx(1, abs=0.1)
@@ -77,16 +79,16 @@ def test_ppos_loss_is_the_clipped_surrogate_of_every_move() -> None:
     """Against Eq. 7 written out, move by move, one update after the games were played."""
     game = small_game()
     policy = members_of(game, [0, 1])
-    train(PolicyModule(policy, SFT().begin(lesson_of(game, policy)), [1e-2], 30, 0.1))
+    train(PolicyModule(policy, loss_of(SFT(), lesson_of(game, policy)), [1e-2], 30, 0.1))
     lesson = lesson_of(game, policy)
-    learner = PPOLearner(PPO(games=8, epochs=2, entropy=0.02), lesson)
-    learner.losses(policy, 0)
+    ppo = PPO(games=8, epochs=2, entropy=0.02)
+    ppo.losses(policy, lesson, 0)
     before = policy.policies()
     games = play(before, lesson, policy.seeds, 0, 8)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.3 * torch.sin(torch.arange(parameter.numel()).view_as(parameter).double())
-    losses, table = learner.losses(policy, 1), policy.table()
+    losses, table = ppo.losses(policy, lesson, 1), policy.table()
     clipped = 0
     for member in range(2):
         here = games.playing[member]
@@ -108,7 +110,7 @@ def test_it_learns_to_reach_the_goal(objective: Reinforce | PPO) -> None:
     game = small_game(map=["SFF", "FFF", "HFG"], suboptimal="hole")
     policy = members_of(game, [0, 1])
     before = game.judge(policy.policies())["success_sampled"]
-    train(PolicyModule(policy, objective.begin(lesson_of(game, policy)), [1e-2], 60, 0.1))
+    train(PolicyModule(policy, loss_of(objective, lesson_of(game, policy)), [1e-2], 60, 0.1))
     after = game.judge(policy.policies())["success_sampled"]
     assert (after > 0.95).all()
     assert (before < 0.8).all()
@@ -121,7 +123,7 @@ def test_members_with_no_success_stand_still() -> None:
     with torch.no_grad():
         policy.groups[0][3][..., 3] = 50.0  # always up
     for objective in (Reinforce(games=4), PPO(games=4, entropy=0.0)):
-        loss = objective.begin(lesson_of(game, policy)).losses(policy, 0)
+        loss = objective.losses(policy, lesson_of(game, policy), 0)
         gradients = torch.autograd.grad(loss.sum(), list(policy.parameters()))
         assert all((gradient == 0).all() for gradient in gradients)
 

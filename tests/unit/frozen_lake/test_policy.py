@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from lakes import lesson_of, members_of, small_game
+from lakes import lesson_of, loss_of, members_of, small_game
 
 from lit_ift.frozen_lake.methods import DPO, IFT, KTO, SFT, UFT, Objective
 from lit_ift.frozen_lake.onpolicy import PPO, Reinforce
@@ -37,8 +37,8 @@ def test_a_member_trained_in_company_is_that_trained_alone(objective: Objective)
 
     def trained(seeds: list[int], rates: list[float]) -> torch.Tensor:
         policy = members_of(game, seeds, len(rates))
-        learner = objective.begin(lesson_of(game, policy, updates))
-        train(PolicyModule(policy, learner, rates, updates, 0.1))
+        loss = loss_of(objective, lesson_of(game, policy, updates))
+        train(PolicyModule(policy, loss, rates, updates, 0.1))
         return policy.policies()
 
     together = trained([3, 4, 5], rates)
@@ -63,7 +63,7 @@ def test_rates_start_from_given_weights_and_then_part() -> None:
     policy, other = members_of(game, [1, 2], rates=2), members_of(game, [8, 9])
     policy.start_from(other.weights())
     assert torch.equal(policy.policies()[2:], other.policies())
-    train(PolicyModule(policy, SFT().begin(lesson_of(game, policy)), [1e-3, 1e-1], 3, 0.1))
+    train(PolicyModule(policy, loss_of(SFT(), lesson_of(game, policy)), [1e-3, 1e-1], 3, 0.1))
     assert not torch.equal(policy.policies()[:2], policy.policies()[2:])
     assert torch.equal(other.policies(), members_of(game, [8, 9]).policies())
 
@@ -77,7 +77,7 @@ def test_learning_rates_warm_up_and_fall() -> None:
         def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
             seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
-    train(PolicyModule(policy, SFT().begin(lesson_of(game, policy)), [1.0, 0.1], 20, 0.1), [Watch()])
+    train(PolicyModule(policy, loss_of(SFT(), lesson_of(game, policy)), [1.0, 0.1], 20, 0.1), [Watch()])
     assert len(seen) == 20
     assert seen[0] == pytest.approx([1 / 3, 1 / 30])
     assert seen[2] == pytest.approx([1.0, 0.1])
@@ -87,7 +87,7 @@ def test_learning_rates_warm_up_and_fall() -> None:
 def test_it_is_a_lightning_module_with_rmsprop() -> None:
     game = small_game()
     policy = Members(cell_features(game.lake, "coordinates"), 4, "tanh", [0, 1], 3)
-    module = PolicyModule(policy, SFT().begin(lesson_of(game, policy)), [1, 2, 3], 5, 0.1)
+    module = PolicyModule(policy, loss_of(SFT(), lesson_of(game, policy)), [1, 2, 3], 5, 0.1)
     assert isinstance(module, L.LightningModule)
     optimizer = module.configure_optimizers()["optimizer"]
     assert type(optimizer) is torch.optim.RMSprop

@@ -9,7 +9,7 @@ import torch
 from lakes import small_game, tiny_settings
 
 from lit_ift.errors import UserError
-from lit_ift.frozen_lake.evaluate import Judge
+from lit_ift.frozen_lake.game import Game
 from lit_ift.frozen_lake.policy import Members
 from lit_ift.frozen_lake.result import METRICS, Study
 from lit_ift.frozen_lake.settings import LABELS, LakeOptions, Protocol, StartOptions
@@ -95,15 +95,15 @@ def test_judged_seeds_take_no_part_in_tuning(study: Study) -> None:
 def test_the_best_rate_by_the_chosen_metric_is_taken(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge is made to like the second of three rates best, whichever way up the metric is."""
     sign = 1 if metric == "mse_all" else -1
-    real = Judge.__call__
+    real = Game.judge
 
-    def judged(self: Judge, policies: torch.Tensor) -> dict[str, torch.Tensor]:
+    def judged(self: Game, policies: torch.Tensor) -> dict[str, torch.Tensor]:
         found = real(self, policies)
         if len(policies) == 6:  # three rates on two tuning seeds
             found[metric] = sign * torch.tensor([3.0, 3.0, 1.0, 1.0, torch.nan, 0.0])
         return found
 
-    monkeypatch.setattr(Judge, "__call__", judged)
+    monkeypatch.setattr(Game, "judge", judged)
     protocol = Protocol(updates=2, learning_rates=[0.3, 0.1, 0.2], tune_by=metric, tuning_seeds=2, seeds=3, points=1)
     assert run_study(tiny_settings(protocol=protocol)).outcomes[0].learning_rate == 0.2
 
@@ -167,7 +167,7 @@ def test_starts_differ_as_asked() -> None:
         (lambda: Protocol(seeds=1), "seeds=1 must be at least 2"),
         (lambda: Protocol(tune_by="luck"), "tune_by='luck'"),  # type: ignore[arg-type]
         (lambda: tiny_settings(methods=["sft", "sft"]), "none twice"),
-        (lambda: tiny_settings(methods=["simpo"]), "'simpo' is not one of"),
+        (lambda: tiny_settings(methods=["simpo"]), "must name at least one of sft, ift"),
     ],
 )
 def test_settings_that_make_no_sense(make, message: str) -> None:
