@@ -1,4 +1,4 @@
-"""Write the parts of objectives.md that docstrings and the registry of pair losses say already.
+"""Write the parts of objectives.md that docstrings and the registries of losses say already.
 
 Run: python docs/write_objectives.py
 """
@@ -6,27 +6,27 @@ Run: python docs/write_objectives.py
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import lit_ift.losses
-from lit_ift.losses import PAIR_LOSSES
+from lit_ift.losses import PAIR_LOSSES, TOKEN_LOSSES
 from lit_ift.losses.marks import is_in_batch
 
 PAGE = Path(__file__).with_name("objectives.md")
 
 
-def pair_loss_table() -> str:
-    """A line for each pair loss: name, summary and value, options with defaults, paper, file."""
-    lines = ["| `loss` | what it is | options | paper | file in `losses/pair/` |", "| --- | --- | --- | --- | --- |"]
-    for name, function in PAIR_LOSSES.items():
+def loss_table(losses: Mapping[str, Callable[..., Any]]) -> str:
+    """A line for each loss: name, summary and value, options with defaults, paper, file."""
+    lines = ["| `loss` | what it is | options | paper | file in `losses/` |", "| --- | --- | --- | --- | --- |"]
+    for name, function in losses.items():
         doc = inspect.getdoc(function) or ""
         summary = re.sub(r" \([^)]*arXiv:[^)]*\)", "", doc.split("\n\n")[0]).replace("\n", " ")
         found = re.search(r"``(loss.*?)``", doc, re.DOTALL)
         value = f"<br>`{_one_line(found[1])}`" if found else ""
-        file = function.__module__.rpartition(".")[2] + ".py"
+        file = function.__module__.removeprefix("lit_ift.losses.").replace(".", "/") + ".py"
         cells = [
             f"`{name}`",
             _one_line(summary).replace("``", "`") + (" *In-batch.*" if is_in_batch(function) else "") + value,
@@ -40,7 +40,7 @@ def pair_loss_table() -> str:
 
 def departures() -> str:
     """Where losses depart from their papers or the authors' code, as their docstrings say it."""
-    names = {function: name for name, function in PAIR_LOSSES.items()}
+    names = {function: name for name, function in {**TOKEN_LOSSES, **PAIR_LOSSES}.items()}
     lines = []
     for function in _functions():
         section = re.search(r"\nDepartures:\n((?: {4}.*\n|\n)+)", (inspect.getdoc(function) or "") + "\n")
@@ -51,7 +51,12 @@ def departures() -> str:
 
 def written(page: str) -> str:
     """The page with its generated parts made anew."""
-    for part, text in (("pair losses", pair_loss_table()), ("departures", departures())):
+    parts = {
+        "token losses": loss_table(TOKEN_LOSSES),
+        "pair losses": loss_table(PAIR_LOSSES),
+        "departures": departures(),
+    }
+    for part, text in parts.items():
         begin, end = f"<!-- {part}: written by docs/write_objectives.py -->\n", f"\n<!-- end of {part} -->"
         before, rest = page.split(begin)
         page = before + begin + text + end + rest.split(end, 1)[1]
@@ -68,7 +73,8 @@ def _functions() -> Iterator[Callable[..., Any]]:
 
 def _options(function: Callable[..., Any]) -> str:
     parameters = inspect.signature(function).parameters.values()
-    return ", ".join(f"`{p.name}` {_as_in_yaml(p.default)}" for p in parameters if p.kind is p.KEYWORD_ONLY)
+    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return ", ".join(f"`{p.name}` {'needed' if p.default is p.empty else _as_in_yaml(p.default)}" for p in options)
 
 
 def _as_in_yaml(default: Any) -> str:

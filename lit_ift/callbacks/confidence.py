@@ -45,10 +45,10 @@ class ConfidenceRecorder(Callback):
         self._passes: dict[str, tuple[float, int]] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and not isinstance(pl_module, SFTModule):
+        if stage == "fit" and not (isinstance(pl_module, SFTModule) and pl_module.is_plain):
             raise UserError(
-                f"ConfidenceRecorder needs SFTModule, whose losses are the rows' negative log-likelihoods; "
-                f"{type(pl_module).__name__} is none."
+                "ConfidenceRecorder needs SFTModule with loss=nll and input=true, whose losses are the rows' negative "
+                f"log-likelihoods; {type(pl_module).__name__} has others."
             )
         self._passes = {}  # A checkpoint's come after this, an earlier fit's do not count.
 

@@ -12,11 +12,15 @@ from lit_ift.losses.pair.reference import dpo_loss, exo_loss, f_dpo_loss, hinge_
 from lit_ift.losses.pair.reference_free import chosen_sft_loss, cpo_loss, orpo_loss, simpo_loss, tpo_l_loss, tpo_loss
 from lit_ift.losses.registry import INPUTS, PAIR_LOSSES, PairLoss
 from lit_ift.losses.sft import sft_loss
+from lit_ift.losses.token_registry import TOKEN_INPUTS, TOKEN_LOSSES, TokenLoss
 
 __all__ = [
     "INPUTS",
     "PAIR_LOSSES",
+    "TOKEN_INPUTS",
+    "TOKEN_LOSSES",
     "PairLoss",
+    "TokenLoss",
     "TokenScores",
     "aot_loss",
     "aot_unpaired_loss",

@@ -133,7 +133,7 @@ def ift_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Intuitive Fine-Tuning loss of each example, given the token losses of the fused inputs.
 
-    ``loss_b = (1/n_b) * sum_t w[b,t] * nll[b,t]`` with w from ``propagation_weights`` (arXiv:2405.11870, eq. 21).
+    ``loss = mean over tokens of w nll`` with w from ``propagation_weights`` (arXiv:2405.11870, eq. 21).
     The weights carry gradient by default, as in the authors' code; so a few tokens may get a gradient that lowers
     their probability. ``detach_weights`` treats them as constants.
 

@@ -67,6 +67,17 @@ def log_sum_sq_probs(logits: Tensor) -> Tensor:
     return (2 * logits.log_softmax(-1)).logsumexp(-1)
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """``-Σ_v p(v) log p(v)`` [nats], Shannon's, (n, V) -> (n,)."""
+    logps = logits.log_softmax(-1)
+    return -(logps.exp() * logps).sum(-1)
+
+
+def top_entropy(logits: Tensor, k: int) -> Tensor:
+    """``entropy`` of the softmax over the k largest logits of each row, or over all if there are fewer."""
+    return entropy(logits.topk(min(k, logits.shape[-1]), dim=-1).values)
+
+
 @checked
 def head_logps(
     hidden: Tensor,

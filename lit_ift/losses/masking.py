@@ -31,6 +31,11 @@ def per_sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
     return masked(values, mask).sum(-1) / target_counts(mask).clamp(min=1)
 
 
+def token_mean(values: Tensor, mask: Tensor, data_weights: Tensor | None = None) -> Tensor:
+    """``per_sequence_mean`` of the values times the weights that the data gives to tokens, if it does, (B, T) each."""
+    return per_sequence_mean(values if data_weights is None else at_least_float32(values) * data_weights, mask)
+
+
 def mean_logps(logps: Tensor, lengths: Tensor) -> Tensor:
     """Log-probability per trained token [nats]; an answer without any has 0, attached to the graph. (P,)."""
     return logps / lengths.clamp(min=1)

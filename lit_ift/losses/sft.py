@@ -3,17 +3,18 @@
 from torch import Tensor
 
 from lit_ift.losses.checks import check_shapes
-from lit_ift.losses.masking import per_sequence_mean
+from lit_ift.losses.masking import token_mean
 
 
-def sft_loss(nll: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def sft_loss(nll: Tensor, mask: Tensor, data_weights: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean negative log-likelihood of each example's trained tokens.
 
-    ``loss_b = (1/n_b) * sum_t nll[b,t]`` over the n_b positions where ``mask[b]`` is true.
+    ``loss = mean over tokens of nll``, over the n_b positions where ``mask[b]`` is true.
 
     Args:
         nll: negative log-likelihood of the token that follows each position [nats], (B, T).
         mask: true where that token is trained on, (B, T).
+        data_weights: factor of each token's loss, (B, T); 1 if None.
 
     Returns:
         Losses of shape (B,), float32 or better, 0 for a row without trained tokens; no metrics.
@@ -22,4 +23,4 @@ def sft_loss(nll: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         ValueError: the shapes differ or are not (B, T).
     """
     check_shapes("B T, B T", nll=nll, mask=mask)
-    return per_sequence_mean(nll, mask), {}
+    return token_mean(nll, mask, data_weights), {}

@@ -14,10 +14,9 @@ from lit_ift.data.rows import ROW_KINDS
 from lit_ift.errors import UserError
 from lit_ift.losses.logprobs import Statistic, TokenScores, target_mask
 from lit_ift.losses.masking import target_counts
-from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.feedback_rows import FeedbackRows
 from lit_ift.modules.packed import unpacked
-from lit_ift.modules.reference import ReferenceKind, ReferencePolicy
+from lit_ift.modules.reference_module import ReferenceModule
 from lit_ift.modules.stepping import Batch
 
 if TYPE_CHECKING:
@@ -59,21 +58,16 @@ class AnswerScores:
     rows: FeedbackRows
 
 
-class FeedbackModule(CausalLMModule):
+class FeedbackModule(ReferenceModule):
     """An objective on the log-probabilities of whole answers, all of which share one forward pass.
 
-    A subclass overrides ``example_losses``, which returns one loss a row, and says by ``needs_reference`` whether it
-    asks ``self.reference`` for the frozen initial policy. One that says ``needs_log_ratio_mean`` reports the metric
-    ``log_ratio``, log π - log π_ref [nats], whose mean over the steps so far it finds in ``self.log_ratios``.
+    A subclass overrides ``example_losses``, which returns one loss a row. One that says ``needs_log_ratio_mean``
+    reports the metric ``log_ratio``, log π - log π_ref [nats], whose mean over the steps so far it finds in
+    ``self.log_ratios``.
 
     Args:
         model: see ``CausalLMModule``.
-        reference: where log-probabilities under the initial policy come from: ``cached``, computed once before
-            training and kept on disk; ``adapter``, the model with its adapter switched off; ``model``, a second
-            model in memory. By default ``adapter`` for a model with one, else ``cached`` where sums are enough.
-        reference_model: hub id or folder of another reference than the initial policy; only with ``model``.
-        reference_cache: folder for what is computed once; by default one next to the tokenized rows.
-        **kwargs: see ``CausalLMModule``.
+        **kwargs: see ``ReferenceModule``.
 
     Raises:
         ValueError: an option has an unknown value, or none is made use of.
@@ -84,10 +78,6 @@ class FeedbackModule(CausalLMModule):
     def __init__(
         self,
         model: "str | PreTrainedModel",
-        *,
-        reference: ReferenceKind = "auto",
-        reference_model: str | None = None,
-        reference_cache: str | None = None,
         **kwargs: Any,
     ) -> None:
         if kwargs.get("reduction", "sequence") != "sequence":
@@ -96,42 +86,15 @@ class FeedbackModule(CausalLMModule):
                 "each. Leave it out."
             )
         super().__init__(model, **kwargs)
-        self.reference = ReferencePolicy(
-            reference, cache_dir=reference_cache, model=reference_model, needs_tokens=self.needs_reference_tokens
-        )
         self.log_ratios = RunningMean()
-        given = {
-            "reference": reference != "auto",
-            "reference_model": reference_model,
-            "reference_cache": reference_cache,
-        }
-        unused = [name for name, value in given.items() if value]
-        if unused and not self.needs_reference:
-            raise ValueError(f"{unused[0]} has no effect: this objective has no reference policy. Leave it out.")
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the objective asks for the reference policy."""
-        return True
-
-    @property
-    def needs_reference_tokens(self) -> bool:
-        """Whether it asks for more than sums over answers."""
-        return False
 
     @property
     def needs_log_ratio_mean(self) -> bool:
         """Whether it asks for the mean log-ratio of the steps before."""
         return False
 
-    def prepare(self) -> None:
-        super().prepare()
-        if self.needs_reference:
-            self.reference.prepare(self)
-
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        # Under a Trainer it is its run that goes on, whose reference `prepare` has from before.
-        self.reference.weights_restored |= self._trainer is None
+        super().on_load_checkpoint(checkpoint)
         if self.needs_log_ratio_mean:
             if "log_ratios" not in checkpoint:
                 raise UserError(

@@ -6,14 +6,11 @@ Shapes: P pairs, which are the rows of a batch; T positions, E the size of an em
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from lit_ift.losses.logprobs import TokenScores, chunk_size_for, log_sum_sq_probs, target_mask
+from lit_ift.losses.logprobs import log_sum_sq_probs
 from lit_ift.losses.pair_sum import PairLossOption, pair_objective
-from lit_ift.losses.token_kl import token_kl
 from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
-from lit_ift.modules.packed import scores_by_example
 from lit_ift.modules.prompts import PromptEmbedder, pooled_prompts
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.token_weights import ContrastiveWeights
@@ -156,21 +153,8 @@ class PreferenceModule(FeedbackModule):
     def _token_kl(
         self, hidden: Tensor, answers: AnswerScores, batch: Batch, *, reverse: bool = False
     ) -> dict[str, Tensor]:
-        labels = batch["labels"]
-        chunk_size = chunk_size_for(self.model.get_output_embeddings().weight.shape[0])
-        with self.reference.hidden_and_head(self, batch) as (reference_hidden, reference_head):
-            kl = token_kl(
-                hidden,
-                reference_hidden,
-                labels,
-                self.head,
-                reference_head,
-                reverse=reverse,
-                chunk_size=chunk_size,
-            )
-        nothing = torch.empty(0, dtype=torch.long, device=kl.device)
-        by_example = scores_by_example(TokenScores(kl, target_mask(labels), nothing), batch)
-        return self._by_side(by_example.nll, answers, "{}_token_reverse_kl" if reverse else "{}_token_kl")
+        kl = self.reference.token_kl(self, hidden, batch, reverse=reverse)
+        return self._by_side(kl, answers, "{}_token_reverse_kl" if reverse else "{}_token_kl")
 
     def _weights(self, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
         assert self.token_weights is not None

@@ -15,12 +15,13 @@ from torch import Tensor
 from lit_ift.distributed import sharding_of
 from lit_ift.distributed.shard import copy_sharded, is_sharded
 from lit_ift.errors import UserError
-from lit_ift.losses.logprobs import TokenScores, target_mask
+from lit_ift.losses.logprobs import TokenScores, chunk_size_for, target_mask
 from lit_ift.losses.masking import target_counts
+from lit_ift.losses.token_kl import token_kl
 from lit_ift.models.lora import adapters_off, adds_nothing, is_adapted
 from lit_ift.models.quantized import compute_dtype_of, compute_in
 from lit_ift.modules.base import CausalLMModule
-from lit_ift.modules.packed import unpacked
+from lit_ift.modules.packed import scores_by_example, unpacked
 from lit_ift.modules.precision import convert_weights
 from lit_ift.modules.reference_cache import CachedReference
 from lit_ift.modules.stepping import Batch
@@ -151,6 +152,27 @@ class ReferencePolicy(CheckedOptions):
 
         yield hidden, head
         torch.clear_autocast_cache()
+
+    def token_kl(self, module: CausalLMModule, hidden: Tensor, batch: Batch, *, reverse: bool = False) -> Tensor:
+        """KL(reference || policy) of the next token at each trained position [nats], (A, T-1), 0 elsewhere.
+
+        Args:
+            module: the policy.
+            hidden: its hidden states of the batch's rows, (B, T, D); gradient flows to them and to the policy's head.
+            batch: what the reference reads.
+            reverse: take KL(policy || reference).
+
+        Raises:
+            UserError: the reference is not known by tokens.
+        """
+        labels = batch["labels"]
+        chunk_size = chunk_size_for(module.model.get_output_embeddings().weight.shape[0])
+        with self.hidden_and_head(module, batch) as (reference_hidden, reference_head):
+            kl = token_kl(
+                hidden, reference_hidden, labels, module.head, reference_head, reverse=reverse, chunk_size=chunk_size
+            )
+        nothing = torch.empty(0, dtype=torch.long, device=kl.device)
+        return scores_by_example(TokenScores(kl, target_mask(labels), nothing), batch).nll
 
     @contextmanager
     def _scorer(self, module: CausalLMModule) -> Iterator[CausalLMModule]:

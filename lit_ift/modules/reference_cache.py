@@ -25,6 +25,8 @@ from tqdm import tqdm
 from lit_ift.chat.example import Example
 from lit_ift.data.batch.collate import collate
 from lit_ift.data.cache import RowCache, default_cache_dir, tokenizer_digest
+from lit_ift.data.modules.conversation import ConversationDataModule
+from lit_ift.data.modules.feedback import FeedbackDataModule
 from lit_ift.distributed.shard import is_sharded, whole
 from lit_ift.errors import UserError
 from lit_ift.losses import logprobs, packing
@@ -182,7 +184,12 @@ def _datasets(module: CausalLMModule, splits: Sequence[str]) -> dict[str, Any]:
             f"reference=cached scores all answers before training, but the Trainer was given loaders only. {remedy}"
         )
     found = getattr(data, "datasets", None)
-    if not isinstance(found, Mapping) or not all(hasattr(dataset, "content_digest") for dataset in found.values()):
+    has_no_place = isinstance(data, ConversationDataModule) and not isinstance(data, FeedbackDataModule)
+    if (
+        has_no_place
+        or not isinstance(found, Mapping)
+        or not all(hasattr(dataset, "content_digest") for dataset in found.values())
+    ):
         raise UserError(f"reference=cached cannot score the answers of {type(data).__name__}. {remedy}")
     return {split: found[split] for split in splits if split in found}
 

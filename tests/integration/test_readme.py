@@ -29,10 +29,13 @@ def test_every_command_is_covered() -> None:
 
 @pytest.fixture
 def here(tmp_path: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that looks like the repository to a command: configs, and the user's my.jsonl and pairs.jsonl."""
+    """A folder that looks like the repository to a command: configs, and the user's data and own loss."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "my.jsonl").write_bytes(data_file.read_bytes())
     (tmp_path / "pairs.jsonl").write_bytes(jsonl(feedback_rows("preference", 12)))
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow asks for it, unless a server is named.
     monkeypatch.setenv("WANDB_MODE", "offline")  # W&B asks for an account, unless it was offline before in the process.
     monkeypatch.chdir(tmp_path)
@@ -162,24 +165,3 @@ def test_make_test_runs_everything(tmp_path: Path) -> None:
     for step in ("ruff check", "ruff format --check", "mypy", "pytest"):
         assert step in planned
     assert "make test" in (ROOT / ".ci" / "run").read_text()
-
-
-def test_own_objective(here: Path, model_folder: Path) -> None:
-    """The example, with the tiny model, from a file outside the package and under a plain Trainer."""
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    body = [line for line in code.split("class FocalModule")[1].splitlines() if line.strip() and '"""' not in line]
-    assert body.index('module = FocalModule("HuggingFaceTB/SmolLM2-135M-Instruct")') <= 10
-    code = code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(model_folder))
-    code += "assert 0 < module.trainer.callback_metrics['train/loss'] < 20\nassert module.trainer.global_step == 6\n"
-    (here / "my_objective.py").write_text(code)
-    done = subprocess.run([sys.executable, "my_objective.py"], capture_output=True, text=True, check=False, cwd=here)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_own_objective_on_the_command_line(here: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)\n\n\nmodule = ", README, re.DOTALL)
-    (here / "my_package.py").write_text(code)
-    monkeypatch.syspath_prepend(str(here))
-    monkeypatch.setattr(sys, "argv", ["lit-ift"])
-    words = ["--config", "configs/sft/smollm2-135m.yaml", "--model", "my_package.FocalModule"]
-    assert main(["fit", *words, *tiny("fit", model_folder)]) == 0

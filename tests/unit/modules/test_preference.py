@@ -16,6 +16,7 @@ from lit_ift.data import FeedbackDataModule
 from lit_ift.errors import UserError
 from lit_ift.losses.registry import PAIR_LOSSES, PairLoss
 from lit_ift.modules import ContrastiveWeights, MixedModule, ObjectivePart, PreferenceModule, SFTModule
+from lit_ift.modules.reference import ReferencePolicy
 
 
 def gradients(module: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -165,6 +166,8 @@ class OtherModel:
     @contextmanager
     def hidden_and_head(self, _: Any, batch: Any) -> Any:
         yield self.module.hidden_states(self.module.embed(batch["input_ids"]), batch), self.module.head
+
+    token_kl = ReferencePolicy.token_kl
 
     def scores(self, _: Any, batch: Any) -> Any:
         with self.hidden_and_head(None, batch) as (hidden, _head), torch.no_grad():
