@@ -71,8 +71,8 @@ def line_of(reading: dict[str, str], study: Study) -> dict[str, Any]:
         line[outcome.name] = round(outcome.mean(METRIC), 5)
         line[f"{outcome.name}_se"] = round(outcome.standard_error(METRIC), 5)
         line[f"{outcome.name}_lr"] = outcome.learning_rate
-    for better, worse, difference, verdict in claims(study, METRIC):
-        line[f"{better.name}<{worse.name}"] = verdict
+    for better, worse, difference in claims(study, METRIC):
+        line[f"{better.name}<{worse.name}"] = difference.verdict
         line[f"{better.name}<{worse.name}_t"] = round(difference.t, 1)
     ranked = sorted(study.outcomes, key=lambda outcome: outcome.mean(METRIC))
     line["order"] = " < ".join(outcome.name for outcome in ranked)

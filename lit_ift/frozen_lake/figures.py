@@ -15,7 +15,7 @@ from lit_ift.frozen_lake.world import ACTIONS, make_lake
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 STEPS: Final = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]])
 """Column and row that each action leads on by: left, down, right, up."""
@@ -121,6 +121,14 @@ def figure(width: float, height: float, title: str) -> "Iterator[Figure]":
         yield drawing
 
 
+def panels(parent: "Figure | SubFigure", count: int, across: int) -> "list[Axes]":
+    """So many axes in rows of ``across``."""
+    grid = list(parent.subplots(math.ceil(count / across), across, squeeze=False).flat)
+    for axes in grid[count:]:
+        axes.remove()
+    return grid[:count]
+
+
 def describe(study: Study) -> str:
     """The lake and the number of seeds in a few words, for titles."""
     seeds = len(study.outcomes[0].metrics["mse_all"])
@@ -209,18 +217,15 @@ def map_grid(study: Study, count: int, title: str) -> "Iterator[tuple[Figure, li
     across = min(count, max(1, min(4, int(16 / (columns * cell)))))
     down = math.ceil(count / across)
     with figure(max(6.6, across * (columns * cell + 0.35)), down * (rows * cell + 0.5) + 1.0, title) as drawing:
-        panels = list(drawing.subplots(down, across, squeeze=False).flat)
-        for axes in panels[count:]:
-            axes.remove()
-        yield drawing, panels[:count]
+        yield drawing, panels(drawing, count, across)
 
 
 def draw_policies(study: Study) -> "Figure":
     """The lake once for the optimal, the starting and every method's policy, the mean over seeds as arrows."""
     policies = {"Optimal policy": study.optimal, "Before training": study.start}
     policies |= {outcome.label: outcome.policies.mean(axis=0) for outcome in study.outcomes}
-    with map_grid(study, len(policies), f"What each policy does · {describe(study)}") as (drawing, panels):
-        for axes, (title, policy) in zip(panels, policies.items(), strict=True):
+    with map_grid(study, len(policies), f"What each policy does · {describe(study)}") as (drawing, grid):
+        for axes, (title, policy) in zip(grid, policies.items(), strict=True):
             draw_map(axes, study, title, policy)
         drawing.legend(handles=map_legend(), loc="outside lower center", ncols=6)
     return drawing
@@ -232,8 +237,8 @@ def draw_visits(study: Study) -> "Figure":
 
     # Most visits go to a few cells; on the square-root scale the rarely visited ones differ visibly too.
     norm = PowerNorm(0.5, vmin=0.0, vmax=max(float(outcome.visits.max()) for outcome in study.outcomes))
-    with map_grid(study, len(study.outcomes), f"Cells visited in a game · {describe(study)}") as (drawing, panels):
-        for axes, outcome in zip(panels, study.outcomes, strict=True):
+    with map_grid(study, len(study.outcomes), f"Cells visited in a game · {describe(study)}") as (drawing, grid):
+        for axes, outcome in zip(grid, study.outcomes, strict=True):
             visits = outcome.visits.reshape(study.shape)
             image = axes.imshow(visits, norm=norm, cmap="cividis")
             axes.set_axis_off()
@@ -242,7 +247,7 @@ def draw_visits(study: Study) -> "Figure":
                 letter = study.rows[row][column].replace("F", "")
                 colour = "white" if norm(value) < 0.55 else "black"
                 axes.text(column, row, f"{letter}\n{value:.2f}\n", color=colour, fontsize=7, ha="center", va="center")
-        bar = drawing.colorbar(image, ax=panels, shrink=0.8)
+        bar = drawing.colorbar(image, ax=grid, shrink=0.8)
         bar.set_label("expected visits in one sampled game (square-root scale)")
     return drawing
 
@@ -284,8 +289,8 @@ def draw_curves(study: Study) -> "Figure":
     columns = min(2, len(metrics))
     rows = math.ceil(len(metrics) / columns)
     with figure(6.0 * columns, 0.6 + 2.8 * rows, f"Learning curves · {describe(study)}") as drawing:
-        grid = list(drawing.subplots(rows, columns, squeeze=False).flat)
-        for axes, metric in zip(grid, metrics, strict=False):
+        grid = panels(drawing, len(metrics), columns)
+        for axes, metric in zip(grid, metrics, strict=True):
             for outcome in (outcome for outcome in study.outcomes if metric in outcome.curves):
                 values = outcome.curves[metric]
                 mean, error = values.mean(axis=0), values.std(axis=0, ddof=len(values) > 1) / np.sqrt(len(values))
@@ -293,8 +298,6 @@ def draw_curves(study: Study) -> "Figure":
                 axes.fill_between(outcome.steps, mean - error, mean + error, color=line.get_color(), alpha=0.2)
             axes.set_title(METRICS[metric], loc="left")
             axes.set_xlabel("updates")
-        for axes in grid[len(metrics) :]:
-            axes.remove()
         drawing.legend(*grid[0].get_legend_handles_labels(), loc="outside right center")
     return drawing
 
@@ -305,12 +308,8 @@ def draw_summary(study: Study) -> "Figure":
     shown = [by_name[name] for name in SUMMARY if name in by_name] or study.outcomes[:4]
     with figure(12.0, 5.0, f"The same lake, the same budget · {describe(study)}") as drawing:
         left, right = drawing.subfigures(1, 2, squeeze=False, width_ratios=(4.6, 7.4))[0]
-        columns = min(2, len(shown))
-        panels = list(left.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).flat)
-        for axes, outcome in zip(panels, shown, strict=False):
+        for axes, outcome in zip(panels(left, len(shown), min(2, len(shown))), shown, strict=True):
             draw_map(axes, study, outcome.label, outcome.policies.mean(axis=0))
-        for axes in panels[len(shown) :]:
-            axes.remove()
         # The MSEs and success may order the methods in opposite ways, so one is not shown without the other.
         for axes, (metric, label) in zip(right.subplots(1, len(BARS), sharey=True), BARS.items(), strict=True):
             metric_bars(axes, shown, metric, label.replace(" (", "\n("))

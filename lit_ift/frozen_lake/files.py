@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,10 @@ import numpy as np
 from lit_ift.errors import UserError
 from lit_ift.frozen_lake.result import METRICS, Outcome, Study
 
-_ARRAYS = ("policies", "visits")
-
 
 def save_study(study: Study, path: Path) -> None:
     """Write a study as JSON, whole, with all digits."""
-    path.write_text(json.dumps(asdict(study), default=_to_list, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(asdict(study), default=np.ndarray.tolist, ensure_ascii=False), encoding="utf-8")
 
 
 def load_study(path: Path) -> Study:
@@ -27,52 +25,39 @@ def load_study(path: Path) -> Study:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Name the results.json of a study.") from error
-    wanted = {field.name for field in fields(Study)}
-    if not isinstance(content, dict) or set(content) != wanted:
-        raise UserError(f"{path} holds no study of the lake: its keys are not {', '.join(sorted(wanted))}.")
-    try:
-        outcomes = [_outcome(item) for item in content.pop("outcomes")]
-        optimal, start = (np.array(content.pop(name), dtype=np.float64) for name in ("optimal", "start"))
+        outcomes = [_outcome(**item) for item in content.pop("outcomes")]
+        optimal, start = np.array(content.pop("optimal")), np.array(content.pop("start"))
         return Study(**content, outcomes=outcomes, optimal=optimal, start=start)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"{type(error).__name__}: {error}"
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} holds no study of the lake that this version can read ({problem}). Run the study again."
+            f"{path} cannot be read as a study of the lake by this version: {type(error).__name__}: {error}. Name the "
+            "results.json of a study, or run the study again."
         ) from error
 
 
-def _outcome(item: dict[str, Any]) -> Outcome:
-    for name in _ARRAYS:
-        item[name] = np.array(item[name], dtype=np.float64)
-    for name in ("metrics", "curves"):
-        item[name] = {metric: np.array(values, dtype=np.float64) for metric, values in item[name].items()}
-    return Outcome(**{**item, "steps": np.array(item["steps"], dtype=np.int64)})
-
-
-def _to_list(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not JSON")
+def _outcome(*, metrics: dict[str, Any], curves: dict[str, Any], **rest: Any) -> Outcome:
+    arrays = {name: np.array(rest.pop(name)) for name in ("steps", "policies", "visits")}
+    of_metrics, of_curves = ({name: np.array(v) for name, v in found.items()} for found in (metrics, curves))
+    return Outcome(metrics=of_metrics, curves=of_curves, **arrays, **rest)
 
 
 def write_tables(study: Study, folder: Path) -> list[Path]:
     """Write ``results.csv``, a line for each method and metric, and ``seeds.csv``, a line for each method and seed."""
-    results, seeds = folder / "results.csv", folder / "seeds.csv"
-    with results.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(("method", "metric", "mean", "standard_error", "n", "learning_rate", "moves"))
-        for outcome in study.outcomes:
-            for metric in METRICS:
-                numbers = (outcome.mean(metric), outcome.standard_error(metric), len(outcome.metrics[metric]))
-                table.writerow((outcome.name, metric, *numbers, outcome.learning_rate, outcome.moves))
+    results = [
+        (o.name, metric, o.mean(metric), o.standard_error(metric), len(o.metrics[metric]), o.learning_rate, o.moves)
+        for o in study.outcomes
+        for metric in METRICS
+    ]
     protocol = study.settings["protocol"]
     first = protocol["seed"] + protocol["tuning_seeds"]
-    with seeds.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(("method", "seed", *METRICS))
-        for outcome in study.outcomes:
-            for number, values in enumerate(zip(*(outcome.metrics[m].tolist() for m in METRICS), strict=True), first):
-                table.writerow((outcome.name, number, *values))
-    return [results, seeds]
+    seeds = [
+        (outcome.name, number, *values)
+        for outcome in study.outcomes
+        for number, values in enumerate(zip(*(outcome.metrics[m].tolist() for m in METRICS), strict=True), first)
+    ]
+    columns = ("method", "metric", "mean", "standard_error", "n", "learning_rate", "moves")
+    tables = {"results.csv": [columns, *results], "seeds.csv": [("method", "seed", *METRICS), *seeds]}
+    for name, lines in tables.items():
+        with (folder / name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(lines)
+    return [folder / name for name in tables]

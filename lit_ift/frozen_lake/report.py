@@ -1,8 +1,7 @@
 """What a study says, in words and a table: which of the paper's claims it bears out, and which not."""
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -28,8 +27,7 @@ SHORT: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Of two methods in one metric, seed by seed.
 
     Args:
@@ -47,6 +45,11 @@ class Difference:
             return 0.0 if self.mean == 0.0 else float(np.copysign(np.inf, self.mean))
         return self.mean / self.standard_error
 
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the first has the lower value."""
+        return "holds" if self.t <= -CLEAR else "fails" if self.t >= CLEAR else "open"
+
 
 def difference(first: Outcome, second: Outcome, metric: str) -> Difference:
     """How much ``first`` exceeds ``second``. The seeds are paired: both began from the same policies."""
@@ -54,20 +57,11 @@ def difference(first: Outcome, second: Outcome, metric: str) -> Difference:
     return Difference(float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences))))
 
 
-def verdict(better: Outcome, worse: Outcome, metric: str) -> Verdict:
-    """Whether ``better`` has the lower value."""
-    t = difference(better, worse, metric).t
-    return "holds" if t <= -CLEAR else "fails" if t >= CLEAR else "open"
-
-
-def claims(study: Study, metric: str) -> list[tuple[Outcome, Outcome, Difference, Verdict]]:
-    """The pairs of ``CLAIMS``, as far as the study has both."""
+def claims(study: Study, metric: str) -> list[tuple[Outcome, Outcome, Difference]]:
+    """The pairs of ``CLAIMS``, as far as the study has both, and how they differ."""
     by_name = {outcome.name: outcome for outcome in study.outcomes}
-    return [
-        (a, b, difference(a, b, metric), verdict(a, b, metric))
-        for a, b in ((by_name.get(first), by_name.get(second)) for first, second in CLAIMS)
-        if a is not None and b is not None
-    ]
+    pairs = [(by_name[a], by_name[b]) for a, b in CLAIMS if a in by_name and b in by_name]
+    return [(better, worse, difference(better, worse, metric)) for better, worse in pairs]
 
 
 def results_table(study: Study) -> Table:
@@ -95,12 +89,12 @@ def claim_lines(study: Study, metric: str) -> list[str]:
     """One line a claim, and one for the whole order if the study has all of its methods."""
     found = claims(study, metric)
     lines = [
-        f"  {a.label} < {b.label}: {WORDS[word]}, {d.mean:+.2g} ± {d.standard_error:.1g}, t = {d.t:+.1f}"
-        for a, b, d, word in found
+        f"  {a.label} < {b.label}: {WORDS[d.verdict]}, {d.mean:+.2g} ± {d.standard_error:.1g}, t = {d.t:+.1f}"
+        for a, b, d in found
     ]
     if len(found) == len(CLAIMS):
         ranked = sorted((o for o in study.outcomes if o.name in CLAIMED), key=lambda outcome: outcome.mean(metric))
-        whole = "holds" if all(word == "holds" for *_, word in found) else "does not hold as a whole"
+        whole = "holds" if all(d.verdict == "holds" for *_, d in found) else "does not hold as a whole"
         lines.append(f"  The claimed order {whole}; the means order them {' < '.join(o.label for o in ranked)}.")
     return lines
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lit_ift.errors import UserError
 from lit_ift.frozen_lake.files import load_study, save_study, write_tables
-from lit_ift.frozen_lake.report import claim_lines, difference, report_lines, results_table, verdict
+from lit_ift.frozen_lake.report import claim_lines, difference, report_lines, results_table
 from lit_ift.frozen_lake.result import METRICS, Outcome, Study
 from lit_ift.frozen_lake.study import run_study
 
@@ -41,9 +41,9 @@ def test_paired_t_by_hand(study: Study) -> None:
     by_name: dict[str, Outcome] = {outcome.name: outcome for outcome in made.outcomes}
     found = difference(by_name["sft"], by_name["ift"], "mse_all")
     assert (found.mean, found.standard_error, found.t) == pytest.approx((2, 3**-0.5, 2 * 3**0.5))
-    assert verdict(by_name["ift"], by_name["sft"], "mse_all") == "holds"
-    assert verdict(by_name["sft"], by_name["ift"], "mse_all") == "fails"
-    assert verdict(by_name["dpo"], by_name["ift"], "mse_all") == "open"
+    assert difference(by_name["ift"], by_name["sft"], "mse_all").verdict == "holds"
+    assert difference(by_name["sft"], by_name["ift"], "mse_all").verdict == "fails"
+    assert difference(by_name["dpo"], by_name["ift"], "mse_all").verdict == "open"
     constant = with_values(study, {"sft": [1, 1, 1], "ift": [0, 0, 0], "dpo": [0, 0, 0], "orpo": [0, 0, 0]})
     assert difference(*constant.outcomes[:2], "mse_all").t == np.inf
 
@@ -128,7 +128,7 @@ def test_a_study_of_another_version_is_refused(
     content = json.loads(path.read_text())
     change(content["outcomes"][1])
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="no study of the lake that this version can read"):
+    with pytest.raises(UserError, match="cannot be read as a study of the lake by this version"):
         load_study(path)
 
 
