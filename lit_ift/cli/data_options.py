@@ -1,19 +1,16 @@
 """The options of ``lit-ift data``: those of a command, of the files that it reads, or of a configuration."""
 
 import re
-import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
-import lightning as L
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_ift.cli.command import COMMANDS
-from lit_ift.cli.training import LitIFTCLI, explained_for_trainer, take_paths_as_they_are
 from lit_ift.cli.tree import add_options, parse
 from lit_ift.data.modules.conversation import SPLITS, ConversationDataModule, Split
 from lit_ift.data.modules.feedback import FeedbackDataModule
@@ -21,8 +18,6 @@ from lit_ift.data.modules.instruction import InstructionDataModule
 from lit_ift.data.read.sources import Source
 from lit_ift.data.report.terminal import Thresholds
 from lit_ift.errors import UserError
-from lit_ift.models.added_tokens import add_tokens
-from lit_ift.models.load import load_tokenizer
 
 T = TypeVar("T")
 
@@ -170,7 +165,10 @@ def read(command: str, words: Sequence[str], *, skip_bad_rows: bool) -> Call:
     values = parse([*name.split(), *own], name, parser)
     if configured:
         text = [word for _, words in of_configuration for word in words]
-        configured_module = (_BadRowsSkipped if skip_bad_rows else _DataOnly).load(text)
+        # It makes the whole parser of `fit`, which files do without.
+        from lit_ift.cli.data_configuration import load
+
+        configured_module = load(text, skip_bad_rows=skip_bad_rows)
         return Call(values, configured_module, _split_of(configured_module, values.get("split")))
     if not files:
         raise ArgumentError(None, "name the files to look at, or a configuration with --config")
@@ -183,68 +181,6 @@ def read(command: str, words: Sequence[str], *, skip_bad_rows: bool) -> Call:
     if module.tokenizer_source is None:
         raise ArgumentError(None, "name the --tokenizer that encodes the files: a folder or a hub id")
     return Call(values, module, None)
-
-
-class _DataOnly(LitIFTCLI):
-    """Parses what ``fit`` parses, and makes nothing but the data module."""
-
-    skip_bad_rows = False
-
-    @classmethod
-    def load(cls, words: list[str]) -> ConversationDataModule:
-        """The data module of a configuration, which knows a tokenizer."""
-        argv = sys.argv
-        sys.argv = [argv[0], "fit", *words]
-        try:
-            module: ConversationDataModule = cls.run().datamodule
-        except ArgumentError as error:
-            raise explained_for_trainer(error, "fit") from error
-        finally:
-            sys.argv = argv
-        return module
-
-    def instantiate_classes(self) -> None:
-        config = self.config["fit"]
-        if self.skip_bad_rows and "init_args.on_bad_row" in config.data:
-            config.data["init_args.on_bad_row"] = "skip"
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(L.LightningDataModule, "data")
-        take_paths_as_they_are(parser)
-        try:
-            module = parser.instantiate_classes(parser.parse_object({"data": config.data})).data
-        except ValueError as error:
-            raise UserError(f"The configuration cannot be used: {error}") from error
-        if not isinstance(module, ConversationDataModule):
-            raise UserError(f"data: {type(module).__name__} keeps no report. Use a ConversationDataModule.")
-        if module.tokenizer_source is None:
-            module.tokenizer_source = _tokenizer_of_model(config.model)
-        self.datamodule = module
-
-    def _set_seed(self) -> None:
-        """Leave the global generators alone: the data modules draw from their own."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing: the data module is all that is wanted."""
-
-
-class _BadRowsSkipped(_DataOnly):
-    skip_bad_rows = True
-
-
-def _tokenizer_of_model(model: Any) -> Any:
-    """The tokenizer that the module would load."""
-    options = model.get("init_args") or {}
-    own, of_model = options.get("tokenizer"), options.get("model")
-    spec = own or of_model
-    if not isinstance(spec, str):
-        raise UserError("Neither data.tokenizer nor the model's tokenizer is named. Set data.init_args.tokenizer.")
-    tokenizer = load_tokenizer(
-        spec,
-        revision=options.get("revision") if own in (None, of_model) else None,
-        trust_remote_code=bool(options.get("trust_remote_code")),
-    )
-    add_tokens(tokenizer, options.get("added_tokens") or ())
-    return tokenizer
 
 
 def _parser(command: str, *, with_files: bool) -> tuple[ArgumentParser, list[str]]:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import date
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,6 +58,7 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+@lru_cache(maxsize=2)  # A vocabulary takes half a second, and each split asks.
 def _without_state(tokenizer_json: str) -> str:
     rules = json.loads(tokenizer_json)
     rules.pop("truncation", None)
