@@ -1,5 +1,4 @@
-from .batch.collate import Batch, FeedbackColumns, PackedBatch, collate, collate_packed
-from .batch.collate_feedback import collate_feedback
+from .batch.collate import Batch, FeedbackColumns, PackedBatch, collate, collate_feedback, collate_packed
 from .batch.dataset import EncodedDataset
 from .batch.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
 from .modules.conversation import ConversationDataModule

@@ -1,13 +1,15 @@
-"""Examples to a batch: padded, one in a row, or packed, several in a row."""
+"""Examples to a batch: padded, one in a row, or packed, several in a row; and the answers of rows, either way."""
 
+import math
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
+from lit_ift.data.rows import ANSWER_SIDES, ROW_KINDS, EncodedRow
 
 
 class Batch(TypedDict):
@@ -36,25 +38,16 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, pad_to_multiple_o
         ValueError: there are no examples, or `pad_to_multiple_of` is below 1.
     """
     _check(examples, pad_to_multiple_of)
-    shape = (len(examples), padded_length(max(len(e.input_ids) for e in examples), pad_to_multiple_of))
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
-    for row, example in enumerate(examples):
-        end = len(example.input_ids)
-        input_ids[row, :end] = torch.tensor(example.input_ids, dtype=torch.long)
-        attention_mask[row, :end] = 1
-        labels[row, :end] = torch.tensor(example.labels, dtype=torch.long)
+    length = padded_length(max(len(e.input_ids) for e in examples), pad_to_multiple_of)
+    laid = _laid_out(examples, [[i] for i in range(len(examples))], length, pad_token_id)
     batch = Batch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        labels=labels,
+        input_ids=laid["input_ids"],
+        attention_mask=(laid["sequence_ids"] >= 0).long(),
+        labels=laid["labels"],
         row_ids=[example.row_id for example in examples],
     )
     if any(example.weights for example in examples):
-        batch["data_weights"] = torch.ones(shape)
-        for row, example in enumerate(examples):
-            batch["data_weights"][row, : len(example.input_ids)] = _weights(example)
+        batch["data_weights"] = laid["data_weights"]
     return batch
 
 
@@ -108,33 +101,42 @@ def collate_packed(
     if 0 in lengths:
         raise ValueError(f"example {lengths.index(0)} has no tokens")
     length = padded_length(sum(lengths) if one_row else max(lengths), pad_to_multiple_of)
-    rows = pack(lengths, length)
+    laid = _laid_out(examples, pack(lengths, length), length, pad_token_id)
+    weights = laid.pop("data_weights")
+    # Nothing before the first token of an example predicts it.
+    laid["labels"][laid["position_ids"] == 0] = IGNORE_INDEX
+    batch: Any = {**laid, "row_ids": [example.row_id for example in examples]}
+    if any(example.weights for example in examples):
+        batch["data_weights"] = weights
+    packed: PackedBatch = batch
+    return packed
+
+
+def _laid_out(
+    examples: Sequence[Example], rows: Sequence[Sequence[int]], length: int, pad_token_id: int
+) -> dict[str, Tensor]:
+    """Examples one after the other in rows of `length` positions, by the numbers of each row's examples."""
     shape = (len(rows), length)
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
-    position_ids = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
-    sequence_ids = torch.full(shape, -1, dtype=torch.long)
-    data_weights = torch.ones(shape)
+    laid = {
+        "input_ids": torch.full(shape, pad_token_id),
+        "position_ids": torch.zeros(shape, dtype=torch.long),
+        "labels": torch.full(shape, IGNORE_INDEX),
+        "sequence_ids": torch.full(shape, -1),
+        "data_weights": torch.ones(shape),
+    }
     for row, members in enumerate(rows):
         end = 0
         for i in members:
-            start, end = end, end + lengths[i]
-            input_ids[row, start:end] = torch.tensor(examples[i].input_ids, dtype=torch.long)
-            position_ids[row, start:end] = torch.arange(lengths[i])
-            labels[row, start + 1 : end] = torch.tensor(examples[i].labels[1:], dtype=torch.long)
-            sequence_ids[row, start:end] = i
-            data_weights[row, start:end] = _weights(examples[i])
-        position_ids[row, end:] = torch.arange(length - end)
-    batch = PackedBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        labels=labels,
-        sequence_ids=sequence_ids,
-        row_ids=[example.row_id for example in examples],
-    )
-    if any(example.weights for example in examples):
-        batch["data_weights"] = data_weights
-    return batch
+            example = examples[i]
+            start, end = end, end + len(example.input_ids)
+            laid["input_ids"][row, start:end] = torch.tensor(example.input_ids, dtype=torch.long)
+            laid["position_ids"][row, start:end] = torch.arange(end - start)
+            laid["labels"][row, start:end] = torch.tensor(example.labels, dtype=torch.long)
+            laid["sequence_ids"][row, start:end] = i
+            if example.weights is not None:
+                laid["data_weights"][row, start:end] = torch.tensor(example.weights)
+        laid["position_ids"][row, end:] = torch.arange(length - end)
+    return laid
 
 
 class FeedbackColumns(TypedDict):
@@ -157,6 +159,56 @@ class FeedbackColumns(TypedDict):
     answer_rows: Tensor
     answer_sides: Tensor
     reference_logps: NotRequired[Tensor]
+
+
+class FeedbackBatch(Batch, FeedbackColumns):
+    """R rows with A answers, padded; ``row_ids`` has R entries."""
+
+
+class PackedFeedbackBatch(PackedBatch, FeedbackColumns):
+    """R rows with A answers, packed; ``row_ids`` has R entries, ``sequence_ids`` are 0 to A-1."""
+
+
+def collate_feedback(
+    rows: Sequence[EncodedRow],
+    *,
+    pad_token_id: int,
+    pad_to_multiple_of: int | None = None,
+    packing: bool = False,
+    one_row: bool = False,
+    reference_logps: Sequence[Tensor] | None = None,
+) -> FeedbackBatch | PackedFeedbackBatch:
+    """Flatten the answers row by row, side by side, and collate them.
+
+    Args:
+        rows: of one batch.
+        pad_token_id: fills the ends.
+        pad_to_multiple_of: make lengths a multiple of so many tokens.
+        packing: several answers in a row, see `collate_packed`.
+        one_row: with `packing`: all of them in one.
+        reference_logps: for each row those of its answers; None where there are none.
+
+    Raises:
+        ValueError: there are no rows, or `reference_logps` has other sizes than they.
+    """
+    examples = [example for row in rows for example in row.sides.values()]
+    counts = [len(row.sides) for row in rows]
+    given: Any = {"pad_token_id": pad_token_id, "pad_to_multiple_of": pad_to_multiple_of}
+    batch: Any = collate_packed(examples, **given, one_row=one_row) if packing else collate(examples, **given)
+    columns = FeedbackColumns(
+        row_kinds=torch.tensor([ROW_KINDS.index(row.kind) for row in rows]),
+        scores=torch.tensor([math.nan if row.score is None else row.score for row in rows], dtype=torch.float32),
+        answer_rows=torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)),
+        answer_sides=torch.tensor([ANSWER_SIDES.index(side) for row in rows for side in row.sides]),
+    )
+    if reference_logps is not None:
+        if [tuple(values.shape) for values in reference_logps] != [(count,) for count in counts]:
+            shapes = [tuple(values.shape) for values in reference_logps]
+            raise ValueError(f"reference_logps has shapes {shapes}, but the rows have {counts} answers")
+        columns["reference_logps"] = torch.cat(list(reference_logps)).float()
+    batch |= {**columns, "row_ids": [row.row_id for row in rows]}
+    made: FeedbackBatch | PackedFeedbackBatch = batch
+    return made
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -188,11 +240,6 @@ def padded_length(length: int, multiple_of: int | None) -> int:
     """`length`, rounded up to a multiple."""
     multiple = multiple_of or 1
     return -(-length // multiple) * multiple
-
-
-def _weights(example: Example) -> Tensor:
-    """How much each of its tokens counts, (T,)."""
-    return torch.ones(len(example.input_ids)) if example.weights is None else torch.tensor(example.weights)
 
 
 def _check(examples: Sequence[Example], pad_to_multiple_of: int | None) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lit_ift.data.batch.collate_feedback import collate_feedback
+from lit_ift.data.batch.collate import collate_feedback
 from lit_ift.data.batch.dataset import EncodedDataset, first_answers
 from lit_ift.data.modules.batches import BatchOptions, SplitBatches
 from lit_ift.data.modules.conversation import Split

@@ -7,8 +7,7 @@ import torch
 
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.batch.collate import collate, collate_packed
-from lit_ift.data.batch.collate_feedback import collate_feedback
+from lit_ift.data.batch.collate import collate, collate_feedback, collate_packed
 from lit_ift.data.rows import ANSWER_SIDES, ROW_KINDS, EncodedRow
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.data.batch.collate_feedback import collate_feedback
+from lit_ift.data.batch.collate import collate_feedback
 from lit_ift.data.batch.dataset import EncodedDataset, mismatched_example
 from lit_ift.data.batch.sampler import LengthGroupedBatchSampler
 from lit_ift.data.rows import SIDES, EncodedRow, RowKind
