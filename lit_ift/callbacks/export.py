@@ -1,6 +1,5 @@
 """The trained model as a Hugging Face folder, written and checked when ``fit`` ends."""
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ from lit_ift.modules.base import CausalLMModule
 from lit_ift.staging import scratch_folder
 
 if TYPE_CHECKING:
-    from lit_ift.data.report.account import DataReport
     from lit_ift.export.card import ExportMetadata
     from lit_ift.export.verify import ShardedWeights
 
@@ -131,37 +129,27 @@ class HuggingFaceExport(Callback):
         return folder
 
     def _metadata(self, trainer: L.Trainer, module: "CausalLMModule", run: str | None) -> "ExportMetadata":
-        from lit_ift.models import obtain_model
+        from lit_ift.export.card import run_metadata
 
-        data = getattr(trainer, "datamodule", None)
-        reports = getattr(data, "reports", {})
-        objective = type(module).__name__.removesuffix("Module").lower()
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TaskAccuracy):
                 for task, row in callback.accuracies().items():
                     metrics |= {f"tasks/{task}, {when}": share for when, share in row.items()}
-        metadata: ExportMetadata = {
-            "objective": objective,
-            "config": _configuration(trainer, module, run),
-            "metrics": metrics,
-            "data_report": {split: report.summary() for split, report in reports.items()},
-            "stop_token_ids": _turn_ends(reports),
-        }
-        if isinstance(module.model_spec, str):
-            metadata["base_model"] = module.model_spec
-            metadata["name"] = f"{Path(module.model_spec).name}-{objective}"
-            metadata["base_model_origin"] = obtain_model(module.model_spec, revision=module.revision).origin
-        return metadata
+        reports = getattr(getattr(trainer, "datamodule", None), "reports", {})
+        return run_metadata(
+            module_class=type(module).__name__,
+            base_model=module.model_spec,
+            source=module.model_source,
+            config=_configuration(trainer, module, run),
+            metrics=metrics,
+            reports={split: report.summary() for split, report in reports.items()},
+            tokenizer=module.tokenizer,
+        )
 
 
 def _files_of_tokenizer(module: CausalLMModule) -> str | None:
-    """Folder or hub id of the tokenizer's files; a GGUF file holds it inside, so that there are none to copy."""
-    from lit_ift.models import obtain_model
-
-    spec = module.tokenizer_source
-    source = obtain_model(spec, revision=module.tokenizer_revision) if spec is not None else None
-    return source.path if source is not None and source.gguf_file is None else None
+    return None if module.tokenizer_source is None else module.tokenizer_source.files
 
 
 def _gathered(trainer: L.Trainer, module: CausalLMModule, scratch: Path | None) -> "ShardedWeights":
@@ -199,23 +187,11 @@ def _gathered(trainer: L.Trainer, module: CausalLMModule, scratch: Path | None) 
 
 
 def _configuration(trainer: L.Trainer, module: "CausalLMModule", run: str | None) -> dict[str, Any]:
-    """What the command line composed, or, without one, the hyperparameters of module and data; no empty entries."""
+    """What the command line composed, or, without one, the hyperparameters of module and data."""
     names = [c.config_filename for c in trainer.callbacks if isinstance(c, SaveConfigCallback)]  # type: ignore[attr-defined]
     saved = Path(run) / names[0] if run and names else None
     if saved is not None and saved.is_file():
-        return _without_none(yaml.safe_load(saved.read_text(encoding="utf-8")))
+        values: dict[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        return values
     data = getattr(trainer, "datamodule", None)
-    both = {"model": dict(module.hparams), "data": dict(getattr(data, "hparams", {}))}
-    return _without_none(both)
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    kept = {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items()}
-    return {k: v for k, v in kept.items() if v is not None and v != {}}
-
-
-def _turn_ends(reports: Mapping[str, "DataReport"]) -> list[int]:
-    """Control tokens that trained turns end in."""
-    if "train" not in reports:
-        return []
-    return sorted(end.token_id for end in reports["train"].turn_ends if end.is_control)
+    return {"model": dict(module.hparams), "data": dict(getattr(data, "hparams", {}))}

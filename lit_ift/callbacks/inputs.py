@@ -10,6 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ift.checkpoints.writing import raise_together
 from lit_ift.models.digest import file_digest, file_digests
+from lit_ift.models.obtain import obtain_model
+from lit_ift.models.source import ModelSource
 from lit_ift.modules.base import CausalLMModule
 
 Digests = dict[str, dict[str, str]]
@@ -82,8 +84,8 @@ def differences(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mappi
 
 def _digests(module: L.LightningModule, data: Any) -> Digests:
     found: Digests = {}
-    for name, (spec, revision) in _models(module):
-        if files := file_digests(spec, revision):
+    for name, source in _models(module):
+        if files := file_digests(source):
             found[name] = files
     for name, path in _files(module):
         found[name] = {name: file_digest(Path(path))}
@@ -94,10 +96,10 @@ def _digests(module: L.LightningModule, data: Any) -> Digests:
     return found
 
 
-def _models(module: Any, prefix: str = "") -> Iterator[tuple[str, tuple[str, str | None]]]:
+def _models(module: Any, prefix: str = "") -> Iterator[tuple[str, ModelSource]]:
     """Models that a module loads: its own, and those that it compares with."""
-    if not prefix and isinstance(module, CausalLMModule) and isinstance(module.model_spec, str):
-        yield "model", (module.model_spec, module.revision)
+    if not prefix and isinstance(module, CausalLMModule) and module.model_source is not None:
+        yield "model", module.model_source
     reference, weights = getattr(module, "reference", None), getattr(module, "token_weights", None)
     others = {
         "reference model": getattr(reference, "model", None),
@@ -106,7 +108,7 @@ def _models(module: Any, prefix: str = "") -> Iterator[tuple[str, tuple[str, str
     }
     for name, spec in others.items():
         if isinstance(spec, str):
-            yield f"{name}{prefix}", (spec, None)
+            yield f"{name}{prefix}", obtain_model(spec)
     for name, part in _parts(module):
         yield from _models(part, f" of {name}")
 

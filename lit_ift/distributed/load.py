@@ -130,22 +130,21 @@ def load_skeleton(
         return _whole(source, "it is a GGUF file")
     if strange := sorted(set(lora or {}) - SIMPLE_LORA):
         return _whole(source, f"lora.{strange[0]} may need its weights")
-    config = read_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    config = read_config(source, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         return _whole(source, "its weights are quantized")
     chosen = config.dtype if dtype == "auto" else getattr(torch, dtype or "float32")
     if chosen is None:
         return _whole(source, "its config.json names no dtype")
-    folder = _folder(source, revision)
+    folder = _folder(source)
     try:
         files = WeightFiles.of(folder)
     except Exception as error:
-        raise explain_load_error(source, revision, error, what="model") from error
+        raise explain_load_error(source, error, what="model") from error
     if files is None:
         return _whole(source, "it has no safetensors")
     options: dict[str, Any] = {
         "dtype": chosen,
-        "revision": revision,
         "attn_implementation": attn_implementation,
         "trust_remote_code": trust_remote_code,
     }
@@ -155,14 +154,14 @@ def load_skeleton(
             say_untied(config)
             built = build_skeleton(source, config, **options)
     except Exception as error:
-        raise explain_load_error(source, revision, error, what="model") from error
+        raise explain_load_error(source, error, what="model") from error
     if faults := weight_faults(built.state_dict(keep_vars=True), files.shapes):
         return _whole(source, f"its files do not hold its weights as they are ({in_words(faults)})")
     make_ready(built, gradient_checkpointing=gradient_checkpointing, disable_dropout=disable_dropout)
     return built, files
 
 
-def read_config(source: ModelSource, *, revision: str | None, trust_remote_code: bool) -> Any:
+def read_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
     """The configuration of a model that is no GGUF file.
 
     Raises:
@@ -172,9 +171,9 @@ def read_config(source: ModelSource, *, revision: str | None, trust_remote_code:
 
     check_folder(source)
     try:
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **where(source, revision))
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **where(source))
     except Exception as error:
-        raise explain_load_error(source, revision, error, what="config.json") from error
+        raise explain_load_error(source, error, what="config.json") from error
     check_causal_lm(source, config)
     return config
 
@@ -184,7 +183,6 @@ def build_skeleton(
     config: Any,
     *,
     dtype: torch.dtype,
-    revision: str | None,
     attn_implementation: str | None,
     trust_remote_code: bool,
 ) -> "PreTrainedModel":
@@ -194,8 +192,7 @@ def build_skeleton(
         source: where the model is from.
         config: its configuration.
         dtype: of the parameters.
-        revision: see ``load_model``, as for the other arguments.
-        attn_implementation: see there.
+        attn_implementation: see ``load_model``.
         trust_remote_code: see there.
 
     Raises:
@@ -209,9 +206,9 @@ def build_skeleton(
             built: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, trust_remote_code=trust_remote_code, **options
             )
-        built.generation_config = _generation_config(source, where(source, revision), built.generation_config)
+        built.generation_config = _generation_config(source, where(source), built.generation_config)
     except Exception as error:
-        raise explain_load_error(source, revision, error, what="model") from error
+        raise explain_load_error(source, error, what="model") from error
     return built
 
 
@@ -220,17 +217,17 @@ def _whole(source: ModelSource, reason: str) -> "tuple[PreTrainedModel, WeightFi
     return None
 
 
-def _folder(source: ModelSource, revision: str | None) -> Path:
+def _folder(source: ModelSource) -> Path:
     """The files of a model on this machine, downloaded if need be."""
     if source.is_local:
         return Path(source.path)
     from huggingface_hub import snapshot_download
 
     try:
-        options = where(source, revision)
+        options = where(source)
         return Path(snapshot_download(source.path, allow_patterns=["*.json", "model*.safetensors"], **options))
     except Exception as error:
-        raise explain_load_error(source, revision, error, what="model") from error
+        raise explain_load_error(source, error, what="model") from error
 
 
 def _generation_config(source: ModelSource, options: dict[str, Any], default: Any) -> Any:

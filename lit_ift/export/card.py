@@ -3,9 +3,13 @@
 import importlib.metadata
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, TypedDict
 
 import yaml
+
+from lit_ift.data.report.builder import control_ids
+from lit_ift.models.source import ModelSource
 
 PACKAGES: Final = ("lit-ift", "torch", "lightning", "transformers", "tokenizers", "datasets", "peft")
 
@@ -33,6 +37,54 @@ class ExportMetadata(TypedDict, total=False):
     """What the data module counted."""
     stop_token_ids: list[int]
     """Ids of the tokens that end a trained turn."""
+
+
+def run_metadata(
+    *,
+    module_class: str | None,
+    base_model: object,
+    source: ModelSource | None,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    reports: Mapping[str, Mapping[str, Any]],
+    tokenizer: Any,
+) -> ExportMetadata:
+    """What is told of a training run, when it ends and from one of its checkpoints alike.
+
+    Args:
+        module_class: name of the module's class.
+        base_model: what the user calls the model that training started from, if that is a text.
+        source: where it is.
+        config: of the run; entries that say nothing are left out.
+        metrics: figure by metric name.
+        reports: summary of the data report of each split.
+        tokenizer: as it was trained with.
+    """
+    metadata: ExportMetadata = {
+        "config": _without_none(config),
+        "metrics": metrics,
+        "data_report": reports,
+        "stop_token_ids": _turn_ends(reports.get("train") or {}, tokenizer),
+    }
+    objective = None if module_class is None else module_class.removesuffix("Module").lower()
+    if objective:
+        metadata["objective"] = objective
+    if isinstance(base_model, str) and source is not None:
+        metadata["base_model"] = base_model
+        metadata["base_model_origin"] = source.origin
+        metadata["name"] = "-".join([Path(base_model).name, *([objective] if objective else [])])
+    return metadata
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {k: _without_none(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    return {k: v for k, v in kept.items() if v is not None and v != {}}
+
+
+def _turn_ends(report: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    """Control tokens that trained turns end in, which a report's summary has by their text."""
+    ends = report.get("turn_ends") or {}
+    return sorted(i for i in control_ids(tokenizer) if tokenizer.decode([i], skip_special_tokens=False) in ends)
 
 
 def versions() -> dict[str, str]:

@@ -6,8 +6,10 @@ from typing import Any
 
 from lit_ift.checkpoints.weights import open_checkpoint
 from lit_ift.errors import UserError
+from lit_ift.export.card import run_metadata
+from lit_ift.export.checkpoint_model import checkpoint_model
 from lit_ift.export.merge import merge_adapter
-from lit_ift.export.rebuild import RunFacts, rebuild, tokenizer_of
+from lit_ift.export.run_facts import RunFacts, tokenizer_of
 from lit_ift.export.verify import verify_export
 from lit_ift.export.write import check_free, export_model
 from lit_ift.models.lora import is_adapted
@@ -64,34 +66,42 @@ def export_checkpoint(
             "a folder or hub id with the same configuration: --model"
         )
     revision = facts.module.get("revision") if spec == facts.module.get("model") else None
+    source = obtain_model(spec, revision=revision)
     tokenizer_spec = tokenizer or facts.module.get("tokenizer") or spec
+    tokenizer_source = source if tokenizer_spec == spec else obtain_model(tokenizer_spec)
     try:
         with scratch_folder(output) as scratch:
-            trained_with = tokenizer_of(facts, spec, tokenizer_spec, revision, trust_remote_code)
+            trained_with = tokenizer_of(facts, tokenizer_source, trust_remote_code=trust_remote_code)
             added = bool(facts.module.get("added_tokens"))
-            rebuilt = rebuild(
+            rebuilt = checkpoint_model(
                 found,
                 facts,
                 scratch / "weights",
-                spec=spec,
-                revision=revision,
+                source=source,
                 trust_remote_code=trust_remote_code,
                 num_tokens=max(trained_with.get_vocab().values()) + 1 if added else 0,
             )
             is_adapter = is_adapted(rebuilt)
             if merge and not is_adapter:
                 raise UserError(f"{checkpoint} holds a whole model: there is nothing to merge. Leave --merge out.")
-            files = _files_of(tokenizer_spec, revision if tokenizer_spec == spec else None)
             folder = export_model(
                 rebuilt,
                 scratch / "adapter" if merge else output,
                 tokenizer=trained_with,
-                tokenizer_source=files,
-                metadata=facts.metadata(spec, revision, trained_with),
+                tokenizer_source=tokenizer_source.files,
+                metadata=run_metadata(
+                    module_class=facts.module_class,
+                    base_model=spec,
+                    source=source,
+                    config=facts.config,
+                    metrics=facts.metrics(),
+                    reports=facts.header.get("data_reports") or {},
+                    tokenizer=trained_with,
+                ),
                 dtype=None if merge else dtype,
                 max_shard_size=max_shard_size,
             )
-            figures = verify_export(rebuilt, folder, trained_with, tokenizer_source=files)
+            figures = verify_export(rebuilt, folder, trained_with, tokenizer_source=tokenizer_source.files)
             if merge:
                 del rebuilt
                 figures = merge_adapter(folder, output, dtype=dtype)
@@ -101,9 +111,3 @@ def export_checkpoint(
             "folder."
         ) from error
     return {**figures, "is_adapter": is_adapter and not merge, "step": int(found.header["global_step"])}
-
-
-def _files_of(spec: str, revision: str | None) -> str | None:
-    """The folder of a tokenizer's files; a GGUF file holds it inside."""
-    source = obtain_model(spec, revision=revision)
-    return source.path if source.gguf_file is None else None

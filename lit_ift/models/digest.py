@@ -5,30 +5,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from lit_ift.models.obtain import obtain_model
+from lit_ift.models.source import ModelSource
 
 FILES: Final = ("*.safetensors", "*.bin", "*.gguf", "config.json", "adapter_config.json", "*.py")
 """Files of a model's folder that decide what it computes."""
 
 
-def file_digests(spec: str, revision: str | None = None) -> dict[str, str]:
+def file_digests(source: ModelSource) -> dict[str, str]:
     """SHA-256 of each file that decides what a model computes, by name.
-
-    Args:
-        spec: local folder, GGUF file or hub id, as `obtain_model` takes it.
-        revision: of a hub id.
 
     Returns:
         Nothing for a model of the hub that is not in its cache.
 
     Raises:
-        UserError: there is no such model.
         OSError: a file cannot be read.
     """
-    source = obtain_model(spec, revision=revision)
     if source.gguf_file is not None:
         return {source.gguf_file: file_digest(Path(source.path) / source.gguf_file)}
-    folder = Path(source.path) if source.is_local else _in_cache(source.path, revision)
+    folder = Path(source.path) if source.is_local else _in_cache(source.path, source.revision)
     return {} if folder is None else {path.name: file_digest(path) for path in _files(folder)}
 
 

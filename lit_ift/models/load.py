@@ -64,20 +64,18 @@ def load_model(
         from lit_ift.models.quantized import check_quantization
 
         check_quantization(quantization, dtype)
-    if isinstance(model, str | ModelSource):
-        source = obtain_model(model, revision=revision) if isinstance(model, str) else model
-        loaded = _load_source(
-            source, revision, dtype or "float32", attn_implementation, trust_remote_code, quantization
-        )
+    source = obtain_model(model, revision=revision) if isinstance(model, str) else model
+    if isinstance(source, ModelSource):
+        loaded = _load_source(source, dtype or "float32", attn_implementation, trust_remote_code, quantization)
     else:
-        loaded = _prepare_ready(model, revision, dtype, attn_implementation)
+        loaded = _prepare_ready(source, revision, dtype, attn_implementation)
     _check_materialised(loaded)
     # Imported here because they need torch.
     from lit_ift.models.limits import damage_of
     from lit_ift.models.quantized import make_trainable
     from lit_ift.models.tying import tell_ties
 
-    if damage := damage_of(loaded, model if isinstance(model, str) else type(loaded).__name__):
+    if damage := damage_of(loaded, source.origin if isinstance(source, ModelSource) else type(loaded).__name__):
         raise UserError(damage)
     tell_ties(loaded)
     make_trainable(loaded)
@@ -130,22 +128,22 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.path,
             trust_remote_code=trust_remote_code,
-            **where(source, revision),
+            **where(source),
         )
     except Exception as error:
-        raise explain_load_error(source, revision, error, what="tokenizer") from error
+        raise explain_load_error(source, error, what="tokenizer") from error
     return tokenizer
 
 
-def where(source: ModelSource, revision: str | None) -> dict[str, Any]:
+def where(source: ModelSource) -> dict[str, Any]:
+    """What ``from_pretrained`` is to be told besides the source's path."""
     if source.is_local:
         return {"local_files_only": True}
-    return {"revision": revision or "main", "local_files_only": must_use_cache(source.path, revision)}
+    return {"revision": source.revision or "main", "local_files_only": must_use_cache(source.path, source.revision)}
 
 
 def _load_source(
     source: ModelSource,
-    revision: str | None,
     dtype: str,
     attn_implementation: str | None,
     trust_remote_code: bool,
@@ -161,10 +159,10 @@ def _load_source(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        common = {"trust_remote_code": trust_remote_code, **where(source, revision)}
+        common = {"trust_remote_code": trust_remote_code, **where(source)}
         config = AutoConfig.from_pretrained(source.path, **common)
     except Exception as error:
-        raise explain_load_error(source, revision, error, what="config.json") from error
+        raise explain_load_error(source, error, what="config.json") from error
     check_causal_lm(source, config)
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if attn_implementation is not None:
@@ -178,7 +176,7 @@ def _load_source(
             source.path, output_loading_info=True, **options, **common
         )
     except Exception as error:
-        raise explain_load_error(source, revision, error, what="model") from error
+        raise explain_load_error(source, error, what="model") from error
     _check_report(source, report)
     return loaded
 
@@ -199,7 +197,7 @@ def _load_gguf(source: ModelSource, dtype: str, attn_implementation: str | None)
             attn_implementation=attn_implementation,
         )
     except (ValueError, ImportError) as error:
-        raise explain_load_error(source, None, error, what="model") from error
+        raise explain_load_error(source, error, what="model") from error
     # The folder alone does not say which file; an adapter names its base by this.
     loaded.config._name_or_path = str(Path(source.path) / (source.gguf_file or ""))
     return loaded

@@ -6,12 +6,11 @@ from lit_ift.errors import UserError
 from lit_ift.models.source import ModelSource
 
 
-def explain_load_error(source: ModelSource, revision: str | None, error: Exception, *, what: str) -> UserError:
+def explain_load_error(source: ModelSource, error: Exception, *, what: str) -> UserError:
     """Turn an error of transformers, safetensors or the hub client into one that says what to do.
 
     Args:
         source: what was loaded.
-        revision: that the user asked for.
         error: as it was raised.
         what: the part that was loaded: config.json, model or tokenizer.
 
@@ -21,13 +20,13 @@ def explain_load_error(source: ModelSource, revision: str | None, error: Excepti
     if isinstance(error, UserError):
         return error
     first_lines = " ".join(str(error).strip().splitlines()[:3])
-    remedy = _remedy(source, revision, error)
+    remedy = _remedy(source, error)
     return UserError(
         f"{source.path}: the {what} cannot be loaded: {type(error).__name__}: {first_lines} {remedy}".strip()
     )
 
 
-def _remedy(source: ModelSource, revision: str | None, error: Exception) -> str:
+def _remedy(source: ModelSource, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "If you trust the code in that repository, set trust_remote_code to true."
     if "attn_implementation" in str(error) or "attention implementation" in str(error).lower():
@@ -36,7 +35,7 @@ def _remedy(source: ModelSource, revision: str | None, error: Exception) -> str:
         return "Install the package that is named, or choose an option that does not need it."
     if type(error).__name__ == "SafetensorError":
         return "The weights are damaged or cut short: copy or download them again."
-    return _local_remedy(error) if source.is_local else _hub_remedy(revision, error)
+    return _local_remedy(error) if source.is_local else _hub_remedy(source.revision, error)
 
 
 def _local_remedy(error: Exception) -> str:

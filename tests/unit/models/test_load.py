@@ -257,7 +257,7 @@ def test_folder_without_tokenizer(tmp_path: Path, llama: Callable[..., Any]) -> 
         load_tokenizer(str(tmp_path))
 
 
-HUB = ModelSource(path="someone/model", gguf_file=None, origin="")
+HUB = ModelSource(path="someone/model", gguf_file=None, origin="", revision="v1")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_hub_errors_say_what_to_do(kind: str, hint: str) -> None:
     cause = getattr(errors, kind).__new__(getattr(errors, kind))
     error = OSError("transformers' own words")
     error.__cause__ = cause
-    assert hint in str(explain_load_error(HUB, "v1", error, what="model"))
+    assert hint in str(explain_load_error(HUB, error, what="model"))
 
 
 class FakeApi:
