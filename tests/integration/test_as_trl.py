@@ -48,6 +48,7 @@ def completion(i: int) -> dict[str, Any]:
 CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
     # A row, options of ours besides the overlay, fields of SFTConfig besides its defaults.
     "messages": (lambda i: {"messages": talk(i)}, {}, {}),
+    "dft": (lambda i: {"messages": talk(i)}, {"model.init_args.loss": "dft"}, {"loss_type": "dft"}),
     "completions": (completion, {"train_on": "completion"}, {}),
     "assistant_only_loss": (
         lambda i: {"messages": talk(i)},
@@ -76,7 +77,7 @@ def ours(
         rows.update({row.row_id: row.sides["answer"] for row in data.datasets["train"].rows})
 
     monkeypatch.setattr(SFTModule, "on_train_batch_end", note, raising=False)
-    words = {f"data.init_args.{name}": value for name, value in options.items()}
+    words = {name if "." in name else f"data.init_args.{name}": value for name, value in options.items()}
     words |= {"model.init_args.model": str(model), "data.init_args.train": "rows.jsonl"}
     words |= {"data.init_args.val_fraction": "0", "data.init_args.batch_size": "2"}
     words |= {"trainer.accumulate_grad_batches": str(ROWS_A_STEP // 2), "trainer.precision": "32-true"}
