@@ -46,7 +46,7 @@ INHERITED: Final[dict[str, tuple[str, ...]]] = {
     ),
     "lightning.pytorch.cli.LightningCLI": (
         *("_get", "_parse_ckpt_path", "_parser", "_prepare_subcommand_kwargs", "_prepare_subcommand_parser"),
-        "_run_subcommand",
+        *("_run_subcommand", "_subcommand_method_arguments", "_subcommand_parsers"),
     ),
     "lightning.pytorch.cli._InstantiatorFn": ("__call__",),
 }

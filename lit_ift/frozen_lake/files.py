@@ -36,7 +36,7 @@ def load_study(path: Path) -> Study:
 
 
 def _outcome(*, metrics: dict[str, Any], curves: dict[str, Any], **rest: Any) -> Outcome:
-    arrays = {name: np.array(rest.pop(name)) for name in ("steps", "policies", "visits")}
+    arrays: dict[str, Any] = {name: np.array(rest.pop(name)) for name in ("steps", "policies", "visits")}
     of_metrics, of_curves = ({name: np.array(v) for name, v in found.items()} for found in (metrics, curves))
     return Outcome(metrics=of_metrics, curves=of_curves, **arrays, **rest)
 
