@@ -207,7 +207,7 @@ def test_the_command_line_wins_over_the_checkpoint(config: Path, tmp_path: Path)
         (["--model.init_args.batch_size", "4"], 2, "'batch_size' is an option of ConversationDataModule (data.init"),
         (["--model.class_path", "IftModule"], 2, "There is no class 'IftModule'. Did you mean 'IFTModule'?"),
         (["--model.init_args.lam", "high"], 2, "lam"),
-        (["--model.init_args.gamma", "1.5"], 1, "gamma=1.5 is not in [0, 1]"),
+        (["--model.init_args.gamma", "1.5"], 1, "gamma=1.5 must be at least 0 and at most 1"),
         (["--model.init_args.prediction", "best"], 2, "prediction"),
         (["--trainer.devices", "0"], 1, "devices"),
         (["--data.init_args.train", "nowhere.jsonl"], 1, "nowhere.jsonl"),

@@ -1,7 +1,10 @@
 """Any token loss on any input, by SFTModule and IFTModule."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from tiny import tiny_batch, tiny_model
@@ -11,6 +14,7 @@ from lit_ift import IFTModule, SFTModule
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.batch.collate import collate, collate_packed
+from lit_ift.errors import UserError
 from lit_ift.losses import TOKEN_LOSSES
 from lit_ift.modules.optim import ConstantSchedule
 
@@ -24,6 +28,9 @@ INPUTS: dict[str, dict[str, Any]] = {
     "temporal_residual": {"lam": 0.4},
     "own_tokens": {"lam": 1.0},
 }
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+"""transformers computes norms in float32, whatever the model's dtype."""
 
 
 def examples() -> list[Example]:
@@ -139,3 +146,108 @@ def test_neftune_noise_is_bounded_by_the_length_of_its_row(length: str, is_packe
 def test_what_does_not_go_together_is_refused_before_a_model_is_loaded(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def batches(steps: int) -> list[dict[str, Any]]:
+    return [tiny_batch(2, first=2 * step) for step in range(steps)]
+
+
+class Rows:
+    """Eight batches of two rows, of which a resumed run gets the later ones."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __len__(self) -> int:
+        return 8
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(batches(8)[self.start :])
+
+
+def trained(loss: str, steps: int, ckpt_path: Path | None = None, folder: Path | None = None, **options: Any) -> Any:
+    """A module after some steps of SGD; with a folder, the checkpoint of its last step is ``last.ckpt`` there."""
+    module = SFTModule(
+        tiny_model(),
+        loss=loss,
+        options=options or None,
+        reduction="token",
+        optimizer=lambda params: SGD(params, lr=0.3),
+        lr_scheduler=lambda optimizer: ConstantSchedule(optimizer, warmup=0),
+    )
+    start = 0 if ckpt_path is None else torch.load(ckpt_path, weights_only=True)["global_step"]
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        max_steps=steps,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, Rows(start), ckpt_path=ckpt_path)
+    if folder is not None:
+        trainer.save_checkpoint(folder / "last.ckpt")
+    return module
+
+
+def weights(module: SFTModule) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.model.parameters()])
+
+
+def test_psft_equals_a_literal_loop() -> None:
+    """k = 4: before steps 0 and 4 the old policy scores the rows of the four steps that follow."""
+    model = tiny_model()
+    optimizer = SGD(model.parameters(), lr=0.3)
+
+    def logps(batch: dict[str, Any]) -> torch.Tensor:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        targets = batch["labels"][:, 1:]
+        return logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0][targets != IGNORE_INDEX]
+
+    clipped = 0
+    for start in (0, 4):
+        window = batches(8)[start : start + 4]
+        with torch.no_grad():
+            old = [logps(batch) for batch in window]
+        for batch, before in zip(window, old, strict=True):
+            ratio = (logps(batch) - before).exp()
+            clipped += int((ratio > 1.28).sum())
+            optimizer.zero_grad()
+            (-torch.minimum(ratio, ratio.clamp(0.8, 1.28))).mean().backward()
+            optimizer.step()
+    assert clipped
+    expected = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    ours = trained("psft", 8, old_policy_steps=4)
+    torch.testing.assert_close(weights(ours), expected, **CLOSE)
+    each_step = trained("psft", 8, old_policy_steps=1)
+    torch.testing.assert_close(weights(each_step), weights(trained("nll", 8)), **CLOSE)
+    assert (weights(each_step) - weights(ours)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_psft_goes_on_exactly_from_inside_its_windows(steps: int, tmp_path: Path) -> None:
+    whole = trained("psft", 8, old_policy_steps=4)
+    trained("psft", steps, folder=tmp_path, old_policy_steps=4)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["old_policy"]
+    assert (len(saved["weights"]) > 0) is (steps == 2)  # At the end of a window there is nothing to keep.
+    resumed = trained("psft", 8, tmp_path / "last.ckpt", old_policy_steps=4)
+    assert torch.equal(weights(resumed), weights(whole))
+    trained("nll", 2, folder=tmp_path)
+    with pytest.raises(UserError, match="no old policy of old_policy_steps=4"):
+        trained("psft", 8, tmp_path / "last.ckpt", old_policy_steps=4)
+
+
+def test_an_adapter_switched_off_is_the_reference() -> None:
+    pytest.importorskip("peft")
+    module = SFTModule(tiny_model(), loss="anchored", options={"kappa": 0.5}, lora={"r": 2})
+    module.configure_model()
+    losses, metrics = module.example_losses(tiny_batch())
+    torch.testing.assert_close(metrics["kl"], torch.zeros_like(losses), rtol=0, atol=1e-12)
+    with torch.no_grad():
+        for name, parameter in module.model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)
+    _, metrics = module.example_losses(tiny_batch())
+    assert module.reference.kind == "adapter"
+    assert (metrics["kl"] > 1e-6).all()

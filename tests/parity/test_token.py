@@ -1,0 +1,106 @@
+"""Token losses against others' own code, values and gradients in float64; `record_token.py` made the numbers.
+
+Theirs are means over all trained tokens, as ours are with ``reduction: token``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lit_ift.losses import TokenLoss, score_tokens
+from lit_ift.losses.token_kl import token_kl
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llamafactory/dft": ("dft", {}),
+    "llamafactory/eaft": ("eaft", {"alpha": 1.5, "normaliser": 3.0}),
+    "llamafactory/anchored": ("anchored", {"kappa": 0.3}),
+    "official/nll": ("nll", {}),
+    "official/dft": ("dft", {}),
+    "official/anchored_nll": ("anchored", {"kappa": 0.3, "base": "nll"}),
+    "official/anchored": ("anchored", {"kappa": 0.3}),
+    "official/iw": ("iw", {}),
+    "official/psft": ("psft", {}),
+    "official/deformed_log": ("deformed_log", {"alpha": 0.3}),
+    "official/deft": ("deft", {}),
+    "official/cayley_in_batch": ("cayley_in_batch", {}),
+}
+
+OF_DEFT_CODE = ("official/deformed_log", "official/deft", "official/cayley_in_batch")
+"""It adds 1e-8 to the number of trained tokens, 13 here."""
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, Tensor]:
+    with np.load(Path(__file__).parent / "data" / "token.npz") as stored:
+        return {name: torch.from_numpy(stored[name]) for name in stored.files}
+
+
+def mean_loss(loss: TokenLoss, logits: Tensor, arrays: dict[str, Tensor]) -> Tensor:
+    """The mean over tokens, by the functions that a module calls; logits are their own hidden states."""
+    reference, old, labels = (arrays[f"inputs/{name}"] for name in ("reference", "old", "labels"))
+
+    def head(states: Tensor) -> Tensor:
+        return states
+
+    scores = score_tokens(logits, labels, head, statistics=loss.statistics, chunk_size=4)
+    logps = {name: -score_tokens(values, labels, head).nll for name, values in (("ref", reference), ("old", old))}
+    losses, _ = loss(
+        {
+            "nll": scores.nll,
+            "mask": scores.mask,
+            **scores.statistics,
+            "reference_logps": logps["ref"].sum(-1),
+            "reference_token_logps": logps["ref"],
+            "reference_token_kl": token_kl(logits, reference, labels, head, head, chunk_size=4),
+            "old_token_logps": logps["old"],
+        }
+    )
+    counts = scores.mask.sum(-1)
+    return (losses * counts).sum() / counts.sum()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_values_and_gradients(case: str, arrays: dict[str, Tensor]) -> None:
+    logits = arrays["inputs/logits"].clone().requires_grad_()
+    loss = mean_loss(TokenLoss(*CASES[case]), logits, arrays)
+    if case in OF_DEFT_CODE:
+        loss = loss * (13 / (13 + 1e-8))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    expected = arrays[f"{case}/gradient"]
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(loss.detach(), arrays[f"{case}/loss"], rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+def test_every_recorded_case_is_compared(arrays: dict[str, Tensor]) -> None:
+    assert {name.removesuffix("/loss") for name in arrays if name.endswith("/loss")} == set(CASES)
+
+
+def test_chord_and_k3_as_their_code_writes_them(arrays: dict[str, Tensor]) -> None:
+    """Trinity-RFT, ``SFTPhiLossFn``: ``masked_mean(-logprob * phi.detach())``; NeMo RL: k3 on target tokens."""
+    labels = arrays["inputs/labels"]
+    logits = arrays["inputs/logits"].clone().requires_grad_()
+    on = labels[:, 1:] != -100
+
+    def of_targets(values: Tensor) -> Tensor:
+        return values[:, :-1].log_softmax(-1).gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0][on]
+
+    policy, reference = of_targets(logits), of_targets(arrays["inputs/reference"])
+    p = policy.exp()
+    chord = (-policy * (p * (1 - p)).detach()).mean()
+    log_ratio = reference - policy
+    anchored = (-policy * p.detach() + 0.2 * (log_ratio.exp() - log_ratio - 1)).mean()
+    focal = (-policy * (1 - p) ** 2).mean()
+    for expected, name, options in (
+        (chord, "chord_phi", {}),
+        (anchored, "anchored_k3", {"kappa": 0.2}),
+        (focal, "focal", {}),
+    ):
+        ours = mean_loss(TokenLoss(name, options), logits, arrays)
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+        gradients = [torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (ours, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
