@@ -54,7 +54,7 @@ from lit_ift import (
 )
 from lit_ift.distributed import FSDP2Strategy
 from lit_ift.losses import INPUTS, PAIR_LOSSES
-from lit_ift.losses.pair import in_batch
+from lit_ift.losses.marks import is_in_batch
 from lit_ift.modules import ContrastiveWeights, ObjectivePart
 from lit_ift.modules.optim import ConstantSchedule
 
@@ -166,7 +166,7 @@ def pair_loss(loss: str, **options: Any) -> Objective:
     return Objective(PreferenceModule, {"loss": loss, **options}, ("preference",), lr=0.05)
 
 
-COMPARING: Final = [name for name, loss in PAIR_LOSSES.items() if loss.__module__ == in_batch.__name__]
+COMPARING: Final = [name for name, loss in PAIR_LOSSES.items() if is_in_batch(loss)]
 """Pair losses that compare the pairs of a micro-batch."""
 
 ALL_KINDS: Final = ("instruction", "preference", "unpaired", "scored")

@@ -31,7 +31,7 @@ def desensitised_logps(token_logps: Tensor, mask: Tensor, shared: Tensor, *, alp
         (P,), with gradient.
     """
     beyond = mask.cumsum(-1) > shared[:, None]
-    return (token_logps * torch.where(beyond, alpha, 1.0)).sum(-1)
+    return torch.where(beyond, alpha * token_logps, token_logps).sum(-1)
 
 
 def policy_weights(token_logps: Tensor, token_log_sum_sq_probs: Tensor, mask: Tensor) -> Tensor:
