@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 from torch.utils._pytree import tree_map_only
 
 from lit_ift.callbacks.inputs import KEY, RunInputs
-from lit_ift.callbacks.loggers import RunTable
+from lit_ift.callbacks.loggers import continue_tables, logged_until_now
 from lit_ift.checkpoints.shards import SHARDS_REST
 from lit_ift.checkpoints.signals import StopSignals
 from lit_ift.checkpoints.writing import (
@@ -37,8 +37,6 @@ from lit_ift.errors import UserError, nearest
 from lit_ift.lightning_private import (
     dump_checkpoint,
     is_accumulating,
-    logged_steps,
-    not_yet_logged,
     validation_or_epoch_end_follows,
     writes_shards,
 )
@@ -183,7 +181,8 @@ class RunCheckpoint(ModelCheckpoint):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._inputs.begin(trainer, pl_module)
         self._signals.take_interrupts()
-        self._continue_tables(trainer)
+        logged, self._unlogged = self._unlogged, {}
+        continue_tables(trainer, logged)
 
     # When --------------------------------------------------------------------------------------------------------
 
@@ -287,16 +286,7 @@ class RunCheckpoint(ModelCheckpoint):
         accumulated = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches
         checkpoint["accumulated_batches"] = accumulated if is_accumulating(trainer) else 0
         checkpoint[KEY] = self._inputs.digests()
-        checkpoint["logged"] = {
-            "folder": trainer.loggers[0].log_dir if trainer.loggers else None,
-            "rows": {
-                logger.name: logger.experiment.rows
-                for logger in trainer.loggers
-                if trainer.is_global_zero and isinstance(logger, RunTable)
-            },
-            "next_step": logged_steps(trainer) + trainer.validating,  # Counted on after the validation.
-            "pending": not_yet_logged(trainer),
-        }
+        checkpoint["logged"] = logged_until_now(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
@@ -319,27 +309,6 @@ class RunCheckpoint(ModelCheckpoint):
         self._enable_version_counter = self.dirpath != state_dict.get("dirpath")
         if self.dirpath == state_dict.get("dirpath"):
             self._resumable = list(state_dict.get("resumable", ()))
-
-    def _continue_tables(self, trainer: L.Trainer) -> None:
-        """Where the run goes on in its own folder, drop the rows after the checkpoint and add the one it came before.
-
-        Where a killed run had a name but no checkpoint yet, drop all that it wrote.
-
-        Lightning logs a step's metrics after the hook in which checkpoints are written.
-        """
-        logged, self._unlogged = self._unlogged, {}
-        if trainer.ckpt_path is None and trainer.is_global_zero:
-            for logger in trainer.loggers:
-                if isinstance(logger, RunTable):
-                    logger.experiment.begin_anew()
-        if not logged or not trainer.loggers or logged["folder"] != trainer.loggers[0].log_dir:
-            return
-        for logger in trainer.loggers:
-            if trainer.is_global_zero and isinstance(logger, RunTable):
-                logger.experiment.keep(logged["rows"][logger.name])
-            if logged["pending"]:
-                logger.log_metrics(logged["pending"], step=logged["next_step"])
-                logger.save()
 
     # How ---------------------------------------------------------------------------------------------------------
 

@@ -2,12 +2,16 @@
 
 import csv
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from lit_ift.lightning_private import logged_steps, not_yet_logged
 from lit_ift.staging import replaced_file
 
 
@@ -69,3 +73,42 @@ class TableWriter(ExperimentWriter):
         with self._table.open(newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]
         return header, rows
+
+
+def logged_until_now(trainer: L.Trainer) -> dict[str, Any]:
+    """What a checkpoint tells of the run's tables: their folder and rows, and the metrics that are yet to be logged."""
+    return {
+        "folder": trainer.loggers[0].log_dir if trainer.loggers else None,
+        "rows": {
+            logger.name: logger.experiment.rows
+            for logger in trainer.loggers
+            if trainer.is_global_zero and isinstance(logger, RunTable)
+        },
+        "next_step": logged_steps(trainer) + trainer.validating,  # Counted on after the validation.
+        "pending": not_yet_logged(trainer),
+    }
+
+
+def continue_tables(trainer: L.Trainer, logged: Mapping[str, Any]) -> None:
+    """Where the run goes on in its own folder, drop the rows after the checkpoint and add the one it came before.
+
+    Where a killed run had a name but no checkpoint yet, drop all that it wrote.
+
+    Lightning logs a step's metrics after the hook in which checkpoints are written.
+
+    Args:
+        trainer: of a fit that is about to begin.
+        logged: what `logged_until_now` told when the checkpoint was written; empty without one.
+    """
+    if trainer.ckpt_path is None and trainer.is_global_zero:
+        for logger in trainer.loggers:
+            if isinstance(logger, RunTable):
+                logger.experiment.begin_anew()
+    if not logged or not trainer.loggers or logged["folder"] != trainer.loggers[0].log_dir:
+        return
+    for logger in trainer.loggers:
+        if trainer.is_global_zero and isinstance(logger, RunTable):
+            logger.experiment.keep(logged["rows"][logger.name])
+        if logged["pending"]:
+            logger.log_metrics(logged["pending"], step=logged["next_step"])
+            logger.save()
