@@ -47,8 +47,8 @@ class ConfidenceRecorder(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and not (isinstance(pl_module, SFTModule) and pl_module.is_plain):
             raise UserError(
-                "ConfidenceRecorder needs SFTModule with loss=nll and input=true, whose losses are the rows' negative "
-                f"log-likelihoods; {type(pl_module).__name__} has others."
+                "ConfidenceRecorder needs SFTModule with loss=nll and input=true_tokens, whose losses are the rows' "
+                f"negative log-likelihoods; {type(pl_module).__name__} has others."
             )
         self._passes = {}  # A checkpoint's come after this, an earlier fit's do not count.
 

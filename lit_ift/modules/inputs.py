@@ -24,7 +24,7 @@ from lit_ift.options import CheckedOptions, NonNegative, Positive, PositiveInt, 
 if TYPE_CHECKING:
     from lit_ift.modules.base import CausalLMModule
 
-InputName = Literal["true", "temporal_residual", "neftune", "own_tokens"]
+InputName = Literal["true_tokens", "temporal_residual", "neftune", "own_tokens"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class NEFTune(TrueTokens):
 
 
 INPUT_KINDS: Final[dict[InputName, type[TrueTokens]]] = {
-    "true": TrueTokens,
+    "true_tokens": TrueTokens,
     "temporal_residual": TemporalResidual,
     "neftune": NEFTune,
     "own_tokens": OwnTokens,

@@ -25,7 +25,7 @@ class SFTModule(TokenModule):
         loss: a name in ``lit_ift.losses.TOKEN_LOSSES`` (nll, dft, propagation, …), or the import path of a function
             with their signature.
         options: hyperparameters of the loss, such as ``{alpha: 0.5}``.
-        input: what the policy reads: ``true`` tokens, ``temporal_residual`` (IFT's), ``neftune`` (noise) or
+        input: what the policy reads: ``true_tokens``, ``temporal_residual`` (IFT's), ``neftune`` (noise) or
             ``own_tokens`` (predictions in the place of some tokens); see ``lit_ift.modules.inputs``.
         input_options: options of the input, such as ``{lam: 0.2}``.
         **kwargs: see ``ReferenceModule`` for losses with a reference, and ``CausalLMModule``.
@@ -40,7 +40,7 @@ class SFTModule(TokenModule):
         *,
         loss: str = "nll",
         options: dict[str, Any] | None = None,
-        input: InputName = "true",
+        input: InputName = "true_tokens",
         input_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

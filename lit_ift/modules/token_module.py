@@ -39,7 +39,7 @@ class TokenModule(ReferenceModule):
         if steps is not None and type(self.token_input) is not TrueTokens:
             raise ValueError(
                 f"The loss {self.token_loss.name!r} compares with what an old policy said of the true tokens, and "
-                f"{type(self.token_input).__name__} gives the policy others to read. Use input='true'."
+                f"{type(self.token_input).__name__} gives the policy others to read. Use input='true_tokens'."
             )
         super().__init__(*args, **kwargs)
 

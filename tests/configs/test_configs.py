@@ -76,6 +76,16 @@ def test_an_overlay_for_a_loss_says_more_than_its_name(path: Path) -> None:
     assert given or any(defaults[name] != value for name, value in options.items())
 
 
+def test_the_four_cells_differ_in_input_and_loss_alone() -> None:
+    """Fusion and propagation can be told apart only if all else is equal, the embeddings' gradient too."""
+    cells = {}
+    for path in (ROOT / "configs" / "cells").glob("*.yaml"):
+        options = yaml.safe_load(path.read_text())["model"]["init_args"]
+        cells[options.pop("input"), options.pop("loss")] = options
+    assert set(cells) == {(i, loss) for i in ("true_tokens", "temporal_residual") for loss in ("nll", "propagation")}
+    assert all(options == {"detach_input_embeddings": True} for options in cells.values())
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
 def test_instantiates(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (command,) = re.findall(r"^# Run: .*?(lit-ift fit .*?)\)?$", path.read_text(encoding="utf-8"), re.MULTILINE)

@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
 }
 NEEDED: dict[str, dict[str, Any]] = {"deformed_log": {"alpha": 0.3}}
 INPUTS: dict[str, dict[str, Any]] = {
-    "true": {},
+    "true_tokens": {},
     "temporal_residual": {"lam": 0.4},
     "own_tokens": {"lam": 1.0},
 }
@@ -42,7 +42,7 @@ def examples() -> list[Example]:
     return made
 
 
-def module_of(loss: str = "nll", input: str = "true", **options: Any) -> SFTModule:
+def module_of(loss: str = "nll", input: str = "true_tokens", **options: Any) -> SFTModule:
     model = tiny_model(attn_implementation="sdpa")
     module = SFTModule(
         model, loss=loss, options=NEEDED.get(loss), input=input, input_options=INPUTS[input], **OPTIONS, **options
@@ -60,7 +60,8 @@ def gradient(module: SFTModule, losses: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("loss", "input"), [(loss, input) for loss in TOKEN_LOSSES for input in INPUTS if loss != "psft" or input == "true"]
+    ("loss", "input"),
+    [(loss, input) for loss in TOKEN_LOSSES for input in INPUTS if loss != "psft" or input == "true_tokens"],
 )
 def test_packed_rows_have_the_losses_of_padded_ones(loss: str, input: str) -> None:
     module = module_of(loss, input)
@@ -134,8 +135,8 @@ def test_neftune_noise_is_bounded_by_the_length_of_its_row(length: str, is_packe
         (lambda: SFTModule("never loaded", input="neftune", input_options={"alhpa": 1}), "Did you mean 'alpha'?"),
         (lambda: SFTModule("never loaded", input="neftune", input_options={"alpha": 0}), "alpha=0 must be above 0"),
         (lambda: SFTModule("never loaded", input_options={"lam": 0.1}), "has no option 'lam'; it takes none"),
-        (lambda: SFTModule("never loaded", input="noise"), "input='noise' must be one of 'true'"),
-        (lambda: SFTModule("never loaded", loss="psft", input="neftune"), "Use input='true'"),
+        (lambda: SFTModule("never loaded", input="noise"), "input='noise' must be one of 'true_tokens'"),
+        (lambda: SFTModule("never loaded", loss="psft", input="neftune"), "Use input='true_tokens'"),
         (lambda: SFTModule("never loaded", reference="model"), "reference has no effect"),
         (lambda: SFTModule("never loaded", loss="anchored", reference="cached"), "reference='cached' holds sums"),
         (lambda: IFTModule("never loaded", loss="dft", gamma=0.5), "gamma=0.5 has no effect with loss='dft'"),
