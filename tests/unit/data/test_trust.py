@@ -175,7 +175,7 @@ def test_arguments_that_other_rows_have_are_not_trained_as_null(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("weight", 2), ("weight", 0.5), ("train", "no"), ("mask", False), ("function_call", {})]
+    ("key", "value"), [("weight", -1), ("loss_mask", 0.5), ("train", "no"), ("mask", False), ("function_call", {})]
 )
 def test_keys_that_change_what_is_trained_on_are_not_ignored(key: str, value: Any) -> None:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", key: value}]
