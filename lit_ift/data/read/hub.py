@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from lit_ift.data.read.record import OnRowError, Record, check_values
+from lit_ift.data.read.record import ReadRow, Record, check_values
 from lit_ift.data.read.text_files import did_you_mean
 from lit_ift.errors import RowError, UserError
 
@@ -15,7 +15,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _COMMIT_IN_URL: Final = re.compile(r"^hf://datasets/[^@]+@([0-9a-f]{40})/")
 
 
-def read_saved_dataset(path: Path, split: str | None, on_row_error: OnRowError) -> Iterator[Record]:
+def read_saved_dataset(path: Path, split: str | None) -> Iterator[ReadRow]:
     """The rows of a folder with one data set, or of one split of a folder with several.
 
     Raises:
@@ -29,13 +29,13 @@ def read_saved_dataset(path: Path, split: str | None, on_row_error: OnRowError) 
         raise UserError(f"{path}: cannot be loaded ({error}). Write it again with datasets.save_to_disk.") from error
     if isinstance(loaded, datasets.DatasetDict):
         name = pick_split(list(loaded), str(path), split)
-        return _rows(loaded[name], f"{path}/{name}", on_row_error)
-    return _rows(loaded, str(path), on_row_error)
+        return _rows(loaded[name], f"{path}/{name}")
+    return _rows(loaded, str(path))
 
 
 def read_hub(
-    source: str, *, split: str | None, name: str | None, revision: str | None, streaming: bool, on_row_error: OnRowError
-) -> Iterator[Record]:
+    source: str, *, split: str | None, name: str | None, revision: str | None, streaming: bool
+) -> Iterator[ReadRow]:
     """The rows of one split of a hub data set; with `streaming` they are fetched as they are read.
 
     Raises:
@@ -46,7 +46,7 @@ def read_hub(
         split = pick_split(list(loaded), source, None)
         loaded = loaded[split]
     configured = f"{source}/{name}" if name else source
-    return _rows(loaded, f"{configured}/{split}", on_row_error)
+    return _rows(loaded, f"{configured}/{split}")
 
 
 def hub_identity(source: str, *, split: str | None, name: str | None, revision: str | None) -> dict[str, str]:
@@ -99,7 +99,7 @@ def _load(source: str, *, split: str | None, name: str | None, revision: str | N
         ) from error
 
 
-def _rows(dataset: Any, source: str, on_row_error: OnRowError) -> Iterator[Record]:
+def _rows(dataset: Any, source: str) -> Iterator[ReadRow]:
     index = -1
     rows = iter(dataset)
     while True:
@@ -116,7 +116,6 @@ def _rows(dataset: Any, source: str, on_row_error: OnRowError) -> Iterator[Recor
         record = Record(dict(row), f"{source}#{index}", has_gaps=True)
         try:
             check_values(record.data, record.origin)
+            yield record
         except RowError as error:
-            on_row_error(error)
-            continue
-        yield record
+            yield error

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from lit_ift.data.read.record import MAX_DEPTH, MAX_TEXT_CHARS, OnRowError, Record, check_values, unreadable
+from lit_ift.data.read.record import MAX_DEPTH, MAX_TEXT_CHARS, ReadRow, Record, check_values, unreadable
 from lit_ift.data.read.text_files import (
     DAMAGE,
     HEAD_BYTES,
@@ -128,7 +128,7 @@ def _short(digits: str) -> str:
     return digits if len(digits) <= 20 else f"{digits[:20]}... ({len(digits)} digits)"
 
 
-def read_jsonl(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
+def read_jsonl(path: Path) -> Iterator[ReadRow]:
     """The rows of a JSON Lines file, one line at a time; of a list, if the file holds one.
 
     Raises:
@@ -141,17 +141,15 @@ def read_jsonl(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
             if line is not None and not line.strip():
                 continue
             if is_first and line is not None and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
-                yield from _read_document(path, on_row_error)  # A list can be no row, so this one holds all rows.
+                yield from _read_document(path)  # A list can be no row, so this one holds all rows.
                 return
             is_first = False
             try:
                 if line is None:
                     raise too_long(path, number)
-                row = _parse_line(decoder, decode(line, path, number), f"{path}:{number}")
+                yield Record(_parse_line(decoder, decode(line, path, number), f"{path}:{number}"), f"{path}:{number}")
             except RowError as error:
-                on_row_error(error)
-                continue
-            yield Record(row, f"{path}:{number}")
+                yield error
 
 
 def _parse_line(decoder: StrictDecoder, text: str, origin: str) -> dict[str, Any]:
@@ -206,7 +204,7 @@ def _check_row(row: Any, fault: RowError | None, text: str, start: int, end: int
     return row
 
 
-def read_json(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
+def read_json(path: Path) -> Iterator[ReadRow]:
     """The rows of a JSON file, which is a list of objects or an object with such a list under ``data``.
 
     A file of several objects, one a line, is read as JSON Lines.
@@ -215,7 +213,7 @@ def read_json(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
         RowError: from some place on the file is not JSON.
         UserError: the file cannot be opened, is damaged, cut off or too large, or is something else than a list.
     """
-    return (read_jsonl if _holds_lines(path) else _read_document)(path, on_row_error)
+    return read_jsonl(path) if _holds_lines(path) else _read_document(path)
 
 
 def _holds_lines(path: Path) -> bool:
@@ -231,7 +229,7 @@ def _holds_lines(path: Path) -> bool:
     return first.endswith(b"}") and second.startswith(b"{")
 
 
-def _read_document(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
+def _read_document(path: Path) -> Iterator[ReadRow]:
     """The rows of a file that is one JSON value; the same errors as `read_json`."""
     with open_bytes(path) as file:
         data = _read_whole(file, path)
@@ -240,7 +238,7 @@ def _read_document(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
     text = decode(data, path, 1)
     del data
     try:
-        yield from _JsonFile(text, path, on_row_error).rows()
+        yield from _JsonFile(text, path).rows()
     except json.JSONDecodeError as error:
         hint = "Mend the file"
         if error.msg == "Extra data":
@@ -278,14 +276,13 @@ class _JsonFile:
     held in memory all at once.
     """
 
-    def __init__(self, text: str, path: Path, on_row_error: OnRowError) -> None:
+    def __init__(self, text: str, path: Path) -> None:
         self.text = text
         self.path = path
-        self.on_row_error = on_row_error
         self.decoder = StrictDecoder()
         self.position = _skip_space(text, 0)
 
-    def rows(self) -> Iterator[Record]:
+    def rows(self) -> Iterator[ReadRow]:
         """All rows; the file must end behind them.
 
         Raises:
@@ -303,7 +300,7 @@ class _JsonFile:
             self._end()
             self._no_list(value)
 
-    def _object(self) -> Iterator[Record]:
+    def _object(self) -> Iterator[ReadRow]:
         keys: list[str] = []
         for _ in self._items("}"):
             key = self._value(str(self.path)) if self._next_is('"') else self._fail("Expecting property name")
@@ -325,17 +322,15 @@ class _JsonFile:
                 '{"data": [rows]}. If the object itself is a row, name the file .jsonl.'
             )
 
-    def _list(self) -> Iterator[Record]:
+    def _list(self) -> Iterator[ReadRow]:
         for index in self._items("]"):
             origin = f"{self.path}#{index}"
             start = self.position
             value, self.position, fault = self.decoder.decode(self.text, start, origin)
             try:
-                row = _check_row(value, fault, self.text, start, self.position, origin)
+                yield Record(_check_row(value, fault, self.text, start, self.position, origin), origin)
             except RowError as error:
-                self.on_row_error(error)
-                continue
-            yield Record(row, origin)
+                yield error
 
     def _items(self, close: str) -> Iterator[int]:
         """Go into a list or object; stop before each item, which the caller has to decode, and behind the end."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from lit_ift.data.read.record import MAX_TEXT_CHARS, OnRowError, Record, check_values, unreadable
+from lit_ift.data.read.record import MAX_TEXT_CHARS, ReadRow, Record, check_values, unreadable
 from lit_ift.data.read.text_files import HEAD_BYTES, ExpandedSize, cannot_open
 from lit_ift.errors import RowError, UserError
 
@@ -16,7 +16,7 @@ INDEX_BYTES: Final = 4
 """What a value takes in memory whatever it is, as the number of its entry in a dictionary."""
 
 
-def read_parquet(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
+def read_parquet(path: Path) -> Iterator[ReadRow]:
     """The rows of a Parquet file, some at a time.
 
     Raises:
@@ -52,7 +52,7 @@ def read_parquet(path: Path, on_row_error: OnRowError) -> Iterator[Record]:
                 expanded.add(num_bytes)
                 step = max(1, batch.num_rows * BATCH_BYTES // max(BATCH_BYTES, num_bytes))
                 for first in range(0, batch.num_rows, step):
-                    yield from _batch_records(batch.slice(first, step), path, index + first, on_row_error)
+                    yield from _batch_records(batch.slice(first, step), path, index + first)
                 index += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
@@ -91,7 +91,7 @@ def _batch_rows(metadata: Any) -> int:
     return max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(1.0, row_bytes))))
 
 
-def _batch_records(batch: Any, path: Path, first: int, on_row_error: OnRowError) -> Iterator[Record]:
+def _batch_records(batch: Any, path: Path, first: int) -> Iterator[ReadRow]:
     may_be_too_long = sum(map(_expanded_bytes, batch.columns)) > MAX_TEXT_CHARS
     try:
         rows = batch.to_pylist()
@@ -103,10 +103,9 @@ def _batch_records(batch: Any, path: Path, first: int, on_row_error: OnRowError)
             row = rows[index] if rows is not None else _convert(batch, index, origin)
             if may_be_too_long:
                 check_values(row, origin)
+            yield Record(row, origin, has_gaps=True)
         except RowError as error:
-            on_row_error(error)
-            continue
-        yield Record(row, origin, has_gaps=True)
+            yield error
 
 
 def _convert(batch: Any, index: int, origin: str) -> dict[str, Any]:

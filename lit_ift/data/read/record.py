@@ -30,6 +30,9 @@ class Record:
     has_gaps: bool = field(default=False, compare=False)
 
 
+ReadRow = Record | RowError
+"""What a reader yields for a row: the row, or why it cannot be read."""
+
 OnRowError = Callable[[RowError], None]
 """Told about a row that cannot be read, so that reading can go on with the next one."""
 

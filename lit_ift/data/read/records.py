@@ -5,24 +5,24 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from lit_ift.data.read.hub import read_hub, read_saved_dataset
 from lit_ift.data.read.json_files import read_json, read_jsonl
 from lit_ift.data.read.parquet import read_parquet
-from lit_ift.data.read.record import FaultListener, OnRowError, Record, raise_row_error
+from lit_ift.data.read.record import FaultListener, OnRowError, ReadRow, Record, raise_row_error
 from lit_ift.data.read.tables import read_csv
 from lit_ift.data.read.text_files import COMPRESSIONS, did_you_mean
 from lit_ift.errors import RowError, UserError, nearest
 
 __all__ = ["OnRowError", "Record", "SourceKind", "data_files", "raise_row_error", "read_records", "source_kind"]
 
-READERS: Final[dict[str, Callable[[Path, OnRowError], Iterator[Record]]]] = {
+READERS: Final[dict[str, Callable[[Path], Iterator[ReadRow]]]] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".json": read_json,
-    ".csv": lambda path, on_row_error: read_csv(path, ",", on_row_error),
-    ".tsv": lambda path, on_row_error: read_csv(path, "\t", on_row_error),
+    ".csv": partial(read_csv, usual=","),
+    ".tsv": partial(read_csv, usual="\t"),
     ".parquet": read_parquet,
 }
 """How a file is read, by the ending of its name. All but Parquet may also be compressed (`COMPRESSIONS`)."""
@@ -96,11 +96,10 @@ def read_records(
     kind = source_kind(source)
     check_options(source, kind, split=split, name=name, revision=revision, streaming=streaming)
     if kind == "hub":
-        options: dict[str, Any] = {"split": split, "name": name, "revision": revision, "streaming": streaming}
-        yield from _read_place(source, lambda told: read_hub(str(source), **options, on_row_error=told), on_row_error)
+        read = partial(read_hub, str(source), split=split, name=name, revision=revision, streaming=streaming)
+        yield from _read_place(source, read, on_row_error)
     elif kind in ("dataset", "dataset_dict"):
-        path = local_path(source)
-        yield from _read_place(source, lambda told: read_saved_dataset(path, split, told), on_row_error)
+        yield from _read_place(source, partial(read_saved_dataset, local_path(source), split), on_row_error)
     else:
         yield from read_files(data_files(source), on_row_error)
 
@@ -111,21 +110,16 @@ def read_files(files: Iterable[Path], on_row_error: OnRowError = raise_row_error
         yield from _read_place(path, partial(READERS[_format(path)], path), on_row_error)
 
 
-def _read_place(
-    place: str | Path, read: Callable[[OnRowError], Iterator[Record]], on_row_error: OnRowError
-) -> Iterator[Record]:
+def _read_place(place: str | Path, read: Callable[[], Iterator[ReadRow]], on_row_error: OnRowError) -> Iterator[Record]:
     """The rows of one file or data set; there must be one, if only one that cannot be read."""
     is_empty = True
-
-    def note(error: RowError) -> None:
-        nonlocal is_empty
-        is_empty = False
-        on_row_error(error)
-
     try:
-        for row in read(note):
+        for row in read():
             is_empty = False
-            yield row
+            if isinstance(row, RowError):
+                on_row_error(row)
+            else:
+                yield row
         if is_empty:
             raise UserError(f"{place}: there is no row in it. Check that the export finished, or leave it out.")
     except UserError as error:

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from lit_ift.data.read.record import MAX_TEXT_CHARS, OnRowError, Record, check_values, unreadable
+from lit_ift.data.read.record import MAX_TEXT_CHARS, ReadRow, Record, check_values, unreadable
 from lit_ift.data.read.text_files import (
     MAX_LINE_BYTES,
     decode,
@@ -69,13 +69,12 @@ class _CsvLines:
             return line.decode("utf-8", errors="replace").replace("\0", "\ufffd")
 
 
-def read_csv(path: Path, usual: str, on_row_error: OnRowError) -> Iterator[Record]:
+def read_csv(path: Path, usual: str) -> Iterator[ReadRow]:
     """The rows of a CSV or TSV file with a header; every value is a string, an empty field the empty string.
 
     Args:
         path: the file.
         usual: the delimiter where the file itself does not show another one.
-        on_row_error: told of rows that cannot be read.
 
     Raises:
         UserError: the file cannot be opened, is damaged or cut off, has no usable header, or a quoting error, behind
@@ -99,7 +98,7 @@ def read_csv(path: Path, usual: str, on_row_error: OnRowError) -> Iterator[Recor
             try:
                 yield Record(_csv_row(header, fields, lines, delimiter), lines.origin)
             except RowError as error:
-                on_row_error(error)
+                yield error
 
 
 def _without_separator_line(lines: NumberedLines) -> tuple[NumberedLines, str | None]:
