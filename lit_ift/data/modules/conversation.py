@@ -242,8 +242,9 @@ class ConversationDataModule(L.LightningDataModule):
         """Tokenize into the cache what the coming stage needs; done by one process a machine, before `setup`."""
         splits = self._splits_of(None if self.trainer is None else self.trainer.state.fn)
         self._prepared = self._fingerprints(splits)
-        for rows in self._rows_of(list(self._prepared), self._prepared):
-            rows.fill_cache()
+        if self._prepared:
+            for rows in self._rows_of(list(self._prepared), self._prepared, tokenizer_digest(self.tokenizer)):
+                rows.fill_cache()
 
     def setup(self, stage: str | None = None) -> None:
         """Read and encode the splits that `stage` needs (all of them for None), once each.
@@ -264,7 +265,7 @@ class ConversationDataModule(L.LightningDataModule):
         self._prepared = {}
         if missing:
             self._encoded_with = tokenizer_digest(self.tokenizer)
-        for split, rows in zip(missing, self._rows_of(missing, of_rows), strict=True):
+        for split, rows in zip(missing, self._rows_of(missing, of_rows, self._encoded_with), strict=True):
             stored, report = rows.obtain()
             self.datasets[split], self.reports[split] = EncodedDataset(stored), report
             if not report.rows_kept:
@@ -285,7 +286,7 @@ class ConversationDataModule(L.LightningDataModule):
 
     def cache_folder(self, split: Split) -> Path | None:
         """Where the tokenized rows of a split are kept, or will be; None if they are not."""
-        (rows,) = self._rows_of([split], self._fingerprints([split]))
+        (rows,) = self._rows_of([split], self._fingerprints([split]), tokenizer_digest(self.tokenizer))
         return None if rows.key is None else self.cache.entry(split, rows.key)
 
     @property
@@ -307,15 +308,17 @@ class ConversationDataModule(L.LightningDataModule):
         found = {split: self.fingerprint(split) for split in splits}
         return {split: of_rows for split, of_rows in found.items() if of_rows is not None}
 
-    def _rows_of(self, splits: Sequence[Split], of_rows: dict[Split, dict[str, Any]]) -> list[SplitRows]:
-        """The rows of splits, cached where `of_rows` says what they depend on."""
+    def _rows_of(
+        self, splits: Sequence[Split], of_rows: dict[Split, dict[str, Any]], digest: str | None
+    ) -> list[SplitRows]:
+        """The rows of splits, cached where `of_rows` says what they depend on beside the tokenizer of the `digest`."""
         if not splits:
             return []
         options = EncodingOptions(
             self.tokenizer, self.max_length, self.truncation, self.kinds, True, self.train_on, self.on_bad_row
         )
         shared = {
-            "tokenizer": tokenizer_digest(self.tokenizer) if of_rows else None,
+            "tokenizer": digest,
             "max_length": self.max_length,
             "truncation": self.truncation,
             "train_on": self.train_on,

@@ -13,6 +13,7 @@ from lit_ift.data.modules.verifiable import TaskItem
 from lit_ift.data.parse.messages import normalise
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
 from lit_ift.errors import UserError, did_you_mean
+from lit_ift.options import NonNegativeInt
 
 RESERVED: Final = ("seed", "size")
 """Configuration keys of reasoning-gym that the data module sets itself."""
@@ -50,20 +51,17 @@ class TasksDataModule(ConversationDataModule):
         self,
         tasks: dict[str, dict[str, Any]],
         *,
-        train_size: int = 1000,
-        val_size: int = 100,
-        test_size: int = 0,
+        train_size: NonNegativeInt = 1000,
+        val_size: NonNegativeInt = 100,
+        test_size: NonNegativeInt = 0,
         system_prompt: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not tasks:
             raise UserError("data.tasks is empty. Name at least one task of reasoning-gym.")
-        if min(train_size, val_size, test_size) < 0 or train_size + val_size + test_size == 0:
-            raise UserError(
-                f"data.train_size={train_size}, data.val_size={val_size} and data.test_size={test_size} must not be "
-                "negative nor all 0."
-            )
+        if train_size + val_size + test_size == 0:
+            raise UserError("data.train_size, data.val_size and data.test_size must not all be 0.")
         if system_prompt is not None and not system_prompt.strip():
             raise UserError("data.system_prompt is empty. Remove it for no system turn.")
         self.tasks = tasks

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from tqdm import tqdm
 
@@ -28,6 +28,8 @@ from lit_ift.data.read.records import (
 )
 from lit_ift.data.read.text_files import cannot_open
 from lit_ift.errors import UserError, printable
+from lit_ift.options import Positive, PositiveInt, Range
+from lit_ift.options import check_options as check_annotated
 
 KINDS_OF_FILES: Final[tuple[SourceKind, ...]] = ("file", "folder", "pattern")
 
@@ -69,68 +71,42 @@ class Source:
     """
 
     path: str
-    weight: float = 1.0
-    max_rows: int | None = None
+    weight: Annotated[float, Range(gt=0, le=MAX_WEIGHT)] = 1.0
+    max_rows: PositiveInt | None = None
     split: str | None = None
     name: str | None = None
     revision: str | None = None
     layout: str | None = None
     columns: dict[str, str | None] | None = None
     score_range: tuple[float, float] | None = None
-    preference_scale: float | None = None
+    preference_scale: Positive | None = None
     streaming: bool = False
     part: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_types()
-        if not self.path.strip():
-            raise UserError("A source has an empty path. Name a file, a folder, a pattern or a hub id.")
+        """Check the values, and look up what is at the path."""
+        try:
+            check_annotated(Source, vars(self), prefix=f"{self.path}: ")
+        except ValueError as error:
+            raise UserError(f"{error}.") from None
+        if not isinstance(self.path, str) or not self.path.strip():
+            raise UserError("A source has no text, or an empty path. Name a file, a folder, a pattern or a hub id.")
         if self.path.lstrip().startswith("{"):
             # The command line takes a mapping that it does not understand for a string.
-            known = ", ".join(field.name for field in dataclasses.fields(self))
-            raise UserError(f"{self.path}: this mapping is no source. Its keys may be {known}, and path must be there.")
-        if not 0 < self.weight <= MAX_WEIGHT:
             raise UserError(
-                f"{self.path}: weight={self.weight} must be a number above 0 and at most {MAX_WEIGHT}. To leave a "
-                "source out, remove it."
+                f"{self.path}: this mapping is no source. Its keys may be {', '.join(OPTIONS)}, and path must be there."
             )
-        if self.max_rows is not None and self.max_rows < 1:
-            raise UserError(f"{self.path}: max_rows={self.max_rows} must be at least 1. Remove it to use all rows.")
-        if self.score_range is not None:
-            low, high = self.score_range
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise UserError(
-                    f"{self.path}: score_range=[{low}, {high}] must be two numbers, the lower one first, as in [1, 10]."
-                )
-        scale = self.preference_scale
-        if scale is not None and not 0 < scale < math.inf:
-            raise UserError(f"{self.path}: preference_scale={scale} must be a number above 0.")
-        kind = self.kind
+        if self.score_range is not None and not _is_rising_pair(self.score_range):
+            raise UserError(
+                f"{self.path}: score_range={self.score_range!r} must be two numbers, the lower one first: [1, 10]."
+            )
+        if not isinstance(self.columns, Mapping | None):
+            raise UserError(f"{self.path}: columns={self.columns!r} must be a mapping, as in {{prompt: Question}}.")
         check_options(
-            self.path, kind, split=self.split, name=self.name, revision=self.revision, streaming=self.streaming
+            self.path, self.kind, split=self.split, name=self.name, revision=self.revision, streaming=self.streaming
         )
-        if kind in ("folder", "pattern"):
+        if self.kind in ("folder", "pattern"):
             _ = self.files  # Refuses what cannot be read together.
-
-    def _check_types(self) -> None:
-        """Python takes any value; the command line has checked them already."""
-        pair, scale = self.score_range, self.preference_scale
-        is_pair = pair is None or (
-            isinstance(pair, list | tuple) and len(pair) == 2 and all(is_number(end) for end in pair)
-        )
-        texts = {name: getattr(self, name) for name in ("split", "name", "revision", "layout", "part")}
-        for option, value, is_good, what in (
-            ("path", self.path, isinstance(self.path, str), "a string"),
-            ("weight", self.weight, is_number(self.weight), "a number"),
-            ("max_rows", self.max_rows, _is_count(self.max_rows), "a whole number"),
-            ("preference_scale", scale, scale is None or is_number(scale), "a number"),
-            ("score_range", pair, is_pair, "two numbers, the lower one first, as in [1, 10]"),
-            ("columns", self.columns, isinstance(self.columns, Mapping | None), "a mapping, as in {prompt: Question}"),
-            ("streaming", self.streaming, isinstance(self.streaming, bool), "true or false"),
-            *((name, text, text is None or isinstance(text, str), "a string") for name, text in texts.items()),
-        ):
-            if not is_good:
-                raise UserError(f"{self.path}: {option}={value!r} must be {what}.")
 
     @functools.cached_property
     def kind(self) -> SourceKind:
@@ -220,13 +196,16 @@ Sources = str | Source | Sequence[str | Source]
 """What a configuration may name as data."""
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a real number, which true and false are not meant as."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+OPTIONS: Final = tuple(field.name for field in dataclasses.fields(Source))
+"""Keys of a mapping that describes a source."""
 
 
-def _is_count(value: Any) -> bool:
-    return value is None or (isinstance(value, Integral) and is_number(value))
+def _is_rising_pair(value: Any) -> bool:
+    """Whether it is two finite numbers, the lower one first."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    are_numbers = all(isinstance(end, Real) and not isinstance(end, bool) and math.isfinite(end) for end in value)
+    return are_numbers and value[0] < value[1]
 
 
 def as_sources(value: Sources | None, option: str = "data") -> list[Source]:
@@ -261,8 +240,7 @@ def as_sources(value: Sources | None, option: str = "data") -> list[Source]:
 
 def _as_source(item: Any, option: str) -> Source:
     if isinstance(item, Mapping):
-        known = {field.name for field in dataclasses.fields(Source)}
-        if "path" not in item or not known.issuperset(item):
+        if "path" not in item or not set(OPTIONS).issuperset(item):
             raise _no_source(dict(item), option)
         return Source(**item)
     if not isinstance(item, str | Source):
@@ -271,10 +249,9 @@ def _as_source(item: Any, option: str) -> Source:
 
 
 def _no_source(item: Any, option: str) -> UserError:
-    known = ", ".join(field.name for field in dataclasses.fields(Source))
     return UserError(
         f"{option}: {item!r} is no source. Name a file, a folder, a pattern or a hub id, or give a mapping with path "
-        f"and any of its other keys ({known})."
+        f"and any of its other keys ({', '.join(OPTIONS)})."
     )
 
 
@@ -316,10 +293,11 @@ def _sha256(path: str, size: int, *changed: int) -> str:
 def sha256_of(path: Path) -> str:
     """Hash of a file's content; a large one shows its progress."""
     digest = hashlib.sha256()
-    size, name = path.stat().st_size, printable(path.name)
+    size = path.stat().st_size
+    shown = f"hash {printable(path.name)}" if size >= PROGRESS_BYTES else None
     with (
         path.open("rb") as file,
-        tqdm(total=size, desc=f"hash {name}", unit="B", unit_scale=True, disable=size < PROGRESS_BYTES) as bar,
+        tqdm(total=size, desc=shown, unit="B", unit_scale=True, disable=shown is None) as bar,
     ):
         while chunk := file.read(HASH_BYTES):
             digest.update(chunk)

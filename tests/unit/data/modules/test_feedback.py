@@ -97,7 +97,7 @@ def test_rows_are_cached_and_parts_change_no_row(paths: dict[str, str], tokenize
         assert data.hparams["train"] == [{**data.hparams["train"][0], "part": part}]
     assert folders[0] == folders[1]
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    with pytest.raises(UserError, match="part=3 must be a string"):
+    with pytest.raises(UserError, match="part=3 must be text"):
         Source(paths["preference"], part=3)  # type: ignore[arg-type]
 
 

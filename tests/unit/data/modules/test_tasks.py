@@ -108,7 +108,7 @@ def test_score_is_the_verifiers_on_the_stripped_answer(tokenizer) -> None:
         ),
         ({"tasks": {"chain_sum": {"seed": 2}}}, "'seed' is set by the data module"),
         ({"tasks": {"chain_sum": {"min_terms": 5, "max_terms": 2}}}, "is refused: max_terms must be >= min_terms"),
-        ({"tasks": TASKS, "train_size": 0, "val_size": 0}, "must not be negative nor all 0"),
+        ({"tasks": TASKS, "train_size": 0, "val_size": 0}, "must not all be 0"),
         ({"tasks": TASKS, "system_prompt": " "}, "system_prompt is empty"),
     ],
 )

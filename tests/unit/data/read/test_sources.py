@@ -43,18 +43,18 @@ def save(path: str, **splits: list[int]) -> None:
         ({"path": '{"path": "rows.jsonl", "wieght": 1}'}, r"this mapping is no source\. Its keys may be path, weight"),
         (
             {"weight": 0},
-            r"rows\.jsonl: weight=0 must be a number above 0 and at most 1000\. To leave a source out, remove it",
+            r"rows\.jsonl: weight=0 must be above 0 and at most 1000",
         ),
-        ({"weight": -0.5}, r"weight=-0\.5 must be a number above 0"),
-        ({"weight": float("nan")}, r"weight=nan must be a number above 0"),
-        ({"weight": float("inf")}, r"weight=inf must be a number above 0"),
-        ({"max_rows": 0}, r"max_rows=0 must be at least 1\. Remove it to use all rows"),
-        ({"score_range": (10, 1)}, r"score_range=\[10, 1\] must be two numbers, the lower one first"),
-        ({"preference_scale": 0}, r"rows\.jsonl: preference_scale=0 must be a number above 0"),
-        ({"preference_scale": float("inf")}, r"preference_scale=inf must be a number above 0"),
-        ({"preference_scale": True}, r"preference_scale=True must be a number"),
-        ({"score_range": (1, 1)}, r"score_range=\[1, 1\] must be two numbers"),
-        ({"score_range": (0, float("inf"))}, r"score_range=\[0, inf\] must be two numbers"),
+        ({"weight": -0.5}, r"weight=-0\.5 must be above 0"),
+        ({"weight": float("nan")}, r"weight=nan must be a finite number"),
+        ({"weight": float("inf")}, r"weight=inf must be a finite number"),
+        ({"max_rows": 0}, r"max_rows=0 must be at least 1"),
+        ({"score_range": (10, 1)}, r"score_range=\(10, 1\) must be two numbers, the lower one first"),
+        ({"preference_scale": 0}, r"rows\.jsonl: preference_scale=0 must be above 0"),
+        ({"preference_scale": float("inf")}, r"preference_scale=inf must be a finite number"),
+        ({"preference_scale": True}, r"preference_scale=True must be a finite number"),
+        ({"score_range": (1, 1)}, r"score_range=\(1, 1\) must be two numbers"),
+        ({"score_range": (0, float("inf"))}, r"score_range=\(0, inf\) must be two numbers"),
         ({"split": "train"}, r"rows\.jsonl: split='train' was given, but a file has no splits"),
         ({"name": "en"}, r"rows\.jsonl: name='en' was given, but this is local data\. Remove name"),
         ({"revision": "v1"}, r"rows\.jsonl: revision='v1' was given, but this is local data"),
@@ -106,7 +106,7 @@ def test_misspelt_and_wrong_options_in_a_configuration() -> None:
     with pytest.raises(ArgumentError, match="'wieght' is not accepted"):
         parser.parse_object({"data": {"train": [{"path": "rows.jsonl", "wieght": 2}]}})
     config = parser.parse_object({"data": {"train": [{"path": "rows.jsonl", "weight": -2}]}})
-    with pytest.raises(ValueError, match=r"weight=-2\.0 must be a number above 0"):
+    with pytest.raises(ValueError, match=r"weight=-2\.0 must be above 0"):
         parser.instantiate_classes(config)
 
 
