@@ -204,7 +204,7 @@ def _is_rising_pair(value: Any) -> bool:
     """Whether it is two finite numbers, the lower one first."""
     if not isinstance(value, list | tuple) or len(value) != 2:
         return False
-    are_numbers = all(isinstance(end, Real) and not isinstance(end, bool) and math.isfinite(end) for end in value)
+    are_numbers = all(not isinstance(end, bool) and isinstance(end, Real) and math.isfinite(end) for end in value)
     return are_numbers and value[0] < value[1]
 
 
