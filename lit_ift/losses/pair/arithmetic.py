@@ -1,15 +1,20 @@
 """Arithmetic that several pair losses share, safe at the extremes, and rewards as metrics. Shapes: P pairs."""
 
 import math
-from typing import Final
+from typing import Annotated, Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.checks import check_between, check_same_length
+from lit_ift.losses.checks import check_same_length
 from lit_ift.losses.masking import at_least_float32
+from lit_ift.options import Range
 
+LabelSmoothing = Annotated[float, Range(ge=0, lt=0.5)]
+"""Share of labels that is supposed to be wrong."""
+MaxOdds = Annotated[float, Range(ge=1, lt=2**23)]
+"""At which odds the slope of ``log_complement`` can be held."""
 MAX_EXPONENT = 30.0
 """Where `bounded_expm1` turns into its tangent: e^30 squared and summed is still a finite float32."""
 MOST_ODDS: Final = 1 / math.expm1(torch.finfo(torch.float32).eps)
@@ -80,11 +85,6 @@ def log_complement(logp: Tensor, *, max_odds: float = MOST_ODDS) -> Tensor:
 def log_odds(logp: Tensor, *, max_odds: float = MOST_ODDS) -> Tensor:
     """``log(p / (1 - p))`` of ``p = e^logp``, any shape, logp at most 0; finite at p = 1, see ``log_complement``."""
     return logp - log_complement(logp, max_odds=max_odds)
-
-
-def check_max_odds(max_odds: float) -> None:
-    """Raise ValueError unless the slope of ``log_complement`` can be held at ``max_odds``."""
-    check_between(1, 2**23, max_odds=max_odds)
 
 
 def odds_exceed(logp: Tensor, max_odds: float) -> Tensor:

@@ -1,13 +1,14 @@
 """Losses that look at each token of an answer, not at sums alone. Shapes: P pairs, T positions."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.checks import check_at_least, check_between, check_number, check_positive, check_same_length
+from lit_ift.losses.checks import check_number, check_positive, check_same_length
 from lit_ift.losses.pair.arithmetic import log_ratios, reward_metrics, sigmoid_loss
+from lit_ift.options import NonNegative, Positive
 
 Variant = Literal["tdpo1", "tdpo2"]
 
@@ -20,9 +21,9 @@ def tdpo_loss(
     chosen_token_kl: Tensor,
     rejected_token_kl: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
     variant: Variant = "tdpo2",
-    alpha: float | None = None,
+    alpha: NonNegative | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO with the forward KL divergence of each answer's tokens held in balance (arXiv:2404.11999).
 
@@ -57,13 +58,9 @@ def tdpo_loss(
     """
     chosen_kl, rejected_kl = chosen_token_kl.sum(-1), rejected_token_kl.sum(-1)
     check_same_length(chosen_logps=chosen_logps, chosen_kl=chosen_kl, rejected_kl=rejected_kl)
-    check_positive(beta=beta)
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant={variant!r} is not one of {', '.join(map(repr, get_args(Variant)))}")
     if variant == "tdpo1" and alpha is not None:
         raise ValueError(f"alpha={alpha} has no effect on variant='tdpo1'; leave it out or take 'tdpo2'")
     alpha = 0.5 if alpha is None else alpha
-    check_between(0, float("inf"), alpha=alpha)
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
     penalty = rejected_kl - chosen_kl if variant == "tdpo1" else alpha * (rejected_kl - chosen_kl.detach())
     losses = sigmoid_loss(beta * (chosen - rejected - penalty))
@@ -114,7 +111,7 @@ def importance_weights(
         Weights, 0 off the mask, same shape; no gradient.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
     if log_ratio.shape != mask.shape:
         raise ValueError(
@@ -137,8 +134,8 @@ def tis_dpo_loss(
     chosen_token_reverse_kl: Tensor | None = None,
     rejected_token_reverse_kl: Tensor | None = None,
     *,
-    beta: float = 0.1,
-    eta: float = 0.0,
+    beta: Positive = 0.1,
+    eta: NonNegative = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO whose implicit rewards weight each token (arXiv:2410.04350).
 
@@ -172,8 +169,6 @@ def tis_dpo_loss(
     Raises:
         ValueError: shapes differ, an option is out of range, or ``eta`` is given without divergences.
     """
-    check_positive(beta=beta)
-    check_at_least(0, eta=eta)
     chosen_ratios = _log_ratios("chosen", chosen_token_logps, reference_chosen_token_logps, chosen_token_weights)
     rejected_ratios = _log_ratios(
         "rejected", rejected_token_logps, reference_rejected_token_logps, rejected_token_weights

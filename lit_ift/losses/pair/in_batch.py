@@ -4,16 +4,17 @@ The loss of a pair depends on the pairs that it shares a forward pass with, so t
 they do not for other losses. The mark ``in_batch`` says so.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
-from lit_ift.losses.checks import check_between, check_positive, check_same_length
+from lit_ift.losses.checks import check_same_length
 from lit_ift.losses.marks import in_batch
 from lit_ift.losses.masking import mean_logps
-from lit_ift.losses.pair.arithmetic import log_ratios, reward_metrics, sigmoid_loss
+from lit_ift.losses.pair.arithmetic import LabelSmoothing, log_ratios, reward_metrics, sigmoid_loss
+from lit_ift.options import Positive
 
 Reduction = Literal["sum", "mean"]
 
@@ -25,8 +26,8 @@ def aot_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
+    beta: Positive = 0.1,
+    label_smoothing: LabelSmoothing = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Make the policy's margins dominate the reference's as a distribution (arXiv:2406.05882, paired).
 
@@ -49,10 +50,8 @@ def aot_loss(
         answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
-    check_between(0, 0.5, label_smoothing=label_smoothing)
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
     margins, order = (chosen_logps - rejected_logps).sort(stable=True)
     reference_margins = (reference_chosen_logps - reference_rejected_logps).sort().values
@@ -67,8 +66,8 @@ def aot_unpaired_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
+    beta: Positive = 0.1,
+    label_smoothing: LabelSmoothing = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Make chosen rewards dominate rejected ones as a distribution (arXiv:2406.05882, unpaired).
 
@@ -91,10 +90,8 @@ def aot_unpaired_loss(
         Losses (P,), each at the pair whose chosen answer has that rank, and rewards as in ``aot_loss``.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
-    check_between(0, 0.5, label_smoothing=label_smoothing)
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
     ranked, order = chosen.sort(stable=True)
     losses = sigmoid_loss(beta * (ranked - rejected.sort().values), label_smoothing)
@@ -114,8 +111,8 @@ def rpo_loss(
     reference_rejected_logps: Tensor,
     prompt_embeddings: Tensor,
     *,
-    beta: float = 0.1,
-    temperature: float = 0.5,
+    beta: Positive = 0.1,
+    temperature: Positive = 0.5,
     reduction: Reduction = "sum",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Contrast every chosen answer with every rejected one, the more the closer their prompts (arXiv:2402.10958).
@@ -146,7 +143,7 @@ def rpo_loss(
         ω_ii of the pair's own contrast, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
     chosen_ratios, rejected_ratios = log_ratios(
         chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps
@@ -155,9 +152,6 @@ def rpo_loss(
         raise ValueError(
             f"prompt_embeddings of shape {tuple(prompt_embeddings.shape)} must be (P, E), P={len(chosen_logps)}"
         )
-    check_positive(beta=beta, temperature=temperature)
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction={reduction!r} is not one of {', '.join(map(repr, get_args(Reduction)))}")
     chosen, rejected = beta * chosen_ratios, beta * rejected_ratios
     units = normalize(prompt_embeddings.detach().to(chosen.dtype), dim=-1)
     weights = ((units @ units.mT - 1) / temperature).softmax(-1)

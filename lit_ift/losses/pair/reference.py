@@ -5,14 +5,15 @@ Shapes: P pairs.
 
 import math
 from functools import cache
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.checks import check_between, check_bool, check_choice, check_positive, check_same_length
+from lit_ift.losses.checks import check_same_length
 from lit_ift.losses.masking import mean_logps
-from lit_ift.losses.pair.arithmetic import bounded_expm1, log_ratios, reward_metrics, sigmoid_loss
+from lit_ift.losses.pair.arithmetic import LabelSmoothing, bounded_expm1, log_ratios, reward_metrics, sigmoid_loss
+from lit_ift.options import Positive, Range
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
@@ -23,8 +24,8 @@ def dpo_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
+    beta: Positive = 0.1,
+    label_smoothing: LabelSmoothing = 0.0,
     reference_free: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sigmoid loss on the difference of implicit rewards (arXiv:2305.18290, Eq. 7).
@@ -46,11 +47,8 @@ def dpo_loss(
         Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
-    check_between(0, 0.5, label_smoothing=label_smoothing)
-    check_bool(reference_free=reference_free)
     chosen, rejected = log_ratios(
         chosen_logps,
         rejected_logps,
@@ -68,8 +66,8 @@ def robust_dpo_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
+    beta: Positive = 0.1,
+    label_smoothing: LabelSmoothing = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO loss made unbiased under flipped labels (arXiv:2403.00409).
 
@@ -89,10 +87,8 @@ def robust_dpo_loss(
         Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
-    check_between(0, 0.5, label_smoothing=label_smoothing)
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
     chosen, rejected = beta * chosen, beta * rejected
     h = chosen - rejected
@@ -108,7 +104,7 @@ def ipo_loss(
     chosen_lengths: Tensor,
     rejected_lengths: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
     average: bool = False,
     reference_free: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -137,10 +133,8 @@ def ipo_loss(
         detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
-    check_bool(average=average, reference_free=reference_free)
     check_same_length(chosen_logps=chosen_logps, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     chosen, rejected = log_ratios(
         chosen_logps,
@@ -161,7 +155,7 @@ def hinge_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
     reference_free: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Hinge loss on the difference of implicit rewards (arXiv:2305.10425, arXiv:2309.06657).
@@ -185,10 +179,8 @@ def hinge_loss(
         Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
-    check_bool(reference_free=reference_free)
     chosen, rejected = log_ratios(
         chosen_logps,
         rejected_logps,
@@ -206,8 +198,8 @@ def exo_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
-    label_smoothing: float = 1e-3,
+    beta: Positive = 0.1,
+    label_smoothing: Annotated[float, Range(gt=0, lt=0.5)] = 1e-3,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Reverse KL from the policy's preference to the smoothed label (arXiv:2402.00856, Eq. 16 with K = 2).
 
@@ -230,10 +222,8 @@ def exo_loss(
         Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta, label_smoothing=label_smoothing)
-    check_between(0, 0.5, label_smoothing=label_smoothing)
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
     chosen, rejected = beta * chosen, beta * rejected
     h = chosen - rejected
@@ -248,10 +238,10 @@ def f_dpo_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
     divergence: Divergence = "js",
-    alpha: float | None = None,
-    label_smoothing: float = 0.0,
+    alpha: Annotated[float, Range(gt=0, lt=1)] | None = None,
+    label_smoothing: LabelSmoothing = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO under a constraint on an f-divergence instead of the reverse KL (arXiv:2309.16240).
 
@@ -282,16 +272,11 @@ def f_dpo_loss(
         Losses (P,), and the rewards r of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
-    check_between(0, 0.5, label_smoothing=label_smoothing)
-    check_choice(get_args(Divergence), divergence=divergence)
     if divergence == "alpha":
         if alpha is None:
             raise ValueError("divergence='alpha' needs alpha, in (0, 1)")
-        check_positive(alpha=alpha)
-        check_between(0, 1, alpha=alpha)
     elif alpha is not None:
         raise ValueError(f"alpha={alpha} has no effect with divergence={divergence!r}; leave it out")
     ratios = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
@@ -314,10 +299,10 @@ def ada_dpo_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
-    tau_min: float = 0.1,
-    tau_max: float = 5.0,
-    rho0: float = 0.1,
+    beta: Positive = 0.1,
+    tau_min: Positive = 0.1,
+    tau_max: Positive = 5.0,
+    rho0: Annotated[float, Range(gt=0, lt=math.log(2))] = 0.1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO with a temperature for each pair, small where the preference is unclear and large where it is clear.
 
@@ -350,16 +335,13 @@ def ada_dpo_loss(
         Losses (P,), and the rewards of both answers with margins and accuracies, and ``tau``, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
     chosen_ratios, rejected_ratios = log_ratios(
         chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps
     )
-    check_positive(beta=beta, tau_min=tau_min)
-    if not tau_min <= tau_max < math.inf:
-        raise ValueError(f"tau_max={tau_max} must be finite and at least tau_min={tau_min}")
-    if not 0 < rho0 < math.log(2):
-        raise ValueError(f"rho0={rho0} must be above 0 and below log 2 = {math.log(2):.4f}")
+    if tau_min > tau_max:
+        raise ValueError(f"tau_max={tau_max} must be at least tau_min={tau_min}")
     chosen, rejected = beta * chosen_ratios, beta * rejected_ratios
     h = chosen - rejected
     tau = (h.detach().abs() / _stationary_ratio(rho0)).clamp(tau_min, tau_max)

@@ -1,27 +1,22 @@
 """Losses without a reference policy. Shapes: P pairs."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
-from lit_ift.losses.checks import (
-    check_at_least,
-    check_between,
-    check_choice,
-    check_number,
-    check_positive,
-    check_same_length,
-)
+from lit_ift.losses.checks import check_same_length
 from lit_ift.losses.masking import mean_logps
 from lit_ift.losses.pair.arithmetic import (
+    LabelSmoothing,
+    MaxOdds,
     bounded_expm1,
-    check_max_odds,
     log_complement,
     log_odds,
     odds_exceed,
     reward_metrics,
     sigmoid_loss,
 )
+from lit_ift.options import NonNegative, Positive
 
 CPOLossType = Literal["sigmoid", "hinge", "ipo"]
 TPOLossType = Literal["sigmoid", "hinge"]
@@ -56,10 +51,10 @@ def simpo_loss(
     chosen_lengths: Tensor,
     rejected_lengths: Tensor,
     *,
-    beta: float = 2.0,
-    gamma_over_beta: float = 0.5,
-    label_smoothing: float = 0.0,
-    sft_weight: float = 0.0,
+    beta: Positive = 2.0,
+    gamma_over_beta: NonNegative = 0.5,
+    label_smoothing: LabelSmoothing = 0.0,
+    sft_weight: NonNegative = 0.0,
     alpha: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sigmoid loss on mean log-probabilities, with a target margin and no reference (arXiv:2405.14734, Eq. 6).
@@ -91,7 +86,7 @@ def simpo_loss(
         answers, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
     check_same_length(
         chosen_logps=chosen_logps,
@@ -99,10 +94,6 @@ def simpo_loss(
         chosen_lengths=chosen_lengths,
         rejected_lengths=rejected_lengths,
     )
-    check_positive(beta=beta)
-    check_between(0, 0.5, label_smoothing=label_smoothing)
-    check_at_least(0, gamma_over_beta=gamma_over_beta, sft_weight=sft_weight)
-    check_number(alpha=alpha)
     chosen_mean = mean_logps(chosen_logps, chosen_lengths)
     chosen, rejected = chosen_mean, mean_logps(rejected_logps, rejected_lengths)
     if alpha:
@@ -117,10 +108,10 @@ def cpo_loss(
     chosen_lengths: Tensor,
     rejected_lengths: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
     loss_type: CPOLossType = "sigmoid",
-    label_smoothing: float = 0.0,
-    sft_weight: float = 1.0,
+    label_smoothing: LabelSmoothing = 0.0,
+    sft_weight: NonNegative = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO with a uniform reference, and the likelihood of the chosen answer (arXiv:2401.08417, Eq. 3).
 
@@ -149,7 +140,7 @@ def cpo_loss(
         ``nll_loss`` of the chosen answers, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range or has no effect.
+        ValueError: shapes differ, or an option has no effect.
     """
     check_same_length(
         chosen_logps=chosen_logps,
@@ -157,10 +148,6 @@ def cpo_loss(
         chosen_lengths=chosen_lengths,
         rejected_lengths=rejected_lengths,
     )
-    check_positive(beta=beta)
-    check_choice(get_args(CPOLossType), loss_type=loss_type)
-    check_between(0, 0.5, label_smoothing=label_smoothing)
-    check_at_least(0, sft_weight=sft_weight)
     if label_smoothing and loss_type != "sigmoid":
         raise ValueError(f"label_smoothing={label_smoothing} has no effect with loss_type={loss_type!r}; leave it out")
     chosen_mean = mean_logps(chosen_logps, chosen_lengths)
@@ -184,8 +171,8 @@ def orpo_loss(
     chosen_lengths: Tensor,
     rejected_lengths: Tensor,
     *,
-    beta: float = 0.1,
-    max_odds: float = 100.0,
+    beta: Positive = 0.1,
+    max_odds: MaxOdds = 100.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Likelihood of the chosen answer and the odds ratio of both (arXiv:2403.07691, Eq. 6 and 7).
 
@@ -211,7 +198,7 @@ def orpo_loss(
         ``log_odds_ratio``, and ``odds_bounded``, which is 1 where ``max_odds`` takes effect; detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
     check_same_length(
         chosen_logps=chosen_logps,
@@ -219,8 +206,6 @@ def orpo_loss(
         chosen_lengths=chosen_lengths,
         rejected_lengths=rejected_lengths,
     )
-    check_positive(beta=beta)
-    check_max_odds(max_odds)
     chosen, rejected = mean_logps(chosen_logps, chosen_lengths), mean_logps(rejected_logps, rejected_lengths)
     # The chosen answer needs no bound: its slope is at most that of the rejected one, as σ falls with its odds.
     ratio = log_odds(chosen) - log_odds(rejected, max_odds=max_odds)
@@ -236,8 +221,8 @@ def asft_loss(
     chosen_lengths: Tensor,
     rejected_lengths: Tensor,
     *,
-    beta: float = 0.1,
-    max_odds: float = 100.0,
+    beta: Positive = 0.1,
+    max_odds: MaxOdds = 100.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Likelihood of the chosen answer up, of the rejected one down, each by itself (arXiv:2409.10571).
 
@@ -262,7 +247,7 @@ def asft_loss(
         which is 1 where ``max_odds`` takes effect; detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
     check_same_length(
         chosen_logps=chosen_logps,
@@ -270,8 +255,6 @@ def asft_loss(
         chosen_lengths=chosen_lengths,
         rejected_lengths=rejected_lengths,
     )
-    check_positive(beta=beta)
-    check_max_odds(max_odds)
     chosen = mean_logps(chosen_logps, chosen_lengths)
     rejected = mean_logps(rejected_logps, rejected_lengths)
     losses = -(1 + beta) * chosen - beta * log_complement(rejected, max_odds=max_odds)
@@ -285,8 +268,8 @@ def tpo_loss(
     gold_logps: Tensor,
     gold_lengths: Tensor,
     *,
-    beta: float = 0.01,
-    alpha: float = 1.0,
+    beta: Positive = 0.01,
+    alpha: NonNegative = 1.0,
     loss_type: TPOLossType = "sigmoid",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Preference without a reference, and the likelihood of a gold answer (arXiv:2405.16681).
@@ -313,14 +296,11 @@ def tpo_loss(
         detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
     check_same_length(
         chosen_logps=chosen_logps, rejected_logps=rejected_logps, gold_logps=gold_logps, gold_lengths=gold_lengths
     )
-    check_positive(beta=beta)
-    check_at_least(0, alpha=alpha)
-    check_choice(get_args(TPOLossType), loss_type=loss_type)
     chosen, rejected, gold = beta * chosen_logps, beta * rejected_logps, mean_logps(gold_logps, gold_lengths)
     h = chosen - rejected
     contrast = sigmoid_loss(h) if loss_type == "sigmoid" else (1 - h).relu()
@@ -335,9 +315,9 @@ def tpo_l_loss(
     gold_logps: Tensor,
     gold_lengths: Tensor,
     *,
-    beta: float = 2.0,
-    gamma: float = 0.5,
-    alpha: float = 1.0,
+    beta: Positive = 2.0,
+    gamma: NonNegative = 0.5,
+    alpha: NonNegative = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """TPO with rewards per token and a target margin (arXiv:2405.16681, TPO-L).
 
@@ -363,7 +343,7 @@ def tpo_l_loss(
         As ``tpo_loss``, with rewards per token.
 
     Raises:
-        ValueError: shapes differ, or an option is out of range.
+        ValueError: shapes differ.
     """
     check_same_length(
         chosen_logps=chosen_logps,
@@ -373,8 +353,6 @@ def tpo_l_loss(
         gold_logps=gold_logps,
         gold_lengths=gold_lengths,
     )
-    check_positive(beta=beta)
-    check_at_least(0, gamma=gamma, alpha=alpha)
     chosen = beta * mean_logps(chosen_logps, chosen_lengths)
     rejected = beta * mean_logps(rejected_logps, rejected_lengths)
     gold = mean_logps(gold_logps, gold_lengths)

@@ -9,8 +9,9 @@ no gradient.
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.checks import check_positive, check_same_length
+from lit_ift.losses.checks import check_same_length
 from lit_ift.losses.pair.arithmetic import log_ratios, reward_metrics
+from lit_ift.options import Positive
 
 
 def gdpo_loss(
@@ -20,7 +21,7 @@ def gdpo_loss(
     reference_rejected_logps: Tensor,
     preference: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Geometric DPO, which weights a pair by how sure its label is (arXiv:2409.06691).
 
@@ -38,9 +39,8 @@ def gdpo_loss(
         Losses (P,), and the rewards of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or ``beta`` is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
     chosen, rejected = _log_ratios(
         chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps, preference
     )
@@ -55,7 +55,7 @@ def gipo_loss(
     reference_rejected_logps: Tensor,
     preference: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Geometric IPO, which weights a pair by how sure its label is (arXiv:2409.06691).
 
@@ -73,9 +73,8 @@ def gipo_loss(
         Losses (P,), and the rewards of both answers with margins and accuracies, detached, (P,) each.
 
     Raises:
-        ValueError: shapes differ, or ``beta`` is out of range.
+        ValueError: shapes differ.
     """
-    check_positive(beta=beta)
     chosen, rejected = _log_ratios(
         chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps, preference
     )

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lit_ift.losses import PairLoss
 from lit_ift.losses.pair.reference_free import asft_loss
 
 
@@ -83,12 +84,12 @@ def test_the_slope_of_the_rejected_answer_is_bounded() -> None:
     assert losses[2].item() == pytest.approx(1.1 - 0.1 * math.log(-math.expm1(bound + 1e-3)), abs=1e-9)
     assert metrics["odds_bounded"].tolist() == [0, 0, 0, 1]
     with pytest.raises(ValueError, match=r"max_odds=0\.5 must be at least 1"):
-        asft_loss(-ones, rejected, ones, ones, max_odds=0.5)
+        PairLoss("asft", {"max_odds": 0.5})
 
 
 def test_bad_arguments() -> None:
     ones = torch.ones(2)
     with pytest.raises(ValueError, match="beta=-1 must be above 0"):
-        asft_loss(ones, ones, ones, ones, beta=-1)
+        PairLoss("asft", {"beta": -1})
     with pytest.raises(ValueError, match=r"chosen_lengths \(1,\)"):
         asft_loss(ones, ones, ones[:1], ones)

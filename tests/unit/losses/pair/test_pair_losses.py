@@ -217,12 +217,12 @@ def test_other_shapes_are_refused(variant: str) -> None:
         ("hinge", {"reference_free": 0}, "reference_free=0 must be true or false"),
         *(
             (name, {"label_smoothing": 0.5}, "label_smoothing=0.5 must be at least 0 and below 0.5")
-            for name in ("dpo", "robust_dpo", "exo", "aot", "aot_unpaired", "f_dpo", "simpo", "cpo")
+            for name in ("dpo", "robust_dpo", "aot", "aot_unpaired", "f_dpo", "simpo", "cpo")
         ),
         ("exo", {"label_smoothing": 0.0}, "label_smoothing=0.0 must be above 0"),
         ("f_dpo", {"divergence": "kl"}, "divergence='kl' must be one of 'reverse_kl', 'forward_kl', 'js', 'alpha'"),
         ("f_dpo", {"divergence": "alpha"}, "divergence='alpha' needs alpha"),
-        ("f_dpo", {"divergence": "alpha", "alpha": 1.0}, "alpha=1.0 must be at least 0 and below 1"),
+        ("f_dpo", {"divergence": "alpha", "alpha": 1.0}, "alpha=1.0 must be above 0 and below 1"),
         ("f_dpo", {"divergence": "alpha", "alpha": 0.0}, "alpha=0.0 must be above 0"),
         ("f_dpo", {"alpha": 0.5}, "alpha=0.5 has no effect with divergence='js'"),
         ("simpo", {"gamma_over_beta": -0.1}, "gamma_over_beta=-0.1 must be at least 0"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lit_ift.losses import PairLoss
 from lit_ift.losses.pair.in_batch import rpo_loss
 from lit_ift.losses.pair.reference import dpo_loss
 
@@ -96,8 +97,8 @@ def test_extremes_are_finite() -> None:
 def test_bad_arguments() -> None:
     embeddings = torch.ones(3, 2)
     with pytest.raises(ValueError, match="temperature=0 must be above 0"):
-        rpo_loss(*pairs(), embeddings, temperature=0)
-    with pytest.raises(ValueError, match="reduction='max' is not one of 'sum', 'mean'"):
-        rpo_loss(*pairs(), embeddings, reduction="max")
+        PairLoss("rpo", {"temperature": 0})
+    with pytest.raises(ValueError, match="reduction='max' must be one of 'sum', 'mean'"):
+        PairLoss("rpo", {"reduction": "max"})
     with pytest.raises(ValueError, match=r"prompt_embeddings of shape \(2, 2\) must be \(P, E\), P=3"):
         rpo_loss(*pairs(), embeddings[:2])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lit_ift.losses import PairLoss
 from lit_ift.losses.pair.by_token import tdpo_loss
 from lit_ift.losses.pair.reference import dpo_loss
 
@@ -77,10 +78,10 @@ def test_extremes_are_finite(variant: str, size: float) -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"alpha=0\.5 has no effect on variant='tdpo1'"):
         tdpo_loss(*inputs(), variant="tdpo1", alpha=0.5)
-    with pytest.raises(ValueError, match="variant='tdpo3' is not one of 'tdpo1', 'tdpo2'"):
-        tdpo_loss(*inputs(), variant="tdpo3")
+    with pytest.raises(ValueError, match="variant='tdpo3' must be one of 'tdpo1', 'tdpo2'"):
+        PairLoss("tdpo", {"variant": "tdpo3"})
     with pytest.raises(ValueError, match="alpha=-1 must be at least 0"):
-        tdpo_loss(*inputs(), alpha=-1)
+        PairLoss("tdpo", {"alpha": -1})
     arguments = inputs()
     with pytest.raises(ValueError, match=r"chosen_kl \(2,\)"):
         tdpo_loss(*arguments[:4], arguments[4][:2], arguments[5])

@@ -131,7 +131,7 @@ def test_bad_arguments() -> None:
         importance_weights(ratios, mask[:1])
     arguments = inputs()
     with pytest.raises(ValueError, match="beta=0 must be above 0"):
-        tis_dpo_loss(*arguments, beta=0)
+        PairLoss("tis_dpo", {"beta": 0})
     with pytest.raises(ValueError, match=r"rejected_token_weights \(3, 4\) must all be \(P, T\)"):
         tis_dpo_loss(*arguments[:5], arguments[4])
 
@@ -169,7 +169,7 @@ def test_eta_asks_for_divergences() -> None:
     with pytest.raises(ValueError, match=r"eta needs chosen_token_reverse_kl of shape \(3, 4\), \(P, T\); got none"):
         tis_dpo_loss(*inputs(), eta=1.0)
     with pytest.raises(ValueError, match="eta=-1 must be at least 0"):
-        tis_dpo_loss(*inputs(), eta=-1)
+        PairLoss("tis_dpo", {"eta": -1})
     asked = {"chosen_token_reverse_kl", "rejected_token_reverse_kl"}
     assert not asked & set(PairLoss("tis_dpo").inputs)
     assert asked < set(PairLoss("tis_dpo", {"eta": 0.5}).inputs)
