@@ -14,12 +14,13 @@ from torch import Tensor
 
 from lit_ift.errors import UserError
 from lit_ift.modules.sft import SFTModule
+from lit_ift.options import CheckedOptions
 
 _LARGEST_NLL = 700.0
 """The exponential of more is no finite float64."""
 
 
-class ConfidenceRecorder(Callback):
+class ConfidenceRecorder(CheckedOptions, Callback):
     """Writes each row's confidence in a run of SFT, by which ``SFTMixModule`` pairs examples (arXiv:2410.05248).
 
     ``confidence = -(1/C) sum_c perplexity_c`` over C epochs, the perplexity being that of the row's trained tokens.
@@ -36,8 +37,6 @@ class ConfidenceRecorder(Callback):
     """
 
     def __init__(self, stage: Literal["train", "val"] = "train", path: str | Path | None = None) -> None:
-        if stage not in ("train", "val"):
-            raise ValueError(f"stage={stage!r} is not one of 'train', 'val'")
         self.stage = stage
         self.path = Path(path) if path is not None else None
         self._folder: Path | None = None

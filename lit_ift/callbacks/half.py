@@ -13,6 +13,7 @@ from torch import nn
 from lit_ift.distributed import check_strategy
 from lit_ift.errors import UserError
 from lit_ift.modules.optim import plain_name
+from lit_ift.options import CheckedOptions, PositiveInt
 
 Group = Literal["attention", "feed-forward", "norm"]
 Layer = tuple[str, int]
@@ -22,7 +23,7 @@ _LAYER: Final = re.compile(r"^(?P<stack>.*?)\.(?P<number>\d+)\.(?P<rest>.+)$")
 _ADAPTER: Final = re.compile(r"\.(lora_|base_layer\b|modules_to_save\b|ia3_)")
 
 
-class HalfFineTuning(Callback):
+class HalfFineTuning(CheckedOptions, Callback):
     """Half Fine-Tuning (arXiv:2404.18466): each round trains one random half of the layers' parameters.
 
     Works with every module. In each decoder layer half of the attention's matrices, of the feed-forward network's
@@ -49,10 +50,9 @@ class HalfFineTuning(Callback):
         ValueError: an option is not positive, or both are given.
     """
 
-    def __init__(self, every_n_steps: int | None = None, every_n_epochs: int | None = None, seed: int = 0) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} is not positive")
+    def __init__(
+        self, every_n_steps: PositiveInt | None = None, every_n_epochs: PositiveInt | None = None, seed: int = 0
+    ) -> None:
         if every_n_steps is not None and every_n_epochs is not None:
             raise ValueError(
                 f"every_n_steps={every_n_steps} and every_n_epochs={every_n_epochs}: a round has one length, give one"

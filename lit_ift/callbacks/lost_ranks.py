@@ -14,10 +14,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from lit_ift.options import CheckedOptions, Positive
+
 _TIMEOUT: Final = timedelta(seconds=30)
 
 
-class LostRanks(Callback):
+class LostRanks(CheckedOptions, Callback):
     """Says which ranks were lost when a collective fails, where the backend names at most an address.
 
     Every process tells rank 0's that it is alive. When training, evaluation or prediction breaks off with an error,
@@ -35,9 +37,7 @@ class LostRanks(Callback):
         ValueError: `interval` is not above 0, or `patience` not above twice the interval.
     """
 
-    def __init__(self, interval: float = 1.0, patience: float = 5.0, enabled: bool = False) -> None:
-        if not interval > 0:
-            raise ValueError(f"interval={interval} must be above 0 seconds")
+    def __init__(self, interval: Positive = 1.0, patience: Positive = 5.0, enabled: bool = False) -> None:
         if not patience > 2 * interval:
             raise ValueError(f"patience={patience} must be more than twice interval={interval}")
         self.interval = interval

@@ -24,9 +24,10 @@ from lit_ift.checkpoints.writing import is_staged, write_together
 from lit_ift.distributed.processes import check_processes
 from lit_ift.distributed.shard import Sharding
 from lit_ift.errors import UserError
+from lit_ift.options import CheckedOptions, Positive, PositiveInt
 
 
-class FSDP2Strategy(ModelParallelStrategy):
+class FSDP2Strategy(CheckedOptions, ModelParallelStrategy):
     """Shards parameters, gradients and optimizer state over all ranks of all nodes.
 
     Lightning's ``ModelParallelStrategy`` would do tensor parallelism within a node unless told otherwise. In a
@@ -50,18 +51,14 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def __init__(
         self,
-        replicas: int = 1,
+        replicas: PositiveInt = 1,
         *,
         reshard_after_forward: bool = True,
         offload: bool = False,
-        timeout_minutes: float = 30.0,
+        timeout_minutes: Positive = 30.0,
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
     ) -> None:
-        if replicas < 1:
-            raise ValueError(f"replicas={replicas} is not positive")
-        if not timeout_minutes > 0:
-            raise ValueError(f"timeout_minutes={timeout_minutes} is not positive")
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=save_distributed_checkpoint,

@@ -187,7 +187,7 @@ def test_adapters_are_halved_by_layer() -> None:
 def test_refuses() -> None:
     for options in ({"every_n_steps": 0}, {"every_n_epochs": -1}):
         (name,) = options
-        with pytest.raises(ValueError, match=f"{name}={options[name]} is not positive"):
+        with pytest.raises(ValueError, match=f"{name}={options[name]} must be at least 1"):
             HalfFineTuning(**options)
     with pytest.raises(ValueError, match="every_n_steps=2 and every_n_epochs=1"):
         HalfFineTuning(2, 1)
