@@ -168,6 +168,17 @@ class StoredRows(Sequence[EncodedRow]):
         empty = np.zeros(0, dtype=np.int64)
         return np.concatenate([empty, *(c.first_targets() for c in self._columns)])
 
+    @property
+    def row_ids(self) -> list[str]:
+        """Of all rows, in their order."""
+        return [row_id for batch in self._batches for row_id in batch.column("row_id").to_pylist()]
+
+    @cached_property
+    def target_counts(self) -> npt.NDArray[np.int64]:
+        """Trained positions of each row: targets but for the first token of a side. Looks at every token, (R,)."""
+        empty = np.zeros(0, dtype=np.int64)
+        return np.concatenate([empty, *(c.target_counts() for c in self._columns)])
+
     def largest_id(self) -> tuple[int, int]:
         """The first row with the largest token id, and that id. Looks at every token.
 
@@ -253,6 +264,13 @@ class _Columns:
         targets = np.append(np.flatnonzero(self.is_target), self.token_ends[-1])
         found: npt.NDArray[np.int64] = np.minimum(targets[np.searchsorted(targets, starts)], ends) - starts
         return found
+
+    def target_counts(self) -> npt.NDArray[np.int64]:
+        starts = self.token_ends[0] + np.cumsum(self.side_lengths) - self.side_lengths
+        targets = self.is_target.astype(np.int64)
+        targets[starts] = 0  # Nothing predicts it.
+        sums = np.concatenate([[0], np.cumsum(targets)])
+        return np.diff(sums[self.token_ends])
 
     def content(self) -> "list[npt.NDArray[Any]]":
         """Arrays that tell these rows from all others."""

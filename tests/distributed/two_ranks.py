@@ -38,10 +38,10 @@ from lit_ift.callbacks.half import HalfFineTuning
 from lit_ift.data import TaskItem
 from lit_ift.distributed import FSDP2Strategy
 from lit_ift.distributed.shard import gathered, is_sharded
-from lit_ift.modules import ObjectivePart, reference_cache
+from lit_ift.modules import ObjectivePart, row_passes
+from lit_ift.modules.kept_arrays import weights_digest
 from lit_ift.modules.optim import ConstantSchedule
 from lit_ift.modules.reference import ReferencePolicy
-from lit_ift.modules.reference_cache import weights_digest
 
 RANKS = int(os.environ.get("WORLD_SIZE", 1))
 RANK = int(os.environ.get("RANK", 0))
@@ -93,7 +93,7 @@ class Questions(InstructionDataModule):
 
 def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str) -> None:
     torch.set_num_threads(1)
-    reference_cache.BATCH_TOKENS = 200  # type: ignore[misc]  # 7 batches of pairs: one rank has one more.
+    row_passes.BATCH_TOKENS = 200  # type: ignore[misc]  # 7 batches of pairs: one rank has one more.
     files = {path.stem: str(path) for path in sorted(Path(feedback).iterdir())}
 
     def instructions(size: int = 8, **options: Any) -> Any:
@@ -197,9 +197,9 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
             enable_checkpointing=False,
             enable_progress_bar=False,
         )
-        large, reference_cache.BATCH_TOKENS = reference_cache.BATCH_TOKENS, 20  # type: ignore[misc]  # Several batches.
+        large, row_passes.BATCH_TOKENS = row_passes.BATCH_TOKENS, 20  # type: ignore[misc]  # Several batches.
         trainer.fit(module, datamodule=data)
-        reference_cache.BATCH_TOKENS = large  # type: ignore[misc]
+        row_passes.BATCH_TOKENS = large  # type: ignore[misc]
         return {"logps": data.rows().reference_logps.tolist(), "passes": passes}
 
     cases: dict[str, Callable[[], dict[str, Any]]] = {

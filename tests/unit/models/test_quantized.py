@@ -21,8 +21,8 @@ from lit_ift.models import base_model, check_packing
 from lit_ift.models.load import load_model
 from lit_ift.models.quantized import compute_dtype_of, is_quantized, quantization_of, quantized_layers
 from lit_ift.modules import IFTModule, PreferenceModule, SFTModule
+from lit_ift.modules.kept_arrays import weights_digest
 from lit_ift.modules.optim import ConstantSchedule
-from lit_ift.modules.reference_cache import weights_digest
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,8 @@ from lit_ift.chat.example import Example
 from lit_ift.data.batch.collate import collate, collate_packed
 from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import UserError
-from lit_ift.modules import SFTModule, reference_cache
+from lit_ift.modules import SFTModule
+from lit_ift.modules.kept_arrays import KeptArray
 from lit_ift.modules.reference import ReferencePolicy
 
 
@@ -274,21 +275,21 @@ class TestCached:
 
     @pytest.mark.filterwarnings("ignore:.*are damaged")
     def test_every_flipped_bit_is_found(self, tmp_path: Path) -> None:
-        entry = reference_cache._Entry(tmp_path / "a.npy", tmp_path / "a.json", {"rows": "x", "precision": "32-true"})
+        kept = KeptArray(tmp_path, "the numbers", {"rows": "x", "precision": "32-true"})
         logps = np.linspace(-3, -1, 9, dtype=np.float32)
-        reference_cache._write(entry, logps)
+        kept.write(logps)
         found, places = 0, 0
-        for path in (entry.numbers, entry.record):
+        for path in (kept.path, kept.record):
             data = path.read_bytes()
             for i in range(len(data)):
                 path.write_bytes(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :])
-                loaded = reference_cache._load(entry, len(logps))
+                loaded = kept.load(logps.shape)
                 # A flip in the header's blanks, or in the version of its format, changes no number.
                 found += loaded is None or np.array_equal(loaded, logps)
                 places += 1
             path.write_bytes(data)
         assert found == places
-        np.testing.assert_array_equal(reference_cache._load(entry, len(logps)), logps)
+        np.testing.assert_array_equal(kept.load(logps.shape), logps)
 
     @pytest.mark.slow
     def test_a_trained_policy_does_not_speak_for_the_first(self, tmp_path: Path) -> None:
