@@ -8,6 +8,7 @@ from lit_ift.losses.token_registry import TokenLoss
 from lit_ift.modules.inputs import TemporalResidual
 from lit_ift.modules.lambda_schedule import LambdaShape
 from lit_ift.modules.predict import Prediction, Share
+from lit_ift.modules.reuse import Reuse
 from lit_ift.modules.token_module import TokenModule
 from lit_ift.options import NonNegative, Positive, PositiveInt, UnitInterval
 
@@ -24,7 +25,8 @@ class IFTModule(TokenModule):
     ``temporal_residual`` and the loss ``propagation``, and takes other token losses too.
 
     Logged besides the loss: ``sft_loss`` (nll of the first pass), ``fused_loss`` (unweighted nll of the second),
-    ``lam``, ``token_accuracy`` of the first pass. Validation uses λ without its disturbance.
+    ``lam``, ``token_accuracy`` of the first pass. Steps with reused predictions have no first pass, and log neither
+    ``sft_loss`` nor ``token_accuracy``. Validation uses λ without its disturbance.
 
     Args:
         model: see ``CausalLMModule``, as for every argument not listed here.
@@ -38,6 +40,8 @@ class IFTModule(TokenModule):
         top_k: the rank that ``top-k`` takes; 2 if not given.
         temperature: of ``sampled``; 0.7 if not given.
         top_p: nucleus of ``sampled``; 1 if not given.
+        reuse_predictions: do without the first pass in most steps: ``initial`` takes the predictions of the policy that
+            training begins from, made once and kept on disk; ``epoch`` those of the epoch before, and needs two epochs.
         loss: a name in ``lit_ift.losses.TOKEN_LOSSES``, or the import path of a function with their signature.
         options: hyperparameters of another loss than ``propagation``, whose own stand here.
         gamma: decay of the propagation, in [0, 1]; tuned by the authors at a length of 1024 tokens.
@@ -65,6 +69,7 @@ class IFTModule(TokenModule):
         top_k: PositiveInt | None = None,
         temperature: Positive | None = None,
         top_p: Share | None = None,
+        reuse_predictions: Reuse | None = None,
         loss: str = "propagation",
         options: dict[str, Any] | None = None,
         gamma: UnitInterval = 0.95,
@@ -86,6 +91,7 @@ class IFTModule(TokenModule):
             top_k=top_k,
             temperature=temperature,
             top_p=top_p,
+            reuse_predictions=reuse_predictions,
         )
         own = {"gamma": gamma, "source": source, "side": side, "norm": norm, "detach_weights": detach_weights}
         self.token_loss = TokenLoss(loss, _options(loss, options, own))

@@ -5,6 +5,7 @@ Shapes: B rows of T tokens as the batch has them, N trained positions, D hidden 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -14,10 +15,11 @@ from torch.nn.functional import pad
 
 from lit_ift.errors import UserError, did_you_mean
 from lit_ift.losses.ift import temporal_residual
-from lit_ift.losses.logprobs import TokenScores, greedy, target_mask
+from lit_ift.losses.logprobs import Select, TokenScores, greedy, target_mask
 from lit_ift.modules.lambda_schedule import LambdaSchedule, LambdaShape
 from lit_ift.modules.packed import in_batch_order, is_packed
 from lit_ift.modules.predict import Prediction, Share, prediction_rule
+from lit_ift.modules.reuse import Reuse, ReusedPredictions
 from lit_ift.modules.stepping import Batch
 from lit_ift.options import CheckedOptions, NonNegative, Positive, PositiveInt, UnitInterval
 
@@ -36,12 +38,18 @@ class Prepared:
         first: scores of the true tokens from the true tokens, without gradient; None where there was no such pass.
         best: the greedy prediction at each trained position of that pass, by example, (N,).
         metrics: numbers to log, one for the whole batch each.
+        reuses: whether kept predictions took the place of that pass.
+        predict: what the pass on `embeddings` is to choose from its logits; None for nothing.
+        keep: told of what it chose, by example, (N,); None where nobody asks.
     """
 
     embeddings: Tensor
     first: TokenScores | None = None
     best: Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    reuses: bool = False
+    predict: Select | None = None
+    keep: Callable[[Tensor], None] | None = None
 
 
 class TrueTokens(CheckedOptions):
@@ -50,8 +58,13 @@ class TrueTokens(CheckedOptions):
     looks_ahead = False
     """Whether the true tokens are scored first, to see what the policy predicts."""
 
+    reused: ReusedPredictions | None = None
+    """Gives predictions that were made before."""
+
     def prepare(self, module: "CausalLMModule") -> None:
-        """Check the options against the model, once it is loaded."""
+        """Make ready for a run, and check the options against the model, once it is loaded."""
+        if self.reused is not None:
+            self.reused.prepare(module)
 
     def __call__(self, module: "CausalLMModule", batch: Batch) -> Prepared:
         """The input of a batch."""
@@ -75,6 +88,11 @@ class TemporalResidual(TrueTokens):
         top_k: the rank that ``top-k`` takes; 2 if not given.
         temperature: of ``sampled``; 0.7 if not given.
         top_p: nucleus of ``sampled``; 1 if not given.
+        reuse_predictions: take predictions that were made before instead of a first pass in every step: ``initial``,
+            those of the policy that training begins from; ``epoch``, those of the epoch before.
+
+    Raises:
+        ValueError: ``reuse_predictions`` has no effect, or predictions are drawn anew at each step.
     """
 
     looks_ahead = True
@@ -92,26 +110,40 @@ class TemporalResidual(TrueTokens):
         top_k: PositiveInt | None = None,
         temperature: Positive | None = None,
         top_p: Share | None = None,
+        reuse_predictions: Reuse | None = None,
     ) -> None:
         self.schedule = LambdaSchedule(lam, lam_schedule, lam_start, lam_warmup, lam_noise, lam_seed)
+        if reuse_predictions is not None and prediction == "sampled":
+            raise ValueError("reuse_predictions keeps predictions, but prediction='sampled' draws them at each step")
         self.predict_tokens = prediction_rule(prediction, top_k=top_k, temperature=temperature, top_p=top_p)
         self.top_k = top_k
+        self.reused = _reused(reuse_predictions, self.schedule, self.predict_tokens, f"{prediction} {top_k}")
 
     def prepare(self, module: "CausalLMModule") -> None:
         vocabulary_size = module.model.get_output_embeddings().weight.shape[0]
         if self.top_k is not None and self.top_k > vocabulary_size:
             raise UserError(f"top_k={self.top_k} is more than the model's {vocabulary_size} tokens.")
+        super().prepare(module)
 
     def __call__(self, module: "CausalLMModule", batch: Batch) -> Prepared:
         lam = current_lam(self.schedule, module)
         embeddings = module.embed(batch["input_ids"])
         if lam == 0.0:  # The prediction has no share in the input: the first pass would be the second.
             return Prepared(embeddings, metrics={"lam": lam})
+        if (kept := _kept(self.reused, module, batch)) is not None:
+            fused = self._fused(module, batch, embeddings, kept, lam)
+            return _from_kept(self.reused, module, batch, fused, lam)
         first = _look_ahead(module, embeddings, batch, self._choose)
         best, mixed_in = first.predictions.unbind(-1)
+        if self.reused is not None:
+            self.reused.keep(module, batch, mixed_in)
+        return Prepared(self._fused(module, batch, embeddings, mixed_in, lam), first, best, {"lam": lam})
+
+    def _fused(
+        self, module: "CausalLMModule", batch: Batch, embeddings: Tensor, mixed_in: Tensor, lam: float
+    ) -> Tensor:
         predicted = module.embed(in_batch_order(mixed_in, batch))
-        fused = temporal_residual(embeddings, predicted, target_mask(batch["labels"]), lam)
-        return Prepared(fused, first, best, {"lam": lam})
+        return temporal_residual(embeddings, predicted, target_mask(batch["labels"]), lam)
 
     def _choose(self, logits: Tensor) -> Tensor:
         """Greedy token, for the accuracy, and the token to mix in: (n, V) -> (n, 2)."""
@@ -131,6 +163,7 @@ class OwnTokens(TrueTokens):
         lam_schedule: ``constant``, or ``linear`` from ``lam_start`` to ``lam`` over ``lam_warmup``.
         lam_start: where the linear schedule begins; 0 if not given.
         lam_warmup: a share of all steps if below 1, else a number of steps; 0.1 if not given.
+        reuse_predictions: see `TemporalResidual`.
     """
 
     looks_ahead = True
@@ -142,8 +175,10 @@ class OwnTokens(TrueTokens):
         lam_schedule: LambdaShape = "constant",
         lam_start: UnitInterval | None = None,
         lam_warmup: NonNegative | None = None,
+        reuse_predictions: Reuse | None = None,
     ) -> None:
         self.schedule = LambdaSchedule(lam, lam_schedule, lam_start, lam_warmup)
+        self.reused = _reused(reuse_predictions, self.schedule, greedy, "greedy None")
 
     def __call__(self, module: "CausalLMModule", batch: Batch) -> Prepared:
         lam = current_lam(self.schedule, module) if module.training else 0.0
@@ -151,12 +186,20 @@ class OwnTokens(TrueTokens):
         embeddings = module.embed(ids)
         if lam == 0.0:
             return Prepared(embeddings, metrics={"lam": lam})
+        if (kept := _kept(self.reused, module, batch)) is not None:
+            return _from_kept(self.reused, module, batch, self._replaced(module, batch, kept, lam), lam)
         first = _look_ahead(module, embeddings, batch, greedy)
-        drawn = torch.rand(first.predictions.shape, device=ids.device) < lam
-        own = in_batch_order(torch.where(drawn, first.predictions, -1), batch)
+        if self.reused is not None:
+            self.reused.keep(module, batch, first.predictions)
+        read = self._replaced(module, batch, first.predictions, lam)
+        return Prepared(read, first, first.predictions, {"lam": lam})
+
+    def _replaced(self, module: "CausalLMModule", batch: Batch, predictions: Tensor, lam: float) -> Tensor:
+        ids = batch["input_ids"]
+        drawn = torch.rand(predictions.shape, device=ids.device) < lam
+        own = in_batch_order(torch.where(drawn, predictions, -1), batch)
         trained = pad(target_mask(batch["labels"]), (1, 0))
-        read = ids.masked_scatter(trained, torch.where(own < 0, ids[trained], own))
-        return Prepared(module.embed(read), first, first.predictions, {"lam": lam})
+        return module.embed(ids.masked_scatter(trained, torch.where(own < 0, ids[trained], own)))
 
 
 class NEFTune(TrueTokens):
@@ -207,6 +250,26 @@ def named_input(name: InputName, options: Mapping[str, Any] | None = None) -> Tr
             offered = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"The input {name!r} has no option {option!r}; {offered}.{did_you_mean(option, known)}")
     return kind(**given)
+
+
+def _reused(kind: Reuse | None, schedule: LambdaSchedule, predict: Select, name: str) -> ReusedPredictions | None:
+    if kind is not None and schedule.value == 0:
+        raise ValueError(f"reuse_predictions={kind!r} has no effect with lam=0, which needs no predictions")
+    return None if kind is None else ReusedPredictions(kind, predict, name)
+
+
+def _kept(reused: ReusedPredictions | None, module: "CausalLMModule", batch: Batch) -> Tensor | None:
+    return None if reused is None else reused.of(module, batch)
+
+
+def _from_kept(
+    reused: ReusedPredictions | None, module: "CausalLMModule", batch: Batch, embeddings: Tensor, lam: float
+) -> Prepared:
+    """An input that took no pass of its own; what the pass on it predicts may be kept for the next epoch."""
+    assert reused is not None
+    keep = partial(reused.keep, module, batch) if reused.keeps else None
+    predict = reused.predict if reused.keeps else None
+    return Prepared(embeddings, metrics={"lam": lam}, reuses=True, predict=predict, keep=keep)
 
 
 def current_lam(schedule: LambdaSchedule, module: "CausalLMModule") -> float:

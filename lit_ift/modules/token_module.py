@@ -63,15 +63,21 @@ class TokenModule(ReferenceModule):
             self.old_policy.prepare(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.token_input.reused is not None:
+            self.token_input.reused.begin(self)
         if self.old_policy is not None:
             self.old_policy.begin(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.token_input.reused is not None:
+            self.token_input.reused.save(self, checkpoint)
         if self.old_policy is not None:
             self.old_policy.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        if self.token_input.reused is not None and self._trainer is not None and self.trainer.state.fn == "fit":
+            self.token_input.reused.load(checkpoint)
         if self.old_policy is not None and self._trainer is not None:
             self.old_policy.load(checkpoint)
 
@@ -80,7 +86,7 @@ class TokenModule(ReferenceModule):
         old_logps = None if self.old_policy is None else self.old_policy.token_logps(self, batch)
         prepared = self.token_input(self, batch)
         hidden = self.hidden_states(prepared.embeddings, batch)
-        select = greedy if prepared.best is None else None
+        select = prepared.predict if prepared.reuses else greedy if prepared.best is None else None
         scores = self.score(hidden, batch, select=select, statistics=self.token_loss.statistics)
         first = scores if prepared.first is None else prepared.first
         best = scores.predictions if prepared.best is None else prepared.best
@@ -89,6 +95,10 @@ class TokenModule(ReferenceModule):
             inputs["old_token_logps"] = -scores.nll.detach() if old_logps is None else old_logps
         losses, metrics = self.per_example_loss(scores.nll, scores.mask, **inputs)
         own = {name: torch.full_like(losses, value).detach() for name, value in prepared.metrics.items()}
+        if prepared.keep is not None:
+            prepared.keep(scores.predictions)
+        if prepared.reuses:  # There was no pass on the true tokens to speak of.
+            return losses, {**own, **metrics}
         if self.token_input.looks_ahead:
             own["sft_loss"] = per_sequence_mean(first.nll, first.mask).detach()
         return losses, {**own, "token_accuracy": token_accuracy(best, unpacked(batch)["labels"]), **metrics}
