@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_model
 from torch.optim import SGD
+from torch.utils.data import DataLoader
 
 from lit_ift import IFTModule, SFTModule
 from lit_ift.chat.example import Example
@@ -252,3 +253,26 @@ def test_an_adapter_switched_off_is_the_reference() -> None:
     _, metrics = module.example_losses(tiny_batch())
     assert module.reference.kind == "adapter"
     assert (metrics["kl"] > 1e-6).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", TOKEN_LOSSES)
+def test_a_step_is_the_same_however_it_is_split(loss: str) -> None:
+    """Three steps of 8 rows as 1 and 4 micro-batches; of a loss with the in-batch mark they differ."""
+    found = []
+    for size in (8, 2):
+        module = SFTModule(tiny_model(), loss=loss, options=NEEDED.get(loss), reduction="token", **OPTIONS)
+        rows = [tiny_batch(size, first=first) for first in range(0, 24, size)]
+        trainer = L.Trainer(
+            accelerator="cpu",
+            logger=False,
+            max_epochs=1,
+            accumulate_grad_batches=8 // size,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, DataLoader(rows, batch_size=None))
+        assert trainer.global_step == 3
+        found.append(weights(module))
+    assert torch.allclose(*found, rtol=1e-5, atol=1e-7) is not module.token_loss.in_batch
