@@ -7,11 +7,13 @@ import path, is used like those listed here.
 Shapes: P pairs, T positions, E the size of an embedding. All log-probabilities are natural.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from lit_ift.losses.checks import check_same_length
 from lit_ift.losses.pair import absolute, by_token, in_batch, reference, reference_free, shaped, soft_labels
 from lit_ift.losses.pair.objective import PairObjective
 from lit_ift.losses.schema import LossFunction, NamedLoss
@@ -94,6 +96,12 @@ class PairLoss(NamedLoss, PairObjective):
     KNOWN = PAIR_LOSSES
     INPUTS = INPUTS
     EXAMPLES = "pairs"
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        sums = {name: inputs[name] for name in self.inputs if name in PER_PAIR}
+        if sums:  # Else torch would pair each answer of one input with each of another.
+            check_same_length(**sums)
+        return super().__call__(inputs)
 
     def _switched_off(self) -> set[str]:
         """The reference policy, and divergences over the vocabulary."""

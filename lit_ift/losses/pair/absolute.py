@@ -197,9 +197,8 @@ def bco_loss(
     agree.
 
     Departures:
-        The authors' code (and TRL's ``bco_pair`` before 1.0) takes each micro-batch on each process into δ before its
-        own loss. Here δ changes once an optimizer step, by the rows of all processes, so that the loss does not depend
-        on how a step is split.
+        The paper takes the rewards of a step into δ before that step's loss. Here δ is of the steps before, by the rows
+        of all processes, so that the loss does not depend on how a step is split.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
