@@ -47,7 +47,8 @@ class KeptPredictions:
     def unknown_rows(self) -> list[int]:
         """Rows that have a trained position without a prediction."""
         positions = np.flatnonzero(self.tokens == UNKNOWN)
-        return np.unique(np.searchsorted(self._ends, positions, side="right") - 1).tolist()
+        rows: list[int] = np.unique(np.searchsorted(self._ends, positions, side="right") - 1).tolist()
+        return rows
 
     def span(self, row: int) -> slice:
         """Where the tokens of a row are."""
