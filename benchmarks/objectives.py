@@ -30,11 +30,13 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 
 from lit_ift import CausalLMModule, FeedbackDataModule
 from lit_ift.data import Source
 from lit_ift.data.read.records import read_records
-from lit_ift.losses import PAIR_LOSSES, PairLoss
+from lit_ift.losses import PAIR_LOSSES, TOKEN_LOSSES, PairLoss, TokenLoss
+from lit_ift.losses.pair.changes import CHANGES
 from lit_ift.modules import (
     ContrastiveWeights,
     IFTModule,
@@ -46,9 +48,28 @@ from lit_ift.modules import (
     SFTModule,
     UFTModule,
 )
+from lit_ift.modules.inputs import INPUT_KINDS
 from lit_ift.modules.optim import ConstantSchedule
 
-COLUMNS = ("objective", "rows", "steps", "loss_before", "loss_after", "accuracy_before", "accuracy_after", "seconds")
+MEASURES = {"loss": "val/loss", "accuracy": "rewards/accuracies", "nll": "nll_loss"}
+"""Columns, before and after training, and how the names of their metrics end."""
+
+COLUMNS = (
+    "objective",
+    "rows",
+    "steps",
+    *(f"{name}_{when}" for name in MEASURES for when in ("before", "after")),
+    "seconds",
+)
+
+NEEDED_OPTIONS = {"deformed_log": {"alpha": 0.5}}
+"""Options that a token loss has no default for."""
+
+CHANGE_OPTIONS = {"ld_dpo": {"alpha": 0.5}, "wpo": {}}
+"""Options of the changes of a pair loss."""
+
+SUMS = Path(__file__).parents[1] / "configs" / "loss"
+"""Where the sums of pair losses of papers are."""
 
 
 @dataclass
@@ -69,8 +90,10 @@ class Run:
 def runs() -> dict[str, Run]:
     """All objectives by name."""
     found = {
+        # The loss nll on the input true_tokens.
         "sft": Run(SFTModule, rows="instructions"),
         "ift": Run(IFTModule, {"lam": 0.2, "gamma": 0.95}, "instructions"),
+        "ift, predictions reused": Run(IFTModule, {"reuse_predictions": "initial"}, "instructions"),
         "sftmix": Run(SFTMixModule, rows="instructions"),
         "kto": Run(KTOModule, rows="answers"),
         "uft": Run(UFTModule, {"beta": 0.05}, "instructions+pairs+answers+scored"),
@@ -87,6 +110,30 @@ def runs() -> dict[str, Run]:
         found["sft on pairs" if name == "sft" else name] = Run(
             PreferenceModule, {"loss": name, **({"reference": "model"} if loss.needs_reference_tokens else {})}, rows
         )
+    return found | token_runs() | changed_pair_runs()
+
+
+def token_runs() -> dict[str, Run]:
+    """Each token loss on the true tokens, and the likelihood on each other input."""
+    found = {}
+    for name in TOKEN_LOSSES:
+        options = NEEDED_OPTIONS.get(name, {})
+        held = {"reference": "model"} if TokenLoss(name, options).needs_reference else {}
+        found[name] = Run(SFTModule, {"loss": name, "options": options, **held}, "instructions")
+    inputs = {f"nll, {name}": Run(SFTModule, {"input": name}, "instructions") for name in INPUT_KINDS}
+    # Both are sft.
+    return {name: run for name, run in (found | inputs).items() if name not in ("nll", "nll, true_tokens")}
+
+
+def changed_pair_runs() -> dict[str, Run]:
+    """DPO with each change that any pair loss takes, and the sums of papers."""
+    found = {
+        f"dpo, {change}": Run(PreferenceModule, {"options": {change: CHANGE_OPTIONS[change]}, "reference": "model"})
+        for change in CHANGES
+    }
+    for name in ("irpo", "mpo"):
+        options = yaml.safe_load((SUMS / f"{name}.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+        found[name] = Run(PreferenceModule, options)
     return found
 
 
@@ -189,16 +236,12 @@ def train(run: Run, files: dict[str, list[Path]], options: argparse.Namespace, m
     trainer(options, files["gold"][0].parent).fit(module, datamodule=data)
     seconds = time.perf_counter() - start
     after = judge().validate(module, datamodule=data, verbose=False)[0]
-    accuracy = next((name for name in before if name.endswith("rewards/accuracies")), None)
-    return {
-        "rows": run.rows,
-        "steps": options.steps,
-        "loss_before": before["val/loss"],
-        "loss_after": after["val/loss"],
-        "accuracy_before": before[accuracy] if accuracy else math.nan,
-        "accuracy_after": after[accuracy] if accuracy else math.nan,
-        "seconds": seconds,
-    }
+    measured: dict[str, float] = {}
+    for column, ending in MEASURES.items():
+        metric = next((name for name in before if name.endswith(ending)), None)
+        for when, values in (("before", before), ("after", after)):
+            measured[f"{column}_{when}"] = values[metric] if metric else math.nan
+    return {"rows": run.rows, "steps": options.steps, **measured, "seconds": seconds}
 
 
 def main() -> None:

@@ -137,6 +137,10 @@ def ift_loss(
     The weights carry gradient by default, as in the authors' code; so a few tokens may get a gradient that lowers
     their probability. ``detach_weights`` treats them as constants.
 
+    Use:
+        On the input ``temporal_residual`` it is IFT. On others it is SFT whose tokens count more where much loss
+        follows.
+
     Args:
         nll: negative log-likelihoods of the true tokens from the fused inputs [nats], (B, T).
         mask: true where a token is trained on, (B, T).

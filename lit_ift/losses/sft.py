@@ -11,6 +11,9 @@ def sft_loss(nll: Tensor, mask: Tensor, data_weights: Tensor | None = None) -> t
 
     ``loss = mean over tokens of nll``, over the n_b positions where ``mask[b]`` is true.
 
+    Use:
+        The usual fine-tuning, and what all other token losses are to be compared with.
+
     Args:
         nll: negative log-likelihood of the token that follows each position [nats], (B, T).
         mask: true where that token is trained on, (B, T).

@@ -28,6 +28,10 @@ class IFTModule(TokenModule):
     ``lam``, ``token_accuracy`` of the first pass. Steps with reused predictions have no first pass, and log neither
     ``sft_loss`` nor ``token_accuracy``. Validation uses λ without its disturbance.
 
+    Use:
+        Where there are instruction rows and no pairs. The paper finds it near SFT followed by preference optimisation.
+        Each step costs a second forward pass, unless predictions are reused.
+
     Args:
         model: see ``CausalLMModule``, as for every argument not listed here.
         lam: λ, the share of the prediction in the input, in [0, 1].

@@ -33,6 +33,9 @@ class KTOModule(FeedbackModule):
     ``logps/rejected`` of thumbs down, ``rewards/margins`` and ``rewards/accuracies`` of pairs, and ``kl``, the
     baseline [nats].
 
+    Use:
+        Where answers have thumbs and no partner. A pair works too, but then losses on pairs know more.
+
     Args:
         model: see ``CausalLMModule``.
         beta: β, scale of the reward [1/nat].

@@ -20,6 +20,9 @@ class SFTModule(TokenModule):
     Logged besides the loss: ``token_accuracy``, the share of trained tokens that the model predicts greedily; what
     the loss itself reports; and for inputs with a look-ahead pass ``lam`` and ``sft_loss``, the nll of that pass.
 
+    Use:
+        The usual fine-tuning on instruction data, and the frame of every token loss and input.
+
     Args:
         model: see ``CausalLMModule``, as for every argument not listed here.
         loss: a name in ``lit_ift.losses.TOKEN_LOSSES`` (nll, dft, propagation, …), or the import path of a function

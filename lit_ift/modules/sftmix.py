@@ -44,6 +44,10 @@ class SFTMixModule(CausalLMModule):
 
     Logged besides the loss: ``token_accuracy``, and in training ``mixup_loss``, the mean over pairs.
 
+    Use:
+        Like SFT, with a regulariser that mixes examples of a micro-batch. To follow the paper, record the confidence in
+        a run of SFT first.
+
     Args:
         model: see ``CausalLMModule``, as for every argument not listed here.
         confidence: a file of ``row_id`` and ``confidence`` that ``ConfidenceRecorder`` has written in a run of SFT on

@@ -31,6 +31,9 @@ class UFTModule(FeedbackModule):
     = |σ(r) - s| of rows with a score, ``rewards/chosen|rejected|margins|accuracies`` of pairs, and ``kl`` as for
     ``PreferenceModule``.
 
+    Use:
+        Where feedback is of several kinds (instructions, pairs, thumbs, scores) and one loss shall serve all.
+
     Args:
         model: see ``CausalLMModule``.
         beta: β, scale of the reward [1/nat].

@@ -22,6 +22,9 @@ def nca_loss(
     ``loss = -log σ(r_chosen) - ½ log σ(-r_chosen) - ½ log σ(-r_rejected)``, ``r = β (log π - log π_ref)``. The first
     two terms hold the chosen reward near log 2 (σ = 2/3), so that its likelihood does not fall with the rejected one's.
 
+    Use:
+        Like DPO, but the chosen answer's own reward is held up, where DPO may let the likelihood of both answers fall.
+
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
         rejected_logps: of the rejected answers, (P,).
@@ -52,6 +55,9 @@ def sppo_hard_loss(
     """Squared distance of each log-ratio from its win rate (arXiv:2405.00675, Eq. 4.7), with hard labels.
 
     ``loss = (ρ_chosen - 1/(2β))² + (ρ_rejected + 1/(2β))²``, ``ρ = log π - log π_ref``; the paper's η is 1/β.
+
+    Use:
+        Like IPO, but each answer has a target of its own. The paper uses it in rounds, on answers of the policy itself.
 
     Departures:
         The win rate P is 1 for the chosen and 0 for the rejected answer, as in TRL (``sppo_hard``). The paper and its
@@ -89,6 +95,10 @@ def apo_zero_loss(
     ``loss = 1 - σ(r_chosen) + σ(r_rejected)``, ``r = β (log π - log π_ref)``. For data whose chosen answers are
     better than the policy's own.
 
+    Use:
+        Where chosen answers are better than what the policy gives itself. Unlike with DPO, the chosen answer rises by
+        itself, whatever the rejected one does.
+
     Departures:
         The 1 is TRL's, so that the loss is above 0. It has no gradient.
 
@@ -124,6 +134,9 @@ def apo_down_loss(
     answers are worse than the policy's own. Where the margin is small the second term can outweigh the first, and the
     chosen answer rises.
 
+    Use:
+        Where chosen answers are worse than what the policy gives itself, and still better than the rejected ones.
+
     Departures:
         The 1 is TRL's, so that the loss is above 0. It has no gradient.
 
@@ -157,6 +170,9 @@ def bco_pair_loss(
 
     ``loss = -log σ(r_chosen) - log σ(-r_rejected)``, ``r = β (log π - log π_ref)``. The paper of BCO
     (arXiv:2404.04656) shifts rewards by their mean.
+
+    Use:
+        Like DPO, but each answer is judged by itself. Take it for numbers that compare with TRL's, else ``bco``.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
@@ -195,6 +211,9 @@ def bco_loss(
     ``loss = -log σ(r_chosen - δ) - log σ(δ - r_rejected)``, ``r = β (log π - log π_ref)``, and δ the mean reward of
     all answers of the steps before, each step counting the same. The first step has δ = 0, where policy and reference
     agree.
+
+    Use:
+        Like DPO, but each answer is judged by itself, against the mean reward so far. MPO has it as one term of three.
 
     Departures:
         The paper takes the rewards of a step into δ before that step's loss. Here δ is of the steps before, by the rows

@@ -34,6 +34,10 @@ def tdpo_loss(
 
     With α = 0 the second is DPO.
 
+    Use:
+        Like DPO, but how far the policy moves from the reference is part of the loss, token by token. It needs a second
+        model in memory, unless there is LoRA.
+
     Departures:
         ``tdpo2`` is the default, which the paper finds the better one. The authors' configuration chooses ``tdpo1``.
 
@@ -141,6 +145,9 @@ def tis_dpo_loss(
 
     ``loss = -log σ(r_chosen - r_rejected)``, ``r = β Σ_t w_t [(log π - log π_ref)_t - e KL(π || π_ref)_t]``. With
     weights 1 and e = 0 it is DPO. The divergences are the paper's η, with the weight e of the option ``eta``.
+
+    Use:
+        Like DPO, where two more models can tell which tokens of an answer matter.
 
     Departures:
         By default η is left out, as in the authors' configuration (``token_level: false``): it needs the whole

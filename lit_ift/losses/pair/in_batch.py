@@ -34,6 +34,9 @@ def aot_loss(
     ``loss_(k) = -(1 - ε) log σ(βδ_(k)) - ε log σ(-βδ_(k))``, ``δ_(k) = u_(k) - v_(k)``: the k-th smallest of
     ``u = log π(chosen) - log π(rejected)`` against the k-th smallest of the same under the reference, v.
 
+    Use:
+        Like DPO, but the margins of a micro-batch are compared as a distribution. It needs micro-batches of many pairs.
+
     Departures:
         ``label_smoothing`` is TRL's addition. TRL leaves the losses in sorted order; here each stands at its own pair.
 
@@ -74,6 +77,9 @@ def aot_unpaired_loss(
     ``loss_(k) = -(1 - ε) log σ(βδ_(k)) - ε log σ(-βδ_(k))``, ``δ_(k) = c_(k) - d_(k)``: the k-th smallest log-ratio
     ``log π - log π_ref`` of the chosen answers, c, against the k-th smallest of the rejected ones, d, whichever pair
     they are from.
+
+    Use:
+        Like ``aot``, but which rejected answer belongs to which chosen one makes no difference.
 
     Departures:
         As ``aot_loss``.
@@ -121,6 +127,9 @@ def rpo_loss(
     ``ω_ij = softmax over j of -(1 - cos(e_i, e_j)) / temperature``. The weight stands inside σ, with β, as in the
     authors' code: a contrast of weight 0 adds log 2 and no gradient, and the loss of P pairs starts at P log 2.
 
+    Use:
+        Like DPO, but answers to related prompts are compared too. It needs micro-batches with several such prompts.
+
     Departures:
         By default contrasts are summed over j. The authors' code takes their mean (``reduction: mean``). As the weights
         of a row sum to 1, the sum has the gradient scale of DPO whatever the size of the micro-batch.
@@ -166,6 +175,9 @@ def sft_token_mean_loss(chosen_logps: Tensor, chosen_lengths: Tensor) -> tuple[T
 
     ``loss_i = -log π(chosen)_i P / Σ_j n_j``, n the trained tokens of a chosen answer and P the number of answers that
     have any; the mean of these is ``-Σ_i log π(chosen)_i / Σ_j n_j``.
+
+    Use:
+        Like ``sft``, for numbers that compare with TRL's.
 
     Departures:
         TRL repeats the mean for each pair; here each pair has its share. Both have the same mean.

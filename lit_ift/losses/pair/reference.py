@@ -34,6 +34,10 @@ def dpo_loss(
     With ``ε > 0`` it is conservative DPO (cDPO, Mitchell 2023, Eq. 3), which supposes that a share ε of the labels is
     wrong.
 
+    Use:
+        The usual first choice for pairs where a reference policy can be afforded. Most other losses here change one
+        thing in it.
+
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
         rejected_logps: of the rejected answers, (P,).
@@ -75,6 +79,10 @@ def robust_dpo_loss(
     ``r = β (log π - log π_ref)``. Its mean over labels flipped with probability ε is the DPO loss on the true ones.
     Unlike cDPO's it always widens the margin, and it has no lower bound: about ``-ε h / (1 - 2ε)`` for large h.
 
+    Use:
+        Like DPO, but for pairs of which a known share is labelled the wrong way round. With ``label_smoothing`` 0 it is
+        DPO.
+
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
         rejected_logps: of the rejected answers, (P,).
@@ -112,6 +120,10 @@ def ipo_loss(
 
     ``loss = (Δ - 1 / (2β))²``, ``Δ = (log π - log π_ref)(chosen) - (log π - log π_ref)(rejected)``; the paper's τ is
     β.
+
+    Use:
+        Like DPO, but the margin has a target, so that pairs that are told apart well enough no longer widen it. The
+        paper proposes it against overfitting to labels that are nearly certain.
 
     Departures:
         Log-probabilities are summed over tokens, as in the paper and the code of the IFT authors. TRL divides each
@@ -163,6 +175,9 @@ def hinge_loss(
     ``loss = max(0, 1 - h)``, ``h = r_chosen - r_rejected``, ``r = β (log π - log π_ref)``. There is no
     gradient where h > 1.
 
+    Use:
+        Like DPO, but a pair whose margin is above 1 has no gradient any more.
+
     Departures:
         SLiC-HF has no reference in this term, a margin δ = 1/β on log-probabilities, and adds a cross-entropy on a
         target answer. Normalised by the reference it is ``hinge-norm`` of RSO and TRL's ``hinge``.
@@ -206,6 +221,9 @@ def exo_loss(
     ``loss = q log(q / (1 - ε)) + (1 - q) log((1 - q) / ε)`` with ``q = σ(h)``, ``h = r_chosen - r_rejected``,
     ``r = β (log π - log π_ref)``. The minimum 0 lies at q = 1 - ε; beyond it the margin shrinks again. Where DPO's
     gradient is largest, far on the wrong side, this one's vanishes (q' → 0).
+
+    Use:
+        Like DPO, but with a label that is never quite certain: a margin that outgrows it is pulled back.
 
     Departures:
         The label is smoothed by ε = 1e-3 by default, as in TRL. The authors' code has e^-10 for ε and 1 for 1 - ε.
@@ -253,6 +271,10 @@ def f_dpo_loss(
     - ``alpha``: ``f'(u) = (1 - u^-α) / α``, between reverse (α → 0) and forward KL (α = 1).
 
     Constants are such that f'(1) = 0; they cancel in h. TRL's ``f_alpha_divergence_coef`` is 1 - α.
+
+    Use:
+        Like DPO, but with another divergence from the reference. The paper finds that the choice trades how well
+        answers are liked against how varied they are.
 
     Departures:
         Where u^-α exceeds e^30, f' goes on along its tangent (``bounded_expm1``). TRL clamps at e^80, which ends the
@@ -313,6 +335,9 @@ def ada_dpo_loss(
 
     The slope of the objective in τ is ``H(σ(h/τ)) - (log 2 - ρ0)`` with H the entropy of a coin in nats. It depends
     on τ through h/τ alone, so the minimum is at ``τ = |h| / u`` with one u for all pairs, cut to the interval.
+
+    Use:
+        Like DPO, for data where some preferences are clear and others are not, and nothing says which.
 
     Departures:
         τ is the exact minimum, which costs one division. The authors take a few projected Newton steps from τ = 1

@@ -27,6 +27,9 @@ def chosen_sft_loss(chosen_logps: Tensor, chosen_lengths: Tensor) -> tuple[Tenso
 
     ``loss = -m_chosen``, with m the mean log-probability of an answer's tokens.
 
+    Use:
+        As one term of a sum, beside a loss that compares answers; or to train on chosen answers alone.
+
     Departures:
         Every answer counts the same, as in ``sft_loss``. TRL's ``sft`` is the mean over all chosen tokens of a batch,
         so that a long answer counts for more.
@@ -64,6 +67,10 @@ def simpo_loss(
 
     With ``alpha`` the reward is AlphaPO's (arXiv:2501.03884): ``r = β (1 - e^(-α m)) / α``, which is SimPO's
     for α → 0.
+
+    Use:
+        Like DPO, but without a reference policy, and with a margin that a pair must reach. A long answer counts no more
+        than a short one.
 
     Departures:
         Where -α m exceeds 30, AlphaPO's reward goes on along its tangent, so that it does not overflow.
@@ -120,6 +127,10 @@ def cpo_loss(
     - ``sigmoid``: ``-(1 - ε) log σ(βΔ) - ε log σ(-βΔ)``, the paper's for ε = 0;
     - ``hinge``: ``max(0, 1 - βΔ)``;
     - ``ipo``: ``(Δ - 1/(2β))²`` with log-probabilities per token, as in TRL.
+
+    Use:
+        Like DPO, but without a reference policy; the likelihood of the chosen answer takes its place. The paper uses it
+        for translation.
 
     Departures:
         The nll is per token of each answer. The paper writes a sum over tokens. TRL takes the mean over all chosen
@@ -179,6 +190,10 @@ def orpo_loss(
     ``loss = nll_chosen - β log σ(log odds_chosen - log odds_rejected)``, ``odds = p / (1 - p)``, with p the geometric
     mean of the probabilities of an answer's tokens (Eq. 3 and 4) and ``nll = -log p``. The paper's λ is β.
 
+    Use:
+        Pairs in one stage, without a reference and without SFT before: the likelihood of the chosen answer and a mild
+        contrast.
+
     Departures:
         The nll is of each chosen answer. That of TRL, and by default of the authors' code, is over prompt and answer,
         and averages over the tokens of the batch.
@@ -230,6 +245,9 @@ def asft_loss(
     token, ``nll_w = -a_w``. As ``σ(logit p) = p``, that is ``-(1 + β) a_w - β log(1 - p_l)``, which is what is
     computed: no odds of p near 0 or 1, and no exponential of a long sum.
 
+    Use:
+        Like ORPO, but chosen and rejected answers are not compared: each has a term of its own.
+
     Departures:
         The slope of ``log(1 - p_l)`` grows without bound as p_l tends to 1. From odds ``p_l / (1 - p_l)`` of
         ``max_odds`` on, it goes on along its tangent. A ``max_odds`` of 8e6 leaves it as it is in the paper.
@@ -278,6 +296,9 @@ def tpo_loss(
     ``max(0, 1 - h)`` instead. The defaults are those of the authors' recipes for base models. For instruction-tuned
     ones they set α to 0.05, which is their code's default.
 
+    Use:
+        Rows with three answers: likelihood of the best one and a contrast of the other two in one stage.
+
     Departures:
         The nll is per token of each gold answer. The paper writes a sum over tokens. The authors' code and TRL take the
         mean over all gold tokens of the batch.
@@ -323,6 +344,9 @@ def tpo_l_loss(
 
     ``loss = -log σ(r_chosen - r_rejected - γ) + α nll_gold``, ``r = β m``, with m the mean log-probability of an
     answer's tokens; without the gold answer it is SimPO.
+
+    Use:
+        Like ``tpo``, but a long answer counts no more than a short one.
 
     Departures:
         The nll is per token of each gold answer, as in ``tpo_loss``.

@@ -24,6 +24,10 @@ def sigmoid_norm_loss(
     ``loss = -log σ(r_chosen - r_rejected)``, ``r = β (log π - log π_ref) / n``, n the trained tokens of the answer.
     A reward per token asks for a larger β than DPO's.
 
+    Use:
+        Like DPO, but a long answer counts no more than a short one, for data whose chosen answers are mostly the longer
+        ones.
+
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
         rejected_logps: of the rejected answers, (P,).
@@ -59,6 +63,10 @@ def discopop_loss(
     ``loss = -(1 - m) log σ(h) + m e^-h``, ``m = σ(h / τ)``, ``h = r_chosen - r_rejected``,
     ``r = β (log π - log π_ref)``. It rises between h = -2.4 τ and 1.5 τ, for the default τ: there, where training
     begins, a step narrows the margin, until it is below -2.4 τ.
+
+    Use:
+        Like DPO, but with less pull where the margin is large. A search over losses that a language model wrote found
+        it (so the paper). Expect the margin to narrow first.
 
     Departures:
         Where -h exceeds 30, e^-h goes on along its tangent. The factor m is below 1e-260 there, so that both are 0.

@@ -27,6 +27,10 @@ def gdpo_loss(
 
     ``loss = -log σ((2p̂ - 1) h)`` with ``h`` as in DPO, which it is where p̂ = 1.
 
+    Use:
+        Like DPO, for pairs whose labels are more or less certain: an unsure pair counts less. On pairs without soft
+        labels it is DPO.
+
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).
         rejected_logps: of the rejected answers, (P,).
@@ -60,6 +64,9 @@ def gipo_loss(
     """Geometric IPO, which weights a pair by how sure its label is (arXiv:2409.06691).
 
     ``loss = ((2p̂ - 1) d - 1/(2β))²``, ``d = h/β`` the difference of log-ratios; IPO where p̂ = 1.
+
+    Use:
+        Like IPO, for pairs whose labels are more or less certain. On pairs without soft labels it is IPO.
 
     Args:
         chosen_logps: summed log-probability of the chosen answers [nats], (P,).

@@ -42,6 +42,10 @@ def anchored_loss(
     ``loss = mean over tokens of sg(π) nll + κ KL(π_ref || π)``. κ = 0 is DFT, or NLL. Other code calls it ASFT, which
     is the name of a pair loss here.
 
+    Use:
+        Like ``dft``, but held near the reference, from which DFT alone drifts (so the paper). It needs the reference's
+        distribution over the vocabulary.
+
     Args:
         nll: -log π of each token [nats], (B, T).
         mask: true where a token is trained on, (B, T).
@@ -70,6 +74,9 @@ def anchored_k3_loss(
 
     ``loss = mean over tokens of sg(π) nll + κ (e^d - d - 1)``, ``d = log π_ref - log π``. A κ of ``anchored`` does not
     carry over.
+
+    Use:
+        Like ``anchored``, at less cost: of the reference only the log-probabilities of the true tokens are needed.
 
     Departures:
         The paper and the authors' code have the KL over the vocabulary. k3 is that of NeMo RL. It estimates
@@ -105,6 +112,10 @@ def iw_loss(
     ``loss = w mean over tokens of nll``, ``w = sg(min(e^(τ (m - m_ref)), w_max))``, m the mean log-probability of the
     row's trained tokens.
 
+    Use:
+        Like ``nll``, for data that were picked as good answers: rows that the policy has come to like count more. The
+        paper derives it as a tighter bound on the reward of such data.
+
     Args:
         nll: -log π of each token [nats], (B, T).
         mask: true where a token is trained on, (B, T).
@@ -138,6 +149,10 @@ def psft_loss(
 
     ``loss = mean over tokens of -min(r, clip(r, 1 - ε_low, 1 + ε_high))``, ``r = π / π_old``, log r in [-20, 20].
     π_old is the policy before the first of every k optimizer steps. With k = 1 the gradient is that of NLL.
+
+    Use:
+        Like ``nll``, but with a limit to how far a token moves within a few steps, as in PPO. With ``old_policy_steps``
+        1 it is NLL. The paper uses it to keep the policy fit for reinforcement learning afterwards.
 
     Args:
         nll: -log π of each token [nats], (B, T).

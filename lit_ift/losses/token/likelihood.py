@@ -29,6 +29,10 @@ def dft_loss(nll: Tensor, mask: Tensor, data_weights: Tensor | None = None) -> R
     ``loss = mean over tokens of sg(p) nll``, which has the gradient of -p. With ``reduction: token`` it is TRL's
     ``loss_type="dft"``.
 
+    Use:
+        Like ``nll``, but tokens that the policy finds very unlikely hardly move it: for data with noise, or of a field
+        that the model knows well. It is slow to teach what the model does not know.
+
     Args:
         nll: -log p of each token [nats], (B, T).
         mask: true where a token is trained on, (B, T).
@@ -45,6 +49,10 @@ def chord_phi_loss(nll: Tensor, mask: Tensor, data_weights: Tensor | None = None
     """CHORD's weight φ: tokens that the policy is neither sure of nor against count most (arXiv:2508.11408).
 
     ``loss = mean over tokens of sg(p (1 - p)) nll``.
+
+    Use:
+        Like ``dft``, but tokens that the policy is sure of count little too. The paper weights expert data by it beside
+        reinforcement learning; here it stands alone.
 
     Args:
         nll: -log p of each token [nats], (B, T).
@@ -63,6 +71,10 @@ def focal_loss(nll: Tensor, mask: Tensor, data_weights: Tensor | None = None, *,
     """Focal loss: tokens that the policy is sure of count less (arXiv:1708.02002, Eq. 4).
 
     ``loss = mean over tokens of (1 - p)^γ nll``; gradient flows into both factors. γ = 0 is NLL.
+
+    Use:
+        The opposite of ``dft``: tokens that the policy finds unlikely count more. For comparison; the paper is about
+        detecting objects in images.
 
     Args:
         nll: -log p of each token [nats], (B, T).
@@ -86,6 +98,10 @@ def deformed_log_loss(nll: Tensor, mask: Tensor, data_weights: Tensor | None = N
 
     ``loss = mean over tokens of (1 - p^α) / α``, whose gradient is p^α times that of NLL: the larger α, the less count
     tokens that the policy finds unlikely.
+
+    Use:
+        A dial from ``nll`` to DFT and beyond. The paper finds a large α better where the model knows the field well,
+        and NLL better where it knows little of it.
 
     Args:
         nll: -log p of each token [nats], (B, T).
@@ -117,6 +133,10 @@ def deft_loss(nll: Tensor, mask: Tensor, token_log_sum_sq_probs: Tensor, data_we
 
     ``loss = mean over tokens of (1 - p^α) / (α + 1e-6)``, ``α = sg(Σ_v p_v²)`` over the vocabulary.
 
+    Use:
+        Like ``deformed_log``, but without an α to choose: near NLL where the policy is unsure, near DFT where it is
+        sure.
+
     Args:
         nll: -log p of each token [nats], (B, T).
         mask: true where a token is trained on, (B, T).
@@ -142,6 +162,9 @@ def cayley_loss(nll: Tensor, mask: Tensor, data_weights: Tensor | None = None, *
     ``loss = mean over tokens of (1 - p^α) / (α + 1e-8)``, ``α = sg(clamp(f + (1 - f) (1 - d)/(1 + d), 0.001, 1))``,
     ``d = 1 - p``.
 
+    Use:
+        Like ``deft``, but α comes from the token's probability alone, which costs nothing.
+
     Departures:
         The floor f is a constant. In the authors' code it is half the mean p of the micro-batch: ``cayley_in_batch``.
 
@@ -162,6 +185,9 @@ def cayley_in_batch_loss(nll: Tensor, mask: Tensor, data_weights: Tensor | None 
     """``cayley`` with the authors' floor: the surer the policy is of a micro-batch, the larger α (arXiv:2602.11424).
 
     ``loss`` of ``cayley`` with ``f = mean(p) / 2`` over the trained tokens of the micro-batch.
+
+    Use:
+        Like ``cayley``, for numbers that compare with the authors' code.
 
     Args:
         nll: -log p of each token [nats], (B, T).
@@ -190,6 +216,10 @@ def eaft_loss(
 
     ``loss = mean over tokens of sg((H/Z)^α) nll``, H the entropy of the softmax over the k largest logits. α = 0 gives
     NLL.
+
+    Use:
+        Like ``nll``, but a token that contradicts what the policy is sure of counts little. The paper proposes it
+        against forgetting.
 
     Args:
         nll: -log p of each token [nats], (B, T).

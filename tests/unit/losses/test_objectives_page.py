@@ -1,15 +1,20 @@
 """The page of objectives says what docstrings and the registry say."""
 
 import importlib.util
+import inspect
+import pkgutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lit_ift.losses
 from lit_ift.losses import PAIR_LOSSES, TOKEN_LOSSES
 
 DOCS = Path(__file__).parents[3] / "docs"
+sys.path.append(str(DOCS))  # Its scripts import each other.
 _spec = importlib.util.spec_from_file_location("write_objectives", DOCS / "write_objectives.py")
 assert _spec is not None
 assert _spec.loader is not None
@@ -27,3 +32,26 @@ def test_the_table_has_a_line_for_each_loss_with_its_formula(losses: dict[str, C
     lines = write_objectives.loss_table(losses).splitlines()[2:]
     assert [line.split("`")[1] for line in lines] == list(losses)
     assert all("<br>`loss" in line for line in lines)
+
+
+def test_the_page_of_each_objective_is_current() -> None:
+    overview = (DOCS / "objectives.md").read_text(encoding="utf-8")
+    current = write_objectives.files(overview)
+    written = {path: path.read_text(encoding="utf-8") for path in (DOCS / "objectives").glob("*.md")}
+    assert written == current, "run: python docs/write_objectives.py"
+
+
+def test_every_objective_says_when_to_use_it_and_every_departure_is_on_a_page() -> None:
+    pages = write_objectives.files((DOCS / "objectives.md").read_text(encoding="utf-8")).values()
+    assert len(pages) == len(TOKEN_LOSSES) + len(PAIR_LOSSES) + 5
+    assert all("## When to use it" in page for page in pages)
+    functions = {
+        function
+        for info in pkgutil.walk_packages(lit_ift.losses.__path__, "lit_ift.losses.")
+        for function in vars(importlib.import_module(info.name)).values()
+        if inspect.isfunction(function) and "\nDepartures:\n" in (inspect.getdoc(function) or "")
+    }
+    for function in functions:
+        own = [page for page in pages if f"<code>{function.__name__}</code>" in page]
+        assert own
+        assert all("## Departures" in page for page in own)
