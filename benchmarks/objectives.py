@@ -6,8 +6,8 @@ Usage: python benchmarks/objectives.py --pairs TRAIN VAL --instructions TRAIN VA
 
 Every objective begins with the same weights and has the same budget. Rows longer than --max-length are left out. The
 table tells the validation loss before and after, and for pairs the share of held-out pairs whose chosen answer has
-the higher reward, as the objective defines it (for TIS-DPO, without the weights of its tokens). One line of CSV is
-written as each run ends.
+the higher reward, as the objective defines it (for TIS-DPO, without the weights of its tokens), and the nll
+where an objective logs it beside its loss. One line of CSV is written as each run ends.
 
 GDPO and GIPO learn from pairs with soft labels: --scored-pairs has rows with score_chosen and score_rejected, and the
 label is σ(score_chosen - score_rejected).
