@@ -18,6 +18,7 @@ from lit_ift.cli.training import LitIFTCLI
 from lit_ift.data import InstructionDataModule, Record, to_row
 from lit_ift.distributed import FSDP2Strategy
 from lit_ift.losses import PAIR_LOSSES
+from lit_ift.models.source import ModelSource
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "frozen-lake"]
@@ -103,6 +104,7 @@ def test_instantiates(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return tiny_model(dtype=torch.float32)
 
     monkeypatch.setattr("lit_ift.modules.base.load_model", stub)
+    monkeypatch.setattr("lit_ift.modules.base.obtain_model", lambda spec, **_: ModelSource(spec, None, spec))
     cli = DryCLI.run()
     assert type(cli.model).__name__ == objective_of(words)
     cli.model.configure_model()
@@ -161,9 +163,9 @@ def test_the_papers_sources_are_read_as_meant() -> None:
     """The pairs' own split, which the hub id decides, and of a pair the chosen answer alone."""
     config = yaml.safe_load((ROOT / "configs/ift/mistral-7b-paper.yaml").read_text())
     data = InstructionDataModule(**config["data"]["init_args"])
-    pairs, chats = data.sources["train"]
-    assert [data._split_of(source, "train") for source in (pairs, chats)] == ["train_prefs", "train_sft"]
-    assert [source.layout for source in data.sources_of("train")] == ["chosen", "messages"]
+    pairs, chats = data.sources_of("train")
+    assert [pairs.layout, chats.layout] == ["chosen", "messages"]
+    assert [source.place[-1] for source in (pairs, chats) if source.place] == ["train_prefs", "train_sft"]
     turns = {side: [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": side}] for side in SIDES}
     columns = {"prompt": "Why?", "prompt_id": "0", **turns, "messages": turns["chosen"], "score_chosen": 8.0}
     row = to_row(Record(columns, "pairs#0"), layout=pairs.layout)
