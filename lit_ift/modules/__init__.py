@@ -5,6 +5,7 @@ from lit_ift.modules.feedback_module import FeedbackModule
 from lit_ift.modules.ift import IFTModule
 from lit_ift.modules.kto import KTOModule
 from lit_ift.modules.mixed import MixedModule, ObjectivePart
+from lit_ift.modules.part_schedule import PartSchedule
 from lit_ift.modules.preference import PreferenceModule
 from lit_ift.modules.reference import ReferencePolicy
 from lit_ift.modules.sft import SFTModule
@@ -24,6 +25,7 @@ __all__ = [
     "KTOModule",
     "MixedModule",
     "ObjectivePart",
+    "PartSchedule",
     "PreferenceModule",
     "ReferencePolicy",
     "SFTMixModule",

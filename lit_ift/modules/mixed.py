@@ -17,8 +17,9 @@ from torch import Tensor
 from lit_ift.data.rows import RowKind
 from lit_ift.errors import UserError
 from lit_ift.modules.base import CausalLMModule
+from lit_ift.modules.part_schedule import PartChoice, PartSchedule
 from lit_ift.modules.stepping import Batch, ExampleLosses
-from lit_ift.modules.window import Weighted
+from lit_ift.modules.window import AccumulationWindow, Weighted
 from lit_ift.options import Positive, check_options
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ class ObjectivePart:
         objective: name of a module of this package, or the import path of a ``CausalLMModule``.
         options: its arguments, without those of the model and the run. An object among them, such as the
             ``token_weights`` of TIS-DPO, is written as ``class_path`` and ``init_args``.
-        weight: weight of each of its rows in the mean, above 0.
+        weight: weight of each of its rows in the mean, above 0; with a schedule, the weight of the part in its choice.
+        optimum: smallest loss that it can reach, by which ``maxright`` compares it with the others; 0 by default.
     """
 
     objective: str
     options: dict[str, Any] = field(default_factory=dict)
     weight: Positive = 1.0
+    optimum: float | None = None
 
 
 class MixedModule(CausalLMModule):
@@ -55,26 +58,42 @@ class MixedModule(CausalLMModule):
     to say (the ``weight`` of its sources). Every part has a forward pass of its own, in every step. With
     ``data.interleave_parts`` a step has rows of one part alone, and the parts take turns.
 
+    With a ``schedule`` each optimizer step trains one part, all its micro-batches on all ranks the same one, chosen by
+    chance (ALRIGHT) or by need (MAXRIGHT; arXiv:2410.15483). Every step has rows of all parts, spread evenly, and
+    those of the parts that are not chosen are dropped unread until the next epoch, as in the authors' code of MAXRIGHT:
+    of two parts with equally many rows half of all rows, of n parts all but one in n. What is chosen in step t goes by
+    the losses of the steps before t: the authors evaluate at the beginning of a step what is evaluated within it here,
+    which makes the choice the same however a step is split; the first step of MAXRIGHT trains the first part.
+
     Rows must count alike: ``reduction: token`` in one part, which counts a row by its tokens, would drown the rows of
     the others. So either all parts have it, or none.
 
     The data module routes rows by their source's ``part``, or else by their kind. A part is best named after the
     kind of rows that it takes, then: instruction, preference, unpaired, scored.
 
-    Logged besides the loss: each part's loss and metrics, as ``<part>/<metric>``, means over the part's own rows.
+    Logged besides the loss: each part's loss and metrics, as ``<part>/<metric>``, means over the part's own rows; with
+    a ``schedule`` those of the part that was trained or evaluated, and ``<part>/chosen``, 1 or 0.
 
     Args:
         model: see ``CausalLMModule``.
         parts: the objectives by name. A part may be a mapping with the fields of ``ObjectivePart``, as checkpoints have
             it.
+        schedule: trains one part in each optimizer step, and says which one; None trains all of them.
         **kwargs: see ``CausalLMModule``; of the model and the run as a whole.
 
     Raises:
-        ValueError: there is no part, a part's objective is none, its options are unfit, or rows count by tokens in some
-            parts alone.
+        ValueError: there is no part, a part's objective is none, its options or those of the schedule are unfit, or
+            rows count by tokens in some parts alone.
     """
 
-    def __init__(self, model: "str | PreTrainedModel", *, parts: dict[str, ObjectivePart], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        *,
+        parts: dict[str, ObjectivePart],
+        schedule: PartSchedule | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not parts:
             raise ValueError("parts={} names no objective. Give at least one.")
         parts = {name: _described(name, part) for name, part in parts.items()}
@@ -82,12 +101,21 @@ class MixedModule(CausalLMModule):
         if strange:
             raise ValueError(f"{strange[0]} is an option of each part. Set it in the part's options.")
         for name, part in parts.items():
-            check_options(ObjectivePart, {"weight": part.weight}, prefix=f"parts.{name}.")
+            check_options(ObjectivePart, {"weight": part.weight, "optimum": part.optimum}, prefix=f"parts.{name}.")
             if "/" in name or not name:
                 raise ValueError(f"The part name {name!r} must not be empty or contain '/'.")
+        schedule = _schedule(schedule, parts)
         super().__init__(model, **kwargs)
-        self.save_hyperparameters({"parts": {name: _plain(name, part) for name, part in parts.items()}})
+        self.save_hyperparameters(
+            {
+                "parts": {name: _plain(name, part) for name, part in parts.items()},
+                "schedule": None if schedule is None else asdict(schedule),
+            }
+        )
         self.part_weights = {name: part.weight for name, part in parts.items()}
+        optima = {name: part.optimum or 0.0 for name, part in parts.items()}
+        self.choice = None if schedule is None else PartChoice(schedule, self.part_weights, optima)
+        self._evaluated = AccumulationWindow()
         # In a plain dictionary, so that the model which they share is saved and optimized once.
         of_model: dict[str, Any] = {option: kwargs[option] for option in OF_THE_MODEL if option in kwargs}
         self.parts: dict[str, CausalLMModule] = {
@@ -131,31 +159,62 @@ class MixedModule(CausalLMModule):
             part.share_model(self)
             part.prepare()
 
-    def _of(self, batch: Batch) -> list[tuple[str, CausalLMModule]]:
+    def _present(self, batch: Batch) -> list[tuple[str, CausalLMModule]]:
         """The parts that the batch has rows for, in the state of this module: its model, its trainer."""
         found = [(name, part) for name, part in self.parts.items() if name in batch]
         for _, part in found:
             part.share_model(self)
         return found
 
+    @property
+    def _chosen(self) -> str | None:
+        """The part that alone is trained in this optimizer step; None for all of them, as in evaluation."""
+        training = self._trainer is not None and self.trainer.training
+        return self.choice.at(self.trainer.global_step) if training and self.choice is not None else None
+
+    def _of(self, batch: Batch) -> list[tuple[str, CausalLMModule]]:
+        """The parts whose rows of the batch count."""
+        chosen = self._chosen
+        return [(name, part) for name, part in self._present(batch) if chosen in (None, name)]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         of_parts: dict[str, dict[str, Any]] = {name: {} for name in self.parts}
         for name, part in self.parts.items():
             part.on_save_checkpoint(of_parts[name])
         checkpoint["of_parts"] = of_parts
+        if self.choice is not None:
+            self.choice.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, part in self.parts.items():
             part.on_load_checkpoint({**checkpoint, **checkpoint.get("of_parts", {}).get(name, {})})
+        if self.choice is not None:
+            self.choice.load(checkpoint)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._evaluated.clear()
 
     def on_step_means(self, means: Mapping[str, float]) -> None:
         for name, part in self.parts.items():
             own = f"{name}/"
-            part.on_step_means({key.removeprefix(own): mean for key, mean in means.items() if key.startswith(own)})
+            of_part = {key.removeprefix(own): mean for key, mean in means.items() if key.startswith(own)}
+            if of_part:  # Else the step had no row of it.
+                part.on_step_means(of_part)
+        if self.choice is None:
+            return
+        chosen, evaluated = self._chosen, {}
+        if not self._evaluated.empty:
+            evaluated = self._evaluated.close(self._add_over_ranks).means
+            self._evaluated.clear()
+        losses = {key: mean for key, mean in evaluated.items() if key.endswith("/loss")}
+        self.log_dict({f"train/{key}": mean for key, mean in losses.items()})
+        self.log_dict({f"train/{name}/chosen": float(name == chosen) for name in self.parts})
+        self.choice.update({**losses, **means})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # SFTMix draws anew in each micro-batch.
-        for name, part in self._of(batch):
+        for name, part in self._present(batch):
             part.on_train_batch_start(batch[name], batch_idx)
 
     def check_batch(self, batch: Batch) -> None:
@@ -166,14 +225,34 @@ class MixedModule(CausalLMModule):
                 f"The batch has {', '.join(batch)}; a batch for each of the parts {', '.join(self.parts)} is needed. "
                 "Use data.class_path=FeedbackDataModule, which makes them."
             )
-        for name, part in self._of(batch):
+        for name, part in self._present(batch):
             part.check_batch(batch[name])
 
     def example_losses(self, batch: Batch) -> ExampleLosses:
+        if self._chosen is not None:
+            self._evaluate_others(batch)
+        losses, _, metrics = self._together(self._of(batch), batch)
+        return losses, metrics
+
+    @torch.no_grad()
+    def _evaluate_others(self, batch: Batch) -> None:
+        """Note the losses of the parts that are not trained, in the steps in which they are evaluated."""
+        assert self.choice is not None
+        others = [(name, part) for name, part in self._present(batch) if name != self._chosen]
+        if not others or not self.choice.evaluates(self.trainer.global_step):
+            return
+        losses, weights, metrics = self._together(others, batch)
+        self._evaluated.add(losses, weights, metrics, weights.new_zeros(()), [])
+        torch.clear_autocast_cache()  # Its copies of the weights have no gradient.
+
+    def _together(
+        self, parts: list[tuple[str, CausalLMModule]], batch: Batch
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor | Weighted]]:
+        """Losses and weights of the parts' rows, (R,), and the metrics of each part, with no weight on other rows."""
         losses: list[Tensor] = []
         weights: list[Tensor] = []
         metrics: list[dict[str, Tensor | Weighted]] = []
-        for name, part in self._of(batch):
+        for name, part in parts:
             part_losses, part_metrics = part.all_losses(batch[name])
             losses.append(part_losses)
             weights.append(part.example_weights(batch[name]))
@@ -189,7 +268,7 @@ class MixedModule(CausalLMModule):
             for metric, given in of_part.items():
                 values, own = (given.values, given.weights) if isinstance(given, Weighted) else (given, weights[i])
                 together[metric] = Weighted(spread(values, i), spread(own, i))
-        return torch.cat(losses), together
+        return torch.cat(losses), torch.cat(weights), together
 
     def example_weights(self, batch: Batch) -> Tensor:
         weights = [self.part_weights[name] * part.example_weights(batch[name]) for name, part in self._of(batch)]
@@ -213,6 +292,25 @@ def _described(name: str, part: Any) -> ObjectivePart:
         return _described(name, ObjectivePart(**part))
     except TypeError as error:
         raise ValueError(f"parts.{name}: {error}. A part has an objective, options and a weight.") from error
+
+
+def _schedule(schedule: Any, parts: Mapping[str, ObjectivePart]) -> PartSchedule | None:
+    """A schedule, also from the plain mapping that hyperparameters of a checkpoint hold."""
+    if isinstance(schedule, Namespace):
+        schedule = vars(schedule)
+    if isinstance(schedule, Mapping):
+        try:
+            schedule = PartSchedule(**schedule)
+        except TypeError as error:
+            raise ValueError(f"schedule: {error}. It has a kind, and perhaps seed or evaluate_every.") from error
+    if schedule is not None and not isinstance(schedule, PartSchedule):
+        raise ValueError(f"schedule={schedule!r} is no schedule. Give it a kind, alright or maxright.")
+    if schedule is not None and len(parts) == 1:
+        raise ValueError("schedule chooses among parts, and there is one alone. Leave it out, or add a part.")
+    unused = [name for name, part in parts.items() if part.optimum is not None]
+    if unused and (schedule is None or schedule.kind != "maxright"):
+        raise ValueError(f"parts.{unused[0]}.optimum has an effect with schedule.kind=maxright alone. Leave it out.")
+    return schedule
 
 
 def _without_namespaces(value: Any) -> Any:

@@ -19,7 +19,7 @@ ORDER_OPTIONS: Final = {
     "seed": "data.seed",
     "group_by_length": "data.group_by_length",
     "weights": "weights of the sources",
-    "parts": "data.interleave_parts (checksum of the rows' parts)",
+    "parts": "data.interleave_parts or model.schedule (checksum of the rows' parts)",
     "rows": "number of training rows",
     "lengths": "checksum of the lengths of the training rows",
 }

@@ -50,6 +50,8 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         parts: part of a mixed objective that each row goes to, with `batch_size` and `shuffle`. An optimizer step then
             has rows of one part alone, and the parts take turns in proportion to their steps, so that parts of 6 and 2
             steps give AAAB AAAB. Only the last step of a part may be short; its batches are filled up with dummies.
+        in_every_step: with `parts`: an optimizer step has rows of every part instead, as nearly in proportion as can
+            be, and all steps are equally long to one row.
         seed: of the shuffling.
         num_replicas: processes that share the rows; by default those of torch.distributed, or 1.
         rank: which of them this is.
@@ -72,6 +74,7 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         group_by_length: bool | None = None,
         groups: Sequence[tuple[int, float]] | None = None,
         parts: Sequence[int] | None = None,
+        in_every_step: bool = False,
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,
@@ -88,6 +91,8 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
             raise ValueError("groups need shuffle: without it every row comes once")
         if parts is not None and not (shuffle and batch_size is not None):
             raise ValueError("parts need shuffle and batch_size")
+        if in_every_step and parts is None:
+            raise ValueError("in_every_step needs parts")
         decided = not packing if tokens_per_batch is not None and shuffle else None
         if None not in (decided, group_by_length) and decided != group_by_length:
             raise ValueError(f"group_by_length={group_by_length} has no effect with tokens_per_batch, {packing=}")
@@ -100,11 +105,14 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         self.group_by_length = decided if decided is not None else group_by_length in (None, True)
         self.groups = None if groups is None else [(rows, float(weight)) for rows, weight in groups]
         self.parts = None if parts is None else torch.as_tensor(parts, dtype=torch.long)
+        self.in_every_step = in_every_step
         self.epoch_of: Callable[[int], int] | None = None
         self._start = 0
         self._width = partial(padded_length, multiple_of=self.pad_to_multiple_of)
         self._lengths = torch.as_tensor(lengths, dtype=torch.long)
         self._rows = WeightedRows(self._lengths, self.groups or [(len(lengths), 1.0)], _generator(f"{seed}/groups"))
+        if in_every_step:
+            self._steps()  # Raises in every epoch or in none, so do it before training.
         if tokens_per_batch is not None and len(lengths):
             longest = int(self._lengths.argmax())
             if self._width(int(lengths[longest])) > tokens_per_batch:
@@ -122,8 +130,8 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
 
     @cached_property
     def parts_digest(self) -> str | None:
-        """A short hash of all rows' parts, if there are any."""
-        return None if self.parts is None else _digest(self.parts)
+        """A short hash of all rows' parts, if there are any, and of how steps have them."""
+        return None if self.parts is None else _digest(self.parts) + ("/every step" if self.in_every_step else "")
 
     @property
     def order_options(self) -> dict[str, Any]:
@@ -163,6 +171,8 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         """Batches that each rank yields in a whole epoch, also if the next one is begun inside."""
         if self.batch_size is not None:
             together = self.batch_size * self.num_replicas
+            if self.in_every_step:
+                return self.accumulate * math.ceil(len(self._rows) / (together * self.accumulate))
             if self.parts is not None:  # Every epoch has equally many rows of each.
                 counts: list[int] = torch.bincount(self.parts[self._rows.of_epoch(0)]).tolist()
                 return self.accumulate * sum(math.ceil(count / (together * self.accumulate)) for count in counts)
@@ -199,10 +209,22 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
         return self._plan.draw(rows, _generator(key)) if self.shuffle else self._steps_in_order
 
     def _steps_by_part(self, rows: Tensor, parts: Tensor, key: str) -> list[list[list[int]]]:
-        """As `_steps`, an optimizer step having rows of one part alone."""
+        """As `_steps`, an optimizer step having rows of one part alone, or of every one."""
         assert self.batch_size is not None
         together = self.batch_size * self.num_replicas
         size = together * self.accumulate
+        arranged = self._in_proportion if self.in_every_step else self._taking_turns
+        ranks = range(self.num_replicas)
+        found = []
+        for step in arranged(rows, parts, key, size):
+            stand_in = ~min(step, key=lambda row: int(self.lengths[row]))
+            # As many batches as any other step, or the windows of accumulation would no longer begin with a step.
+            for start in range(0, size, together):
+                batch = step[start : start + together]
+                found.append([batch[rank :: self.num_replicas] if batch else [stand_in] for rank in ranks])
+        return found
+
+    def _taking_turns(self, rows: Tensor, parts: Tensor, key: str, size: int) -> list[list[int]]:
         turns: list[tuple[float, int, list[int]]] = []
         for part in sorted(set(parts.tolist())):
             steps = global_batches(
@@ -214,14 +236,31 @@ class LengthGroupedBatchSampler(DistributedSampler[Any]):
             )
             # Step k of n ends its share of the epoch at k/n, so that the last one, which may be short, comes last.
             turns += [((k + 1) / len(steps), -len(steps), step) for k, step in enumerate(steps)]
-        ranks = range(self.num_replicas)
+        return [step for _, _, step in sorted(turns, key=lambda turn: turn[:2])]
+
+    def _in_proportion(self, rows: Tensor, parts: Tensor, key: str, size: int) -> list[list[int]]:
+        # Row j of a part's n stands in the middle of its n-th of the epoch, so that any stretch has all in proportion.
+        placed: list[tuple[float, int, int]] = []
+        numbers = sorted(set(parts.tolist()))
+        for part in numbers:
+            mine = rows[parts == part].tolist()
+            order = torch.randperm(len(mine), generator=_generator(f"{key}/{part}")).tolist()
+            placed += [((j + 0.5) / len(mine), part, mine[k]) for j, k in enumerate(order)]
+        placed.sort()
+        count = math.ceil(len(placed) / size)
         found = []
-        for _, _, step in sorted(turns, key=lambda turn: turn[:2]):
-            stand_in = ~min(step, key=lambda row: int(self.lengths[row]))
-            # As many batches as any other step, or the windows of accumulation would no longer begin with a step.
-            for start in range(0, size, together):
-                batch = step[start : start + together]
-                found.append([batch[rank :: self.num_replicas] if batch else [stand_in] for rank in ranks])
+        for k in range(count):
+            step = placed[k * len(placed) // count : (k + 1) * len(placed) // count]
+            lacking = set(numbers) - {part for _, part, _ in step}
+            if lacking:
+                few = min(lacking)
+                raise UserError(
+                    f"Part {few} (counted from 0) has {int((parts == few).sum())} of {len(placed)} training rows, too "
+                    f"few for each of {count} optimizer steps to have one, as model.schedule needs. Raise "
+                    "data.batch_size, trainer.accumulate_grad_batches or the weight of the part's sources."
+                )
+            drawn = [row for _, _, row in step]
+            found.append(sorted(drawn, key=lambda row: -self.lengths[row]) if self.group_by_length else drawn)
         return found
 
     @cached_property

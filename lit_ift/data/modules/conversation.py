@@ -211,8 +211,13 @@ class ConversationDataModule(L.LightningDataModule):
         """How the rows of a split that is set up become batches."""
         return SplitBatches(self.datasets[split], options)
 
+    @property
+    def parts_in_every_step(self) -> bool:
+        """Whether an optimizer step has rows of every part."""
+        return False
+
     def train_parts(self) -> Sequence[int] | None:
-        """Number of each training row's part where an optimizer step has rows of one part alone; else None."""
+        """Number of each training row's part where optimizer steps have rows of one part, or of all; else None."""
         return None
 
     # Rows --------------------------------------------------------------------------------------------------------
@@ -377,6 +382,7 @@ class ConversationDataModule(L.LightningDataModule):
                 group_by_length=self.group_by_length,
                 groups=self.train_groups(),
                 parts=self.train_parts(),
+                in_every_step=self.parts_in_every_step,
                 seed=self.seed,
             )
         self._cursor.prepare(sampler)

@@ -147,6 +147,9 @@ class FeedbackDataModule(InstructionDataModule):
     Rows that the trainer's module does not train on are refused in `setup`. A module that compares answers with
     mismatched ones (``needs_mismatched``) gets one as a further side of each unpaired row and of each pair.
 
+    For a module that trains one part in each step (attribute ``choice``, an option ``schedule``) every optimizer step
+    has rows of every part, in proportion; it needs `batch_size`, and no `interleave_parts`.
+
     With `tokens_per_batch` and without `packing`, every row counts as if it had as many answers as the row with the
     most, for all answers of a batch are padded alike. If rows have different numbers of answers, `packing` is the
     better choice.
@@ -175,11 +178,31 @@ class FeedbackDataModule(InstructionDataModule):
                 "data.batch_size instead."
             )
         self.interleave_parts = interleave_parts
+        self._in_every_step = False
 
     def train_parts(self) -> Sequence[int] | None:
-        """Number of each training row's part with `interleave_parts`; else None."""
+        """Number of each training row's part with `interleave_parts` or a module's schedule; else None."""
         parts = self.datasets["train"].parts
-        return parts.of_rows.tolist() if self.interleave_parts and parts is not None else None
+        wanted = self.interleave_parts or self._in_every_step
+        return parts.of_rows.tolist() if wanted and parts is not None else None
+
+    @property
+    def parts_in_every_step(self) -> bool:
+        """Whether the module trains one part in each step, which it chooses."""
+        return self._in_every_step
+
+    def _check_schedule(self) -> None:
+        """Refuse what a module cannot choose in."""
+        if self.interleave_parts:
+            raise UserError(
+                "data.interleave_parts gives an optimizer step rows of one part, and model.schedule chooses among the "
+                "parts in each. Set one of them."
+            )
+        if self.tokens_per_batch is not None:
+            raise UserError(
+                "model.schedule needs rows of every part in each step, which data.tokens_per_batch leaves open. Set "
+                "data.batch_size instead."
+            )
 
     def _check_interleaving(self, module: L.LightningModule, parts: RowParts | None) -> None:
         """Refuse what would have no effect."""
@@ -216,7 +239,12 @@ class FeedbackDataModule(InstructionDataModule):
         if not np.array_equal(partners, self.datasets[split].partners):
             self.datasets[split] = EncodedDataset(rows, partners=partners, max_length=self.max_length)
         self.datasets[split].parts = found
-        if split == "train" and self.interleave_parts:
+        if split != "train":
+            return
+        self._in_every_step = getattr(module, "choice", None) is not None
+        if self._in_every_step:
+            self._check_schedule()
+        elif self.interleave_parts:
             self._check_interleaving(module, found)
 
     def batches(self, split: Split, options: BatchOptions) -> SplitBatches:

@@ -432,6 +432,46 @@ def test_every_step_has_one_part_and_every_row_comes_once(parts, world, batch_si
     assert list(sampler) == batches[start:]
 
 
+@pytest.mark.parametrize(("world", "batch_size", "accumulate"), [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
+def test_every_step_has_rows_of_all_parts_in_proportion(world: int, batch_size: int, accumulate: int) -> None:
+    parts = [0] * 60 + [1] * 22
+    lengths = some_lengths(len(parts))
+    options = {"parts": parts, "in_every_step": True, "seed": 3}
+    seen = []
+    for epoch in range(2):
+        ranks = rank_batches(lengths, world, epoch=epoch, batch_size=batch_size, accumulate=accumulate, **options)
+        batches = [[row for batch in batches for row in batch if row >= 0] for batches in zip(*ranks, strict=True)]
+        steps = [
+            [row for batch in batches[k : k + accumulate] for row in batch] for k in range(0, len(batches), accumulate)
+        ]
+        assert sorted(row for step in steps for row in step) == list(range(82))
+        assert {len(step) for step in steps} == {7, 8}  # 11 steps: none is left with two rows.
+        assert {sum(parts[row] for row in step) for step in steps} <= {1, 2, 3}
+        seen.append(steps)
+        whole = rank_batches(lengths, 1, epoch=epoch, batch_size=8, **options)[0]
+        assert [sorted(step) for step in steps] == [sorted(step) for step in whole]
+        sampler = LengthGroupedBatchSampler(
+            lengths, num_replicas=world, rank=0, batch_size=batch_size, accumulate=accumulate, **options
+        )
+        assert len(sampler) == len(batches) == 11 * accumulate
+    assert seen[0] != seen[1]
+
+
+def test_a_part_too_small_for_every_step_is_refused() -> None:
+    options = {"batch_size": 4, "parts": [0] * 38 + [1] * 2}
+    with pytest.raises(UserError, match=r"Part 1 .* has 2 of 40 training rows, too few for each of 10 optimizer steps"):
+        LengthGroupedBatchSampler(some_lengths(40), in_every_step=True, **options)
+    with pytest.raises(ValueError, match="in_every_step needs parts"):
+        LengthGroupedBatchSampler(some_lengths(40), batch_size=4, in_every_step=True)
+    one, other = (
+        LengthGroupedBatchSampler(some_lengths(4), batch_size=4, parts=[0, 0, 1, 1], in_every_step=every).order_options[
+            "parts"
+        ]
+        for every in (False, True)
+    )
+    assert one != other
+
+
 def test_parts_are_told_apart_on_resuming_and_need_a_step_of_known_size() -> None:
     lengths = some_lengths(4)
     without, one, other = (

@@ -352,6 +352,26 @@ def test_turns_that_make_no_sense(paths: dict[str, str], tokenizer) -> None:
         setup(module, *both, interleave_parts="yes")
 
 
+def test_a_module_that_chooses_a_part_gets_rows_of_all_in_every_step(paths: dict[str, str], tokenizer) -> None:
+    def made(**options: Any) -> FeedbackDataModule:
+        options = {"batch_size": 2, **options}
+        data = FeedbackDataModule([paths["instruction"], paths["scored"]], tokenizer=tokenizer, cache=False, **options)
+        with_trainer(data, module).trainer.accumulate_grad_batches = 2
+        data.setup("fit")
+        return data
+
+    module = mixed(instruction=taker("instruction"), scored=taker("scored"))
+    module.choice = object()
+    batches = list(made().train_dataloader())
+    for first, second in zip(batches[::2], batches[1::2], strict=True):
+        for part in module.parts:
+            assert any(first[part]["row_ids"] + second[part]["row_ids"])
+    with pytest.raises(UserError, match=r"data\.interleave_parts .* and model\.schedule chooses .* Set one of them"):
+        made(interleave_parts=True)
+    with pytest.raises(UserError, match=r"model\.schedule needs .* data\.tokens_per_batch leaves open"):
+        made(batch_size=None, tokens_per_batch=500)
+
+
 # Mismatched answers ----------------------------------------------------------------------------------------------
 
 
