@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 
 from lit_ift.callbacks import HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
 from lit_ift.callbacks.curves import filled_panels
-from lit_ift.callbacks.export import _turn_ends
 from lit_ift.chat import Conversation, Example
 from lit_ift.data import EncodedRow, ReportBuilder, Row, TaskItem, TasksDataModule
 from lit_ift.data.modules.verifiable import VerifiableDataModule
 from lit_ift.errors import UserError
+from lit_ift.export.card import run_metadata
 from lit_ift.modules import IFTModule, SFTModule
 
 pytestmark = pytest.mark.slow
@@ -229,5 +229,15 @@ def test_control_tokens_that_end_trained_turns_are_stop_tokens() -> None:
         builder.keep(
             Row("instruction", "f:1", {"answer": conversation}), EncodedRow("instruction", "f:1", {"answer": example})
         )
-    assert _turn_ends({"train": builder.build()}) == [1, 2]
-    assert _turn_ends({"val": builder.build()}) == []
+    summary = builder.build().summary()
+    for split, expected in (("train", [1, 2]), ("val", [])):
+        metadata = run_metadata(
+            module_class="SFTModule",
+            base_model=None,
+            source=None,
+            config={},
+            metrics={},
+            reports={split: summary},
+            tokenizer=tiny_tokenizer(),
+        )
+        assert metadata["stop_token_ids"] == expected

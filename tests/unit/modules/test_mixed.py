@@ -13,6 +13,7 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 from lit_ift.errors import UserError
+from lit_ift.models.source import ModelSource
 from lit_ift.modules import CausalLMModule, ContrastiveWeights, IFTModule, MixedModule, PreferenceModule
 from lit_ift.modules.mixed import ObjectivePart
 
@@ -177,7 +178,7 @@ def test_a_checkpoint_is_loaded_with_its_parts(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "mixed.ckpt")
     loaded = MixedModule.load_from_checkpoint(tmp_path / "mixed.ckpt", model=tiny_model(seed=1), weights_only=True)
     assert loaded.part_weights == module.part_weights
-    assert loaded.parts["instruction"].lam_schedule.value == 0.3
+    assert loaded.parts["instruction"].token_input.schedule.value == 0.3
     torch.testing.assert_close(loaded.state_dict(), module.state_dict())
 
 
@@ -207,8 +208,8 @@ def test_parts_leave_the_dropout_of_a_ready_model_alone(options: dict[str, Any])
 def test_the_reference_of_a_part_is_loaded_as_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[dict[str, Any]] = []
 
-    def load(model: str, **options: Any) -> Any:
-        loaded.append({"model": model, **options})
+    def load(model: ModelSource, **options: Any) -> Any:
+        loaded.append(options | {"model": model.path, "revision": model.revision})
         return tiny_model()
 
     monkeypatch.setattr("lit_ift.modules.base.load_model", load)
@@ -220,5 +221,5 @@ def test_the_reference_of_a_part_is_loaded_as_the_model_is(monkeypatch: pytest.M
     ] * 2
 
 
-def load_here(model: str, **_: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(model) if Path(model).is_dir() else tiny_model()
+def load_here(model: ModelSource, **_: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(model.path) if model.is_local else tiny_model()
