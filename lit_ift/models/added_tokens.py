@@ -18,12 +18,7 @@ def check_added_tokens(tokens: Sequence[str] | None) -> None:
     Raises:
         UserError: they are no list of different texts without white space.
     """
-    good = tokens is None or (
-        isinstance(tokens, list | tuple)
-        and all(isinstance(token, str) and token and token.split() == [token] for token in tokens)
-        and len(set(tokens)) == len(tokens)
-    )
-    if not good:
+    if tokens and (len(set(tokens)) < len(tokens) or any(token.split() != [token] for token in tokens)):
         raise UserError(
             f"model.added_tokens={tokens!r} must be a list of different texts without white space, such as "
             '["<|im_start|>", "<|im_end|>"].'

@@ -35,7 +35,7 @@ def test_bad_maps_say_what_to_mend(rows: list[str] | str, message: str) -> None:
 
 
 def test_gymnasium_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gymnasium.envs.toy_text.frozen_lake", None)
+    monkeypatch.setitem(sys.modules, "gymnasium.envs.toy_text", None)
     with pytest.raises(UserError, match=r"pip install 'lit-ift\[lake\]'"):
         make_lake("4x4")
 

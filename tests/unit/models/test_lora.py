@@ -108,5 +108,5 @@ def test_quantization_needs_bitsandbytes_and_an_adapter(monkeypatch: pytest.Monk
             call()
     with pytest.raises(ValueError, match="set lora"):
         SFTModule("a/model", quantization="nf4")
-    with pytest.raises(UserError, match="is not one of nf4, fp4, int8"):
+    with pytest.raises(ValueError, match="quantization='nf8' must be one of 'nf4', 'fp4', 'int8'"):
         SFTModule("a/model", lora={}, quantization="nf8")  # type: ignore[arg-type]
