@@ -225,7 +225,7 @@ def test_recorder_resumes(tmp_path: Path) -> None:
 
 
 def test_recorder_refuses(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stage='test' is not one of 'train', 'val'"):
+    with pytest.raises(ValueError, match="stage='test' must be one of 'train', 'val'"):
         ConfidenceRecorder("test")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"needs SFTModule.*IFTModule"):
         fit(IFTModule(tiny_model()), ConfidenceRecorder(path=tmp_path / "c.jsonl"))

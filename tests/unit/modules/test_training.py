@@ -205,7 +205,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     torch.load(path, weights_only=True)
     loaded = IFTModule.load_from_checkpoint(path, model=tiny_model(seed=5))
     assert loaded.hparams["lam"] == 0.3
-    assert loaded.gamma == 0.5
+    assert loaded.hparams["gamma"] == loaded.token_loss.options["gamma"] == 0.5
     for ours, theirs in zip(loaded.model.parameters(), module.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
