@@ -35,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> dict[str,
         log = (folder / f"{name}.log").open("w")
         launched[name] = (subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), ranks)
     for name, (process, _) in launched.items():
-        assert process.wait(timeout=900) == 0, (folder / f"{name}.log").read_text()[-6000:]
+        assert process.wait(timeout=1800) == 0, (folder / f"{name}.log").read_text()[-6000:]
     return {
         name: [json.loads((folder / f"{name}.{rank}").read_text()) for rank in range(ranks)]
         for name, (_, ranks) in launched.items()

@@ -38,7 +38,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What the ranks of all launches saw."""
     folder = tmp_path_factory.mktemp("invariance")
     command = [sys.executable, str(SCRIPT), str(folder), "--epochs", str(EPOCHS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stderr[-6000:]
     return collect(folder)
 
