@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_ift.losses.checks import check_number, check_positive, check_same_length
+from lit_ift.losses.checks import check_same_length
 from lit_ift.losses.pair.arithmetic import log_ratios, reward_metrics, sigmoid_loss
-from lit_ift.options import NonNegative, Positive
+from lit_ift.options import NonNegative, Positive, checked
 
 Variant = Literal["tdpo1", "tdpo2"]
 
@@ -72,10 +72,9 @@ def tdpo_loss(
     return losses, {**metrics, "kl/chosen": chosen_kl.detach(), "kl/rejected": rejected_kl.detach()}
 
 
-def check_weight_options(k: float, mu: float, low: float, high: float) -> None:
+@checked
+def check_weight_options(k: Positive, mu: Positive, low: float, high: float) -> None:
     """Raise ValueError, naming the option and its value, unless all four are usable in ``importance_weights``."""
-    check_positive(k=k, mu=mu)
-    check_number(low=low, high=high)
     if not low <= high:
         raise ValueError(f"low={low} must be at most high={high}")
 
