@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from lit_ift.losses.checks import check_same_length
-from lit_ift.losses.pair.arithmetic import log_ratios, reward_metrics
+from lit_ift.losses.pair.arithmetic import implicit_rewards, log_ratios, reward_metrics
 from lit_ift.options import Positive
 
 
@@ -38,8 +38,9 @@ def nca_loss(
     Raises:
         ValueError: shapes differ.
     """
-    chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    chosen, rejected = beta * chosen, beta * rejected
+    chosen, rejected = implicit_rewards(
+        chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps, beta=beta
+    )
     losses = -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
     return losses, reward_metrics(chosen, rejected)
 
@@ -115,8 +116,9 @@ def apo_zero_loss(
     Raises:
         ValueError: shapes differ.
     """
-    chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    chosen, rejected = beta * chosen, beta * rejected
+    chosen, rejected = implicit_rewards(
+        chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps, beta=beta
+    )
     return (-chosen).sigmoid() + rejected.sigmoid(), reward_metrics(chosen, rejected)
 
 
@@ -153,8 +155,9 @@ def apo_down_loss(
     Raises:
         ValueError: shapes differ.
     """
-    chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    chosen, rejected = beta * chosen, beta * rejected
+    chosen, rejected = implicit_rewards(
+        chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps, beta=beta
+    )
     return chosen.sigmoid() + (rejected - chosen).sigmoid(), reward_metrics(chosen, rejected)
 
 
@@ -234,6 +237,8 @@ def bco_loss(
         ValueError: shapes differ.
     """
     check_same_length(chosen_logps=chosen_logps, log_ratio_mean=log_ratio_mean)
-    chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    chosen, rejected, shift = beta * chosen, beta * rejected, beta * log_ratio_mean.detach()
+    chosen, rejected = implicit_rewards(
+        chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps, beta=beta
+    )
+    shift = beta * log_ratio_mean.detach()
     return -logsigmoid(chosen - shift) - logsigmoid(shift - rejected), reward_metrics(chosen, rejected)

@@ -45,6 +45,26 @@ def log_ratios(
     return chosen_logps - reference_chosen_logps, rejected_logps - reference_rejected_logps
 
 
+def implicit_rewards(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    *,
+    beta: float,
+    reference_free: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``β (log π - log π_ref)`` of both answers, (P,) each; see `log_ratios`."""
+    chosen, rejected = log_ratios(
+        chosen_logps,
+        rejected_logps,
+        reference_chosen_logps,
+        reference_rejected_logps,
+        reference_free=reference_free,
+    )
+    return beta * chosen, beta * rejected
+
+
 def sigmoid_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """``-(1 - ε) log σ(margin) - ε log σ(-margin)``, (P,)."""
     if label_smoothing == 0:

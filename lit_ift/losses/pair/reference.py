@@ -12,7 +12,14 @@ from torch.nn.functional import logsigmoid
 
 from lit_ift.losses.checks import check_same_length
 from lit_ift.losses.masking import mean_logps
-from lit_ift.losses.pair.arithmetic import LabelSmoothing, bounded_expm1, log_ratios, reward_metrics, sigmoid_loss
+from lit_ift.losses.pair.arithmetic import (
+    LabelSmoothing,
+    bounded_expm1,
+    implicit_rewards,
+    log_ratios,
+    reward_metrics,
+    sigmoid_loss,
+)
 from lit_ift.options import Positive, Range
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
@@ -53,14 +60,14 @@ def dpo_loss(
     Raises:
         ValueError: shapes differ.
     """
-    chosen, rejected = log_ratios(
+    chosen, rejected = implicit_rewards(
         chosen_logps,
         rejected_logps,
         reference_chosen_logps,
         reference_rejected_logps,
+        beta=beta,
         reference_free=reference_free,
     )
-    chosen, rejected = beta * chosen, beta * rejected
     return sigmoid_loss(chosen - rejected, label_smoothing), reward_metrics(chosen, rejected)
 
 
@@ -97,8 +104,9 @@ def robust_dpo_loss(
     Raises:
         ValueError: shapes differ.
     """
-    chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    chosen, rejected = beta * chosen, beta * rejected
+    chosen, rejected = implicit_rewards(
+        chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps, beta=beta
+    )
     h = chosen - rejected
     losses = (-(1 - label_smoothing) * logsigmoid(h) + label_smoothing * logsigmoid(-h)) / (1 - 2 * label_smoothing)
     return losses, reward_metrics(chosen, rejected)
@@ -196,14 +204,14 @@ def hinge_loss(
     Raises:
         ValueError: shapes differ.
     """
-    chosen, rejected = log_ratios(
+    chosen, rejected = implicit_rewards(
         chosen_logps,
         rejected_logps,
         reference_chosen_logps,
         reference_rejected_logps,
+        beta=beta,
         reference_free=reference_free,
     )
-    chosen, rejected = beta * chosen, beta * rejected
     return (1 - (chosen - rejected)).relu(), reward_metrics(chosen, rejected)
 
 
@@ -242,8 +250,9 @@ def exo_loss(
     Raises:
         ValueError: shapes differ.
     """
-    chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    chosen, rejected = beta * chosen, beta * rejected
+    chosen, rejected = implicit_rewards(
+        chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps, beta=beta
+    )
     h = chosen - rejected
     losses = h.sigmoid() * (logsigmoid(h) - math.log1p(-label_smoothing))
     losses = losses + (-h).sigmoid() * (logsigmoid(-h) - math.log(label_smoothing))

@@ -5,7 +5,7 @@ from torch.nn.functional import logsigmoid
 
 from lit_ift.losses.checks import check_same_length
 from lit_ift.losses.masking import mean_logps
-from lit_ift.losses.pair.arithmetic import bounded_expm1, log_ratios, reward_metrics
+from lit_ift.losses.pair.arithmetic import bounded_expm1, implicit_rewards, log_ratios, reward_metrics
 from lit_ift.options import Positive
 
 
@@ -85,8 +85,9 @@ def discopop_loss(
     Raises:
         ValueError: shapes differ.
     """
-    chosen, rejected = log_ratios(chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    chosen, rejected = beta * chosen, beta * rejected
+    chosen, rejected = implicit_rewards(
+        chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps, beta=beta
+    )
     h = chosen - rejected
     losses = -(-h / tau).sigmoid() * logsigmoid(h) + (h / tau).sigmoid() * (1 + bounded_expm1(-h))
     return losses, reward_metrics(chosen, rejected)
