@@ -4,6 +4,7 @@ Shapes: B examples, N trained positions of a batch, R rows and K trained positio
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Final
 
 import numpy as np
@@ -27,6 +28,7 @@ class KeptPredictions:
         counts: trained positions of each row, (R,).
 
     Attributes:
+        row_ids: as given.
         tokens: predicted token ids, row by row, `UNKNOWN` where there is none, (K,).
 
     Raises:
@@ -34,6 +36,7 @@ class KeptPredictions:
     """
 
     def __init__(self, row_ids: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
+        self.row_ids = row_ids
         self._row_of = {row_id: row for row, row_id in enumerate(row_ids)}
         if len(self._row_of) < len(row_ids):
             twice = next(row_id for row, row_id in enumerate(row_ids) if self._row_of[row_id] != row)
@@ -43,6 +46,12 @@ class KeptPredictions:
             )
         self._ends = np.concatenate([[0], np.cumsum(counts)])
         self.tokens: Tokens = np.full(int(self._ends[-1]), UNKNOWN, dtype=np.int32)
+
+    def blank(self) -> "KeptPredictions":
+        """None yet, for the same rows."""
+        other = copy(self)
+        other.tokens = np.full_like(self.tokens, UNKNOWN)
+        return other
 
     def unknown_rows(self) -> list[int]:
         """Rows that have a trained position without a prediction."""

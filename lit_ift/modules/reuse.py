@@ -17,7 +17,9 @@ from torch import Tensor
 from lit_ift.data.rows import ROW_KINDS
 from lit_ift.errors import UserError
 from lit_ift.losses.logprobs import Select
+from lit_ift.modules.kept_arrays import KeptArray, datasets_of, default_folder, policy_key, weights_digest
 from lit_ift.modules.kept_predictions import UNKNOWN, KeptPredictions
+from lit_ift.modules.row_passes import pass_over_answers
 from lit_ift.modules.stepping import Batch
 
 if TYPE_CHECKING:
@@ -64,8 +66,6 @@ class ReusedPredictions:
         """
         if module._trainer is None or module.trainer.state.fn != "fit":
             return
-        from lit_ift.modules.kept_arrays import datasets_of  # It imports the modules.
-
         self._dataset = datasets_of(module, ("train",), f"reuse_predictions={self.kind}", REMEDY)["train"]
         stored = self._dataset.rows
         self._rows = np.flatnonzero(stored.kinds == ROW_KINDS.index("instruction")).tolist()
@@ -75,7 +75,7 @@ class ReusedPredictions:
             return
         if module.trainer.max_epochs == 1:
             raise _one_epoch()
-        self._new = KeptPredictions(stored.row_ids, stored.target_counts)
+        self._new = self._old.blank()
 
     def begin(self, module: "CausalLMModule") -> None:
         """Turn to the next epoch where one begins; called before each training batch, on all ranks.
@@ -94,14 +94,12 @@ class ReusedPredictions:
                 raise _one_epoch()
         if trainer.current_epoch == self._epoch:
             return
-        self._share(module, self._new)
+        self._new.tokens = self._merged(module, self._new)
         missing = sorted(set(self._new.unknown_rows()) & set(self._rows))
         if missing:
             self._predict(module, missing, self._new)
-            self._share(module, self._new)
-        assert self._old is not None
-        self._old.tokens = self._new.tokens.copy()
-        self._new.tokens.fill(UNKNOWN)
+            self._new.tokens = self._merged(module, self._new)
+        self._old, self._new = self._new, self._new.blank()
         self._epoch = trainer.current_epoch
 
     def of(self, module: "CausalLMModule", batch: Batch) -> Tensor | None:
@@ -154,8 +152,6 @@ class ReusedPredictions:
         self._restored = None
 
     def _predict_initially(self, module: "CausalLMModule", kept: KeptPredictions) -> None:
-        from lit_ift.modules.kept_arrays import KeptArray, default_folder, policy_key, weights_digest
-
         digest = module.trainer.strategy.broadcast(weights_digest(module.model))
         key = {
             "predict": self.name,
@@ -168,7 +164,7 @@ class ReusedPredictions:
         if tokens is None:
             began = time.monotonic()
             self._predict(module, self._rows, kept)
-            self._share(module, kept)
+            kept.tokens = self._merged(module, kept)
             rank_zero_info(
                 f"Predicted {int((kept.tokens != UNKNOWN).sum()):,} tokens of the training rows in "
                 f"{time.monotonic() - began:.1f} s, once, before training."
@@ -180,13 +176,10 @@ class ReusedPredictions:
 
     def _predict(self, module: "CausalLMModule", rows: Sequence[int], kept: KeptPredictions) -> None:
         """Predict rows with the policy as it is, each rank its share."""
-        from lit_ift.modules.row_passes import pass_over_answers
-
         row_of = {int(self._dataset.answer_offsets[row]): row for row in rows}
-        ids = self._dataset.rows.row_ids
 
         def take(answers: Sequence[int], predictions: Tensor) -> None:
-            kept.keep([ids[row_of[answer]] for answer in answers], predictions)
+            kept.keep([kept.row_ids[row_of[answer]] for answer in answers], predictions)
 
         compute = partial(self._predictions, module)
         pass_over_answers(module, self._dataset, list(row_of), compute, take, progress="predict train")
@@ -194,9 +187,6 @@ class ReusedPredictions:
     def _predictions(self, module: "CausalLMModule", batch: Batch) -> Tensor:
         hidden = module.hidden_states(module.embed(batch["input_ids"]), batch)
         return module.score(hidden, batch, select=self.predict).predictions
-
-    def _share(self, module: "CausalLMModule", kept: KeptPredictions) -> None:
-        kept.tokens = self._merged(module, kept)
 
     def _merged(self, module: "CausalLMModule", kept: KeptPredictions) -> Any:
         """What all ranks know together; of a row that several ranks had, the larger ids."""

@@ -1,7 +1,7 @@
 """Passes without gradient over the answers of a split, before training, shared out over ranks."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -42,8 +42,7 @@ def pass_over_answers(
     strategy = trainer.strategy
     rows = np.searchsorted(dataset.answer_offsets, np.asarray(answers, dtype=np.int64), side="right") - 1
     row_of = dict(zip(answers, rows.tolist(), strict=True))
-    lengths = _answer_lengths(dataset)
-    everything = _batches(answers, [lengths[answer] for answer in answers])
+    everything = _batches(answers, _lengths(dataset, row_of))
     batches = everything[trainer.global_rank :: trainer.world_size]
     # Ranks that share a sharded model compute together: one with a batch less goes through another's once more.
     idle = -(-len(everything) // trainer.world_size) - len(batches) if is_sharded(module.model) else 0
@@ -70,15 +69,9 @@ def _ready(module: CausalLMModule) -> Iterator[None]:
         yield
 
 
-def _answer_lengths(dataset: Any) -> list[int]:
-    """Tokens of every answer, in the order of the rows."""
-    step = 1024
-    return [
-        len(example.input_ids)
-        for start in range(0, len(dataset), step)
-        for row in dataset[list(range(start, min(start + step, len(dataset))))]
-        for example in row.sides.values()
-    ]
+def _lengths(dataset: Any, row_of: Mapping[int, int]) -> list[int]:
+    """Tokens of answers, given the row of each; one row is in memory at a time."""
+    return [len(_answer(dataset, row, answer).input_ids) for answer, row in row_of.items()]
 
 
 def _answer(dataset: Any, row: int, index: int) -> Example:

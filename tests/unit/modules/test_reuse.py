@@ -109,7 +109,7 @@ def test_predictions_are_found_on_disk_by_the_next_run(
     first, _ = fit(module_of("initial"), data_file, tmp_path)
     (file,) = (tmp_path / "data" / "predictions").glob("*.npy")
     assert np.load(file).min() >= 0
-    monkeypatch.setattr("lit_ift.modules.row_passes.pass_over_answers", None)
+    monkeypatch.setattr("lit_ift.modules.reuse.pass_over_answers", None)
     second, _ = fit(module_of("initial"), data_file, tmp_path)
     assert second.losses == first.losses
     monkeypatch.undo()
