@@ -67,6 +67,7 @@ class ReusedPredictions:
         if module._trainer is None or module.trainer.state.fn != "fit":
             return
         self._dataset = datasets_of(module, ("train",), f"reuse_predictions={self.kind}", REMEDY)["train"]
+        self._epoch = 0
         stored = self._dataset.rows
         self._rows = np.flatnonzero(stored.kinds == ROW_KINDS.index("instruction")).tolist()
         self._old = KeptPredictions(stored.row_ids, stored.target_counts)

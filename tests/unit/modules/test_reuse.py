@@ -138,6 +138,16 @@ def test_rows_that_an_epoch_left_out_are_predicted_at_its_end(data_file: Path, t
     assert watched.losses == pytest.approx(usual.losses, rel=1e-12)
 
 
+def test_a_second_fit_begins_anew(data_file: Path, tmp_path: Path) -> None:
+    module = module_of("epoch", rate=0.0)
+    first, _ = fit(module, data_file, tmp_path, epochs=2)
+    predicted: list[Any] = []
+    module.token_input.reused._predict = lambda *args: predicted.append(args)
+    second, _ = fit(module, data_file, tmp_path, epochs=2)
+    assert not predicted, "all rows were seen, so none is predicted beside the steps"
+    assert second.passes == first.passes
+
+
 def test_own_tokens_may_be_kept_too(data_file: Path, tmp_path: Path) -> None:
     def losses(**options: Any) -> Watched:
         module = SFTModule(
