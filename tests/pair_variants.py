@@ -1,7 +1,8 @@
-"""Every pair loss with every choice that its signature offers, and inputs for all of them."""
+"""Every pair loss with every choice that its signature offers, and inputs for all of them or for one pair by hand."""
 
 from collections.abc import Mapping
 from inspect import Parameter, signature
+from math import log
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -82,3 +83,14 @@ def agreeing(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inputs at the start of training: the reference gives what the policy gives."""
     own = {name.removeprefix("reference_"): name for name in inputs if name.startswith("reference_")}
     return {**inputs, **{reference: inputs[name].detach().clone() for name, reference in own.items()}}
+
+
+def ratios(chosen: float, rejected: float, beta: float = 0.5) -> dict[str, Tensor]:
+    """One pair with rewards ``log(chosen)`` and ``log(rejected)``, so that sigmoids are fractions."""
+    inputs = {
+        "chosen_logps": log(chosen) / beta - 7,
+        "rejected_logps": log(rejected) / beta - 11,
+        "reference_chosen_logps": -7.0,
+        "reference_rejected_logps": -11.0,
+    }
+    return {name: torch.tensor([value], dtype=torch.float64, requires_grad=True) for name, value in inputs.items()}

@@ -4,20 +4,9 @@ from math import log
 
 import pytest
 import torch
-from torch import Tensor
+from pair_variants import ratios
 
 from lit_ift.losses import dpo_loss, robust_dpo_loss
-
-
-def ratios(chosen: float, rejected: float, beta: float = 0.5) -> dict[str, Tensor]:
-    """One pair with rewards ``log(chosen)`` and ``log(rejected)``, so that sigmoids are fractions."""
-    inputs = {
-        "chosen_logps": log(chosen) / beta - 7,
-        "rejected_logps": log(rejected) / beta - 11,
-        "reference_chosen_logps": -7.0,
-        "reference_rejected_logps": -11.0,
-    }
-    return {name: torch.tensor([value], dtype=torch.float64, requires_grad=True) for name, value in inputs.items()}
 
 
 def test_hand_derived() -> None:
