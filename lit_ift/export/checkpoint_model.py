@@ -45,7 +45,7 @@ def checkpoint_model(
         A Hugging Face model, or a ``PeftModel``.
 
     Raises:
-        UserError: the weights are not those of such a model, or the model cannot be had.
+        UserError: the weights are not those of such a model, or the model cannot be obtained.
         OSError: ``scratch`` cannot be written.
     """
     lora = facts.module.get("lora")

@@ -82,7 +82,7 @@ def is_ultrachat(record: Record) -> bool:
 
 
 def parse_document(record: Record) -> Row:
-    """``text``: a document for continued pre-training, of which all is learned.
+    """``text``: a document for continued pre-training. The loss is on all of it.
 
     Raises:
         RowError: it is no text, or empty.

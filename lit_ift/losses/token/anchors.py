@@ -161,7 +161,7 @@ def psft_loss(
         data_weights: factor of each token's loss, (B, T); 1 if None.
         low: ε_low, at least 0. As every token is wanted, it never acts.
         high: ε_high, at least 0.
-        old_policy_steps: k, of which ``old_token_logps`` are made.
+        old_policy_steps: k, after how many optimizer steps π_old becomes the present policy.
 
     Returns:
         Losses (B,), and ``nll_loss``, the mean nll, and ``clipped``, the share of tokens without gradient, detached,

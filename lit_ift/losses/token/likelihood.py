@@ -227,7 +227,7 @@ def eaft_loss(
         token_top_entropies: H at each position [nats], no gradient, (B, T).
         data_weights: factor of each token's loss, (B, T); 1 if None.
         alpha: α, at least 0.
-        top_k: k, of which H is taken.
+        top_k: k, how many of the largest logits H takes in.
         normaliser: Z [nats]; ln k if not given, as in the paper. LLaMA-Factory has 3.0, Axolotl 1.
 
     Returns:

@@ -155,7 +155,7 @@ def batches(steps: int) -> list[dict[str, Any]]:
 
 
 class Rows:
-    """Eight batches of two rows, of which a resumed run gets the later ones."""
+    """Eight batches of two rows. A resumed run gets the later ones."""
 
     def __init__(self, start: int) -> None:
         self.start = start
