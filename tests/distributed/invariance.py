@@ -15,11 +15,10 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from inspect import Parameter, Signature, signature
 from itertools import product
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -53,8 +52,6 @@ from lit_ift import (
     UFTModule,
 )
 from lit_ift.distributed import FSDP2Strategy
-from lit_ift.losses import INPUTS, PAIR_LOSSES
-from lit_ift.losses.marks import is_in_batch
 from lit_ift.modules import ContrastiveWeights, ObjectivePart
 from lit_ift.modules.optim import ConstantSchedule
 
@@ -136,6 +133,7 @@ class Objective:
         precision: of the Trainer, where it is not that of the model.
         options_of_data: of the data module.
         steps: rows of each optimizer step of an epoch.
+        strategies: that it can be trained under.
     """
 
     module: type[CausalLMModule]
@@ -147,10 +145,11 @@ class Objective:
     precision: str | None = None
     options_of_data: dict[str, Any] = field(default_factory=dict)
     steps: tuple[int, ...] = (GLOBAL_BATCH, GLOBAL_BATCH, ROWS % GLOBAL_BATCH)
+    strategies: tuple[str, ...] = ("single", "ddp", "fsdp2")
 
     @property
     def splits(self) -> list[Split]:
-        return ALIKE if self.compares == "rank" else SPLITS
+        return [split for split in (ALIKE if self.compares == "rank" else SPLITS) if split.strategy in self.strategies]
 
     def reference(self, split: Split) -> Split:
         """The first split that must give the same as this one; may be this one."""
@@ -166,9 +165,6 @@ def pair_loss(loss: str, **options: Any) -> Objective:
     return Objective(PreferenceModule, {"loss": loss, **options}, ("preference",), lr=0.05)
 
 
-COMPARING: Final = [name for name, loss in PAIR_LOSSES.items() if is_in_batch(loss)]
-"""Pair losses that compare the pairs of a micro-batch."""
-
 ALL_KINDS: Final = ("instruction", "preference", "unpaired", "scored")
 LORA: Final = {"r": 4, "lora_alpha": 8}
 PARTS: Final = {
@@ -177,7 +173,7 @@ PARTS: Final = {
 }
 OBJECTIVES: Final[dict[str, Objective]] = {
     "sft": Objective(SFTModule, options_of_data={"group_by_length": False}),
-    "sft by token": Objective(SFTModule, {"reduction": "token"}),
+    "sft by token": Objective(SFTModule, {"reduction": "token"}, ("weighted",)),
     "ift": Objective(IFTModule, {"lam": 0.3}),
     "ift, noisy lambda": Objective(IFTModule, {"lam": 0.3, "lam_schedule": "linear", "lam_noise": 0.3}),
     "sftmix": Objective(SFTMixModule, compares="rank"),
@@ -200,17 +196,24 @@ OBJECTIVES: Final[dict[str, Objective]] = {
     "orpo": pair_loss("orpo"),
     "every pair loss": Objective(
         PreferenceModule,
-        {"loss": "invariance.sum_of_pair_losses", "reference": "model"},
+        {"loss": "loss_sums.of_pairs", "reference": "model"},
         ("gold",),
         lr=0.05,
     ),
     "every loss that compares pairs": Objective(
         PreferenceModule,
-        {"loss": "invariance.sum_of_comparing_losses"},
+        {"loss": "loss_sums.comparing_pairs"},
         ("preference",),
         compares="rank",
         lr=0.05,
     ),
+    "every token loss": Objective(
+        SFTModule, {"loss": "loss_sums.of_tokens", "reference": "model"}, ("weighted",), lr=0.05
+    ),
+    "every token loss that compares rows": Objective(
+        SFTModule, {"loss": "loss_sums.comparing_tokens"}, compares="rank"
+    ),
+    "psft, an old policy": Objective(SFTModule, {"loss": "loss_sums.nll_and_psft"}, strategies=("single", "ddp")),
     "ift, float32": Objective(IFTModule, {"lam": 0.3}, dtype="float32"),
     "dpo, float32": replace(pair_loss("dpo"), dtype="float32"),
     # Not IFT, whose greedy tokens change where rounding makes another one the best.
@@ -220,33 +223,6 @@ OBJECTIVES: Final[dict[str, Objective]] = {
     ),
     "dpo, bf16-mixed": replace(pair_loss("dpo"), dtype="float32", precision="bf16-mixed"),
 }
-
-
-def sum_of_losses(names: Sequence[str]) -> Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """The sum of some pair losses, with each of them as a metric; it asks for what any of them asks for."""
-    options: dict[str, dict[str, Any]] = {"sppo_hard": {"beta": 0.1}}  # By default it would drown all the others.
-    parameters = {name: signature(PAIR_LOSSES[name]).parameters.values() for name in names}
-    # What has a default is for an option that is off.
-    asked = {name: [p.name for p in found if p.default is Parameter.empty] for name, found in parameters.items()}
-    inputs = [name for name in INPUTS if any(name in of_loss for of_loss in asked.values())]
-
-    def total(*tensors: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        given = dict(zip(inputs, tensors, strict=True))
-        losses = {}
-        for name in names:
-            loss, _ = PAIR_LOSSES[name](*map(given.__getitem__, asked[name]), **options.get(name, {}))
-            losses[f"of/{name}"] = loss
-        return torch.stack([*losses.values()]).sum(0), {name: values.detach() for name, values in losses.items()}
-
-    total.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_ONLY) for name in inputs])  # type: ignore[attr-defined]
-    return total
-
-
-sum_of_comparing_losses = sum_of_losses(COMPARING)
-"""All pair losses that compare pairs with each other."""
-
-sum_of_pair_losses = sum_of_losses([name for name in PAIR_LOSSES if name not in COMPARING])
-"""All that judge each pair by itself."""
 
 
 # Runs -------------------------------------------------------------------------------------------------------------
@@ -299,6 +275,16 @@ def rows_of_every_kind() -> dict[str, list[dict[str, Any]]]:
         "scored": [{**row, "score": i / ROWS} for i, row in enumerate(plain)],
         "preference": pairs,
         "gold": [{**pair, "gold": f"{pair['chosen']}!"} for pair in pairs],
+        # Some micro-batches have no row with a weight.
+        "weighted": [
+            {
+                "messages": [
+                    {"role": "user", "content": row["prompt"]},
+                    {"role": "assistant", "content": row["completion"], **({} if i % 3 else {"weight": 0.3 + i / 10})},
+                ]
+            }
+            for i, row in enumerate(plain)
+        ],
     }
 
 
@@ -343,7 +329,8 @@ def fit(
         lr_scheduler=partial(ConstantSchedule, warmup=0),
         **options,
     )
-    data_class = InstructionDataModule if objective.rows == ("instruction",) else FeedbackDataModule
+    of_instructions = objective.rows in (("instruction",), ("weighted",))
+    data_class = InstructionDataModule if of_instructions else FeedbackDataModule
     data = data_class(
         sources(folder, objective.rows),
         batch_size=split.rows,
