@@ -2,12 +2,14 @@
 
 Usage: python benchmarks/objectives.py --pairs TRAIN VAL --instructions TRAIN VAL --scored TRAIN VAL
        [--scored-pairs TRAIN VAL] [--only dpo simpo] [--model ID] [--steps 24] [--batch 4] [--max-length 192]
-       [--lr 1e-5] [--out FILE.csv]
+       [--lr 1e-5] [--layers 6] [--out FILE.csv]
 
-Every objective begins with the same weights and has the same budget. Rows longer than --max-length are left out. The
+Every objective begins with the same weights and has the same budget; with --layers the last layers alone are trained,
+which takes half the time. Rows longer than --max-length are left out. The
 table tells the validation loss before and after, and for pairs the share of held-out pairs whose chosen answer has
 the higher reward, as the objective defines it (for TIS-DPO, without the weights of its tokens), and the nll
-where an objective logs it beside its loss. One line of CSV is written as each run ends.
+where an objective logs it beside its loss. One line of CSV is written as each run ends; objectives that --out has
+already are left out, so that a run which was stopped goes on where it was.
 
 GDPO and GIPO learn from pairs with soft labels: --scored-pairs has rows with score_chosen and score_rejected, and the
 label is σ(score_chosen - score_rejected).
@@ -26,7 +28,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import lightning as L
 import torch
@@ -50,6 +52,7 @@ from lit_ift.modules import (
 )
 from lit_ift.modules.inputs import INPUT_KINDS
 from lit_ift.modules.optim import ConstantSchedule
+from lit_ift.modules.part_schedule import PartSchedule
 
 MEASURES = {"loss": "val/loss", "accuracy": "rewards/accuracies", "nll": "nll_loss"}
 """Columns, before and after training, and how the names of their metrics end."""
@@ -79,12 +82,17 @@ class Run:
     Args:
         module: its class.
         options: its arguments.
-        rows: which of the files it learns from, by the names of the options; ``all`` for every one of them.
+        rows: which of the files it learns from, by the names of the options, joined by ``+``.
+        max_rows: first rows of each training file that are used, where it must be few.
     """
 
     module: type[CausalLMModule]
     options: dict[str, Any] = field(default_factory=dict)
     rows: str = "pairs"
+    max_rows: int | None = None
+
+
+PARTS = {"instruction": ObjectivePart("IFTModule"), "preference": ObjectivePart("PreferenceModule")}
 
 
 def runs() -> dict[str, Run]:
@@ -93,16 +101,17 @@ def runs() -> dict[str, Run]:
         # The loss nll on the input true_tokens.
         "sft": Run(SFTModule, rows="instructions"),
         "ift": Run(IFTModule, {"lam": 0.2, "gamma": 0.95}, "instructions"),
-        "ift, predictions reused": Run(IFTModule, {"reuse_predictions": "initial"}, "instructions"),
+        "ift, predictions of the initial policy": Run(IFTModule, {"reuse_predictions": "initial"}, "instructions"),
+        # Two epochs at least.
+        "ift, predictions of the epoch before": Run(IFTModule, {"reuse_predictions": "epoch"}, "instructions", 20),
         "sftmix": Run(SFTMixModule, rows="instructions"),
         "kto": Run(KTOModule, rows="answers"),
         "uft": Run(UFTModule, {"beta": 0.05}, "instructions+pairs+answers+scored"),
-        "ift+dpo": Run(
-            MixedModule,
-            {"parts": {"instruction": ObjectivePart("IFTModule"), "preference": ObjectivePart("PreferenceModule")}},
-            "instructions+pairs",
-        ),
+        "ift+dpo": Run(MixedModule, {"parts": PARTS}, "instructions+pairs"),
     }
+    for kind in get_args(get_type_hints(PartSchedule)["kind"]):
+        schedule = PartSchedule(kind)
+        found[f"ift+dpo, {kind}"] = Run(MixedModule, {"parts": PARTS, "schedule": schedule}, "instructions+pairs")
     for name in PAIR_LOSSES:
         loss = PairLoss(name)
         # The name "sft" is that of the module; on pairs it is the likelihood of the chosen answer.
@@ -179,14 +188,21 @@ def contrastive_weights(files: dict[str, list[Path]], options: argparse.Namespac
     return ContrastiveWeights(*folders)
 
 
-def data_of(rows: str, files: dict[str, list[Path]], options: argparse.Namespace) -> FeedbackDataModule:
-    """The rows that an objective learns from and is measured on."""
+def data_of(
+    rows: str, files: dict[str, list[Path]], options: argparse.Namespace, max_rows: int | None = None
+) -> FeedbackDataModule:
+    """The rows that an objective learns from and is measured on; the first ``max_rows`` of each training file."""
     train, val = (
         [
-            Source(str(files[name][i]), preference_scale=1.0 if name == "scored_pairs" else None)
+            Source(
+                str(files[name][i]),
+                preference_scale=1.0 if name == "scored_pairs" else None,
+                score_range=(1, 10) if name == "scored" else None,
+                max_rows=most,
+            )
             for name in rows.split("+")
         ]
-        for i in range(2)
+        for i, most in enumerate((max_rows, None))
     )
     return FeedbackDataModule(
         train=train,
@@ -228,7 +244,7 @@ def trainer(options: argparse.Namespace, folder: Path) -> L.Trainer:
 
 def train(run: Run, files: dict[str, list[Path]], options: argparse.Namespace, model: Any) -> dict[str, Any]:
     """Measure, train, measure: the numbers of one line of the table."""
-    data = data_of(run.rows, files, options)
+    data = data_of(run.rows, files, options, run.max_rows)
     module = build(run, options, model)
     judge = partial(L.Trainer, logger=False, enable_checkpointing=False, limit_val_batches=options.val_batches)
     before = judge().validate(module, datamodule=data, verbose=False)[0]
@@ -258,6 +274,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=192, help="longest row that is used [tokens]")
     parser.add_argument("--val-batches", type=int, default=8, help="batches of 8 held-out rows")
     parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--layers", type=int, help="last layers that are trained; all, and the embeddings, by default")
     parser.add_argument("--out", type=Path, default=Path("objectives.csv"))
     options = parser.parse_args()
     offered = runs()
@@ -271,15 +288,22 @@ def main() -> None:
     loader = SFTModule(options.model)
     loader.configure_model()
     weights = {name: value.clone() for name, value in loader.model.state_dict().items()}
-    with options.out.open("w", newline="") as file, tempfile.TemporaryDirectory() as name_of_folder:
+    done = set()
+    if options.out.exists():
+        with options.out.open(newline="") as file:
+            done = {line["objective"] for line in csv.DictReader(file)}
+    with options.out.open("a", newline="") as file, tempfile.TemporaryDirectory() as name_of_folder:
         folder = Path(name_of_folder)
         files = derive(options, folder)
         table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        for name in options.only or offered:
+        if not done:
+            table.writeheader()
+        for name in [name for name in options.only or offered if name not in done]:
             L.seed_everything(0, verbose=False)
             loader.model.load_state_dict(weights)
-            loader.model.requires_grad_(True)
+            loader.model.requires_grad_(options.layers is None)
+            if options.layers:
+                loader.model.model.layers[-options.layers :].requires_grad_(True)
             run = offered[name]
             if run.options.get("loss") == "tis_dpo":
                 run.options["token_weights"] = contrastive_weights(files, options, folder)
