@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.losses.checks import check_shapes
+from lit_ift.losses.linear_head import FrozenHeadLogps, HeadSweep, LinearHead, chunks
 from lit_ift.losses.masking import at_least_float32
 from lit_ift.options import PositiveInt, checked
 
@@ -87,6 +88,7 @@ def head_logps(
     select: Select | None = greedy,
     statistics: Sequence[Statistic] = (),
     chunk_size: PositiveInt | None = None,
+    linear: LinearHead | None = None,
 ) -> tuple[Tensor, ...]:
     """Log-probabilities of ``targets``, the selected token ids, and statistics, a chunk of positions at a time.
 
@@ -101,6 +103,7 @@ def head_logps(
         select: chooses token ids from each row of logits; no gradient. None chooses none.
         statistics: further numbers to take from each row of logits; no gradient.
         chunk_size: positions per chunk, such as ``chunk_size_for(V)``; 512 by default.
+        linear: the head taken apart, if it is a linear one; then nothing is recomputed unless it is trained.
 
     Returns:
         Natural log-probabilities (N,), float32 or better, what was selected, and each statistic, (N,). Gradient flows
@@ -121,12 +124,19 @@ def head_logps(
             return logps_n, selected, *(statistic(plain_nV) for statistic in statistics)
 
     chunk_size = CHUNK_SIZE if chunk_size is None else chunk_size
+    trains = torch.is_grad_enabled()
+    if linear is not None and not (trains and linear.trained):
+        sweep = HeadSweep(linear, hidden, targets, select, statistics)
+        if trains and hidden.requires_grad:
+            logps: tuple[Tensor, ...] = FrozenHeadLogps.apply(hidden, sweep, chunk_size)  # type: ignore[no-untyped-call]
+            return logps
+        return tuple(
+            map(torch.cat, zip(*(sweep.scores(c)[0].flat for c in chunks(0, len(hidden), chunk_size)), strict=True))
+        )
     if hidden.shape[0] <= chunk_size:
         return score(hidden, targets)
     parts = [
-        checkpoint(score, h, t, use_reentrant=False, preserve_rng_state=False)
-        if torch.is_grad_enabled()
-        else score(h, t)
+        checkpoint(score, h, t, use_reentrant=False, preserve_rng_state=False) if trains else score(h, t)
         for h, t in zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
     ]
     return tuple(torch.cat(chunks) for chunks in zip(*parts, strict=True))
@@ -140,6 +150,7 @@ def score_tokens(
     select: Select | None = greedy,
     statistics: Mapping[str, Statistic] | None = None,
     chunk_size: PositiveInt | None = None,
+    linear: LinearHead | None = None,
 ) -> TokenScores:
     """Score the trained tokens of a batch from the final hidden states; other positions never meet the head.
 
@@ -150,6 +161,7 @@ def score_tokens(
         select: see ``head_logps``.
         statistics: by the names that they get, see ``head_logps``.
         chunk_size: see ``head_logps``.
+        linear: see ``head_logps``.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -163,10 +175,16 @@ def score_tokens(
         select=select,
         statistics=[*statistics.values()],
         chunk_size=chunk_size,
+        linear=linear,
     )
+    return placed(-logps, mask, predictions, dict(zip(statistics, numbers, strict=True)))
+
+
+def placed(nll: Tensor, mask: Tensor, predictions: Tensor, statistics: Mapping[str, Tensor]) -> TokenScores:
+    """Scores of positions, (N,) each in row-major order, at their places in a mask, (B, T-1)."""
 
     def in_place(values: Tensor) -> Tensor:
         return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
-    by_name = {name: in_place(values) for name, values in zip(statistics, numbers, strict=True)}
-    return TokenScores(nll=in_place(-logps), mask=mask, predictions=predictions, statistics=by_name)
+    by_name = {name: in_place(values) for name, values in statistics.items()}
+    return TokenScores(nll=in_place(nll), mask=mask, predictions=predictions, statistics=by_name)

@@ -27,7 +27,8 @@ class NamedLoss(ABC):
         name: as given.
         inputs: what it asks for, names in `INPUTS`. A positional parameter with a default is given if there is such.
         values: all options, with the defaults of those that were not given.
-        in_batch: whether the loss of an example depends on the others of its micro-batch.
+        in_batch: whether the loss of an example depends on the others of its micro-batch: as the function is marked,
+            or as the losses of made-up examples show.
 
     Raises:
         ValueError: there is no such loss, it asks for an unknown input, an option is not one of its own, or has a
@@ -65,6 +66,7 @@ class NamedLoss(ABC):
             raise ValueError(f"The loss {loss!r} needs the option {', '.join(map(repr, missing))}.")
         check_options(self.function, self.options)
         self._try_out()
+        self.in_batch = self.in_batch or self._couples()
 
     @abstractmethod
     def _made_up(self) -> dict[str, Tensor]:
@@ -115,6 +117,18 @@ class NamedLoss(ABC):
             raise ValueError(
                 f"The loss {self.name!r} has no gradient in its inputs ({inputs}), so nothing would train."
             )
+
+    def _couples(self) -> bool:
+        """Whether the first of two made-up examples has another loss without the second, which is unlike it."""
+        generator = torch.Generator().manual_seed(0)
+        given = {
+            name: value.detach() * (1 + torch.rand(value.shape, generator=generator))
+            if value.is_floating_point()
+            else value
+            for name, value in self._made_up().items()
+        }
+        alone = self({name: value[:1] for name, value in given.items()})[0]
+        return not torch.allclose(self(given)[0][:1], alone, rtol=1e-4, equal_nan=True)
 
     def _find(self, loss: Any) -> LossFunction:
         if not isinstance(loss, str):  # Python takes the function itself, which no checkpoint could find again.

@@ -66,9 +66,9 @@ class TokenLoss(NamedLoss):
     EXAMPLES = "rows"
 
     @property
-    def is_of_token_logps(self) -> bool:
-        """Whether a row's loss depends on nothing but the log-probabilities of its own tokens, and the data."""
-        return not self.in_batch and set(self.inputs) <= set(OF_TOKEN_LOGPS)
+    def row_wise(self) -> bool:
+        """Whether the gradient of a row's loss is known once the log-probabilities of its own tokens are."""
+        return not self.in_batch and not set(self.inputs) & set(WITH_GRADIENT) - set(OF_TOKEN_LOGPS)
 
     @property
     def takes_data_weights(self) -> bool:

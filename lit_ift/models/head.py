@@ -72,6 +72,14 @@ def is_tied(model: Any) -> bool:
     return address != 0 and address == head.weight.data_ptr()
 
 
+def is_plain_linear(head: nn.Module) -> bool:
+    """Whether a head's output is ``W h + b`` and nothing else, without adapter, quantization or hook."""
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+        return False
+    hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
+    return not any(hooks) and head.weight.is_floating_point()
+
+
 def logit_postprocess(model: Any) -> LogitTransform:
     """Read from the configuration what the model does to its logits.
 

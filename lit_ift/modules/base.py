@@ -24,12 +24,20 @@ from lit_ift.distributed.load import WeightFiles, load_skeleton, materialise, st
 from lit_ift.distributed.shard import Sharding, in_root, is_sharded, same_on_all_ranks, shard_model
 from lit_ift.errors import UserError
 from lit_ift.imports import check_makes
+from lit_ift.losses.linear_head import LinearHead
 from lit_ift.losses.logprobs import Select, Statistic, TokenScores, chunk_size_for, greedy, score_tokens, target_mask
 from lit_ift.losses.masking import per_sequence_mean, target_counts
 from lit_ift.models.added_tokens import ZEPHYR, add_tokens, check_added_tokens, give_rows
 from lit_ift.models.balancing import Balancing, balancing_of
 from lit_ift.models.dropout import check_dropout_is_off
-from lit_ift.models.head import LogitTransform, check_hidden_state_path, decoder, is_tied, logit_postprocess
+from lit_ift.models.head import (
+    LogitTransform,
+    check_hidden_state_path,
+    decoder,
+    is_plain_linear,
+    is_tied,
+    logit_postprocess,
+)
 from lit_ift.models.limits import damage_of
 from lit_ift.models.load import load_model, load_tokenizer
 from lit_ift.models.lora import add_lora, check_lora, is_adapted
@@ -48,6 +56,7 @@ from lit_ift.models.weight_names import in_words, weight_faults
 from lit_ift.modules.batch_answers import answers_to
 from lit_ift.modules.fit_check import check_batch_fits, check_data_fits
 from lit_ift.modules.generate import MAX_NEW_TOKENS, check_generation
+from lit_ift.modules.one_sweep import hindrance
 from lit_ift.modules.optim import (
     CosineSchedule,
     LRSchedulerCallable,
@@ -168,6 +177,10 @@ class CausalLMModule(ExampleMeanModule):
 
     lora_rate: float = 2e-4
     """Learning rate that suits an adapter; one for all weights is about a tenth of it."""
+
+    one_sweep: bool | None = None
+    """Whether head, loss and their gradients may be made together, which takes losses to be weighted by
+    ``example_weights``: None where a Trainer trains, True always, False never. See ``lit_ift.losses.one_sweep``."""
 
     needs_mismatched: bool = False
     """Whether its thumbs and pairs must come with the answer to another prompt."""
@@ -308,10 +321,19 @@ class CausalLMModule(ExampleMeanModule):
         losses = losses + self._balancing.coefficient * balancing.to(losses.dtype)
         return losses, {**metrics, "balancing_loss": balancing.detach().to(losses.dtype).expand(losses.shape)}
 
+    @property
+    def row_wise(self) -> bool:
+        """Whether the loss of a row is a function of the log-probabilities of its own tokens, and of data."""
+        return False
+
     def example_weights(self, batch: Batch) -> Tensor:
         """Weight of each example in the mean, (B,) float32; 0 for one without trained tokens."""
         counts = target_counts(target_mask(unpacked(batch)["labels"]))
         return (counts if self.reduction == "token" else counts > 0).float()
+
+    def start_note(self) -> str:
+        reason = hindrance(self)
+        return "The output head takes one sweep." if reason is None else f"The output head takes two sweeps: {reason}."
 
     def check_batch(self, batch: Batch) -> None:
         missing = [name for name in ("input_ids", "labels") if name not in batch]
@@ -546,6 +568,13 @@ class CausalLMModule(ExampleMeanModule):
         with uncached_casts(hidden.device.type):
             return self._logit_transform(self.model.get_output_embeddings()(hidden))
 
+    def linear_head(self) -> LinearHead | None:
+        """The output head taken apart; None if it is more than a linear layer, or ``head`` is overridden."""
+        layer = self.model.get_output_embeddings()
+        if type(self).head is not CausalLMModule.head or not is_plain_linear(layer):
+            return None
+        return LinearHead(layer.weight, layer.bias, self._logit_transform.scale, self._logit_transform.softcap)
+
     def score(
         self,
         hidden: Tensor,
@@ -565,7 +594,13 @@ class CausalLMModule(ExampleMeanModule):
         vocabulary_size = self.model.get_output_embeddings().weight.shape[0]
         chunk_size = chunk_size_for(vocabulary_size)
         scores = score_tokens(
-            hidden, batch["labels"], self.head, select=select, statistics=statistics, chunk_size=chunk_size
+            hidden,
+            batch["labels"],
+            self.head,
+            select=select,
+            statistics=statistics,
+            chunk_size=chunk_size,
+            linear=self.linear_head(),
         )
         return scores_by_example(scores, batch)
 

@@ -217,6 +217,9 @@ class MixedModule(CausalLMModule):
         for name, part in self._present(batch):
             part.on_train_batch_start(batch[name], batch_idx)
 
+    def start_note(self) -> str:
+        return " ".join(f"{name}: {part.start_note()}" for name, part in self.parts.items())
+
     def check_batch(self, batch: Batch) -> None:
         # Evaluation may have no row for some part; in training the data module sees to it that there are all.
         training = self._trainer is not None and self.trainer.training

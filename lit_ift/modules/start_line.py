@@ -15,10 +15,10 @@ FEW_STEPS: Final = 20
 """Optimizer steps below which a run hardly learns anything, which is said."""
 
 
-def announce_start(trainer: L.Trainer) -> None:
+def announce_start(trainer: L.Trainer, note: str = "") -> None:
     """Print rows, rows and tokens of a step, steps, epochs, warm-up and the run's folder; warn of few steps.
 
-    Rows and tokens are told of data modules that keep a report. All ranks must call it.
+    Rows and tokens are told of data modules that keep a report. A note follows. All ranks must call it.
     """
     folder = trainer.log_dir or trainer.default_root_dir  # Lightning answers with a broadcast, so all ranks ask.
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -32,7 +32,7 @@ def announce_start(trainer: L.Trainer) -> None:
         f"in {folder}",
     ]
     begin = "Training" if trainer.global_step == 0 else f"Training goes on after step {trainer.global_step:,}"
-    rank_zero_info(f"{begin}: {', '.join(said)}.")
+    rank_zero_info(f"{begin}: {', '.join(said)}.{note and f' {note}'}")
     if steps < FEW_STEPS:
         _warn_of_few_steps(int(steps))
 

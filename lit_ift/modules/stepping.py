@@ -101,6 +101,10 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
             means: ``loss`` and the metrics over all rows of the step, by name.
         """
 
+    def start_note(self) -> str:
+        """What a run's first line says of this module, one sentence; nothing by default."""
+        return ""
+
     def check_batch(self, batch: Batch) -> None:
         """Refuse a batch that would be scored wrongly; asked of the first batch of a run, epoch and evaluation.
 
@@ -151,7 +155,7 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
             optimizer = self.trainer.optimizers[0]
             for line in keep_configuration(optimizer, schedulers, self._configured_options):
                 self.print(f"The configuration wins over the checkpoint: {line}")
-        announce_start(self.trainer)
+        announce_start(self.trainer, self.start_note())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return a loss with the gradient of the weighted sum of the example losses; ``optimizer_step`` divides."""

@@ -12,6 +12,7 @@ from lit_ift.losses.token_registry import TokenLoss
 from lit_ift.modules.base import token_accuracy
 from lit_ift.modules.inputs import TrueTokens
 from lit_ift.modules.old_policy import OldPolicy
+from lit_ift.modules.one_sweep import Portion, judged
 from lit_ift.modules.packed import unpacked
 from lit_ift.modules.reference_module import ReferenceModule
 from lit_ift.modules.stepping import Batch, ExampleLosses
@@ -47,6 +48,10 @@ class TokenModule(ReferenceModule):
     def takes_data_weights(self) -> bool:
         """Whether rows may have weights of tokens."""
         return self.token_loss.takes_data_weights
+
+    @property
+    def row_wise(self) -> bool:
+        return self.token_loss.row_wise
 
     @property
     def needs_reference(self) -> bool:
@@ -87,13 +92,19 @@ class TokenModule(ReferenceModule):
         prepared = self.token_input(self, batch)
         hidden = self.hidden_states(prepared.embeddings, batch)
         select = prepared.predict if prepared.reuses else greedy if prepared.best is None else None
-        scores = self.score(hidden, batch, select=select, statistics=self.token_loss.statistics)
+        known = self._known_inputs(hidden, batch)
+        if old_logps is not None:
+            known["old_token_logps"] = old_logps
+
+        def judge(scores: TokenScores, some: Portion) -> ExampleLosses:
+            given = {name: values[some.rows] for name, values in known.items()}
+            return self.per_example_loss(scores.nll, scores.mask, **{**self._inputs_of(scores), **given})
+
+        losses, metrics, scores = judged(
+            self, hidden, batch, judge, select=select, statistics=self.token_loss.statistics
+        )
         first = scores if prepared.first is None else prepared.first
         best = scores.predictions if prepared.best is None else prepared.best
-        inputs = self._further_inputs(hidden, scores, batch)
-        if self.old_policy is not None:
-            inputs["old_token_logps"] = -scores.nll.detach() if old_logps is None else old_logps
-        losses, metrics = self.per_example_loss(scores.nll, scores.mask, **inputs)
         own = {name: torch.full_like(losses, value).detach() for name, value in prepared.metrics.items()}
         if prepared.keep is not None:
             prepared.keep(scores.predictions)
@@ -107,11 +118,18 @@ class TokenModule(ReferenceModule):
         """See ``CausalLMModule``; what the token loss asks for besides is given by name."""
         return self.token_loss({"nll": nll, "mask": mask, **inputs})
 
-    def _further_inputs(self, hidden: Tensor, scores: TokenScores, batch: Batch) -> dict[str, Tensor]:
-        """What the loss asks for besides nll and mask, by its name."""
-        asked, inputs = self.token_loss.inputs, dict(scores.statistics)
-        if "token_logps" in asked:
+    def _inputs_of(self, scores: TokenScores) -> dict[str, Tensor]:
+        """What the loss asks for besides nll and mask and is known once tokens are scored, by its name."""
+        inputs = dict(scores.statistics)
+        if "token_logps" in self.token_loss.inputs:
             inputs["token_logps"] = -scores.nll
+        if self.old_policy is not None:  # Unless another is given, the old policy is the present one.
+            inputs["old_token_logps"] = -scores.nll.detach()
+        return inputs
+
+    def _known_inputs(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What it asks for that can be had before tokens are scored, one row an example."""
+        asked, inputs = self.token_loss.inputs, dict[str, Tensor]()
         if "data_weights" in asked and "data_weights" in batch:
             inputs["data_weights"] = unpacked(batch)["data_weights"][:, 1:]
         if "reference_logps" in asked:

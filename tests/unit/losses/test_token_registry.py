@@ -44,7 +44,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_loss_of_ones_own() -> None:
     loss = TokenLoss("own_token_losses.squared", {"scale": 3.0})
     assert loss.inputs == ["token_logps", "mask"]
-    assert loss.is_of_token_logps
+    assert loss.row_wise
     assert (loss.needs_reference, loss.takes_data_weights, loss.statistics) == (False, False, {})
     nll, mask = torch.tensor([[1.0, 2.0]]), torch.tensor([[True, True]])
     assert loss({"nll": nll, "token_logps": -nll, "mask": mask})[0].tolist() == [7.5]

@@ -1,0 +1,121 @@
+"""Which objectives have one sweep of the head, and that they are the same objectives."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_batch, tiny_model
+
+import lit_ift.modules.one_sweep as one_sweep
+from lit_ift.losses import TOKEN_LOSSES
+from lit_ift.losses.linear_head import HeadSweep
+from lit_ift.losses.one_sweep import swept_losses
+from lit_ift.losses.token_registry import TokenLoss
+from lit_ift.modules import CausalLMModule, IFTModule, SFTMixModule, SFTModule
+from lit_ift.modules.one_sweep import hindrance
+
+TWO_SWEEPS = {"anchored", "cayley_in_batch"}
+"""KL to the reference has a gradient of its own; the other couples the rows of a batch."""
+NEEDED: dict[str, dict[str, Any]] = {"deformed_log": {"alpha": 0.5}}
+
+
+def module_of(name: str, **options: Any) -> CausalLMModule:
+    if TokenLoss(name, NEEDED.get(name)).needs_reference:
+        options["reference"] = "model"
+    return SFTModule(tiny_model(), loss=name, options=NEEDED.get(name), **options)
+
+
+@pytest.mark.parametrize("name", TOKEN_LOSSES)
+def test_the_path_of_every_token_loss(name: str) -> None:
+    assert (hindrance(module_of(name)) is None) == (name not in TWO_SWEEPS)
+
+
+def run(module: CausalLMModule, batch: dict[str, Any], *, sweeps: bool) -> tuple[Any, ...]:
+    module.one_sweep = sweeps
+    module.prepare()
+    module.zero_grad()
+    losses, metrics = module.example_losses(batch)
+    (losses * module.example_weights(batch)).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None}
+    return losses.detach(), metrics, gradients
+
+
+@pytest.mark.parametrize("chunk_size", [10**6, 7])
+@pytest.mark.parametrize("name", [name for name in TOKEN_LOSSES if name not in TWO_SWEEPS])
+def test_one_sweep_gives_what_two_give(monkeypatch: pytest.MonkeyPatch, name: str, chunk_size: int) -> None:
+    monkeypatch.setattr(one_sweep, "chunk_size_for", lambda _: chunk_size)
+    swept = []
+    monkeypatch.setattr(one_sweep, "swept_losses", lambda *a, **k: swept.append(1) or swept_losses(*a, **k))
+    batch = tiny_batch(5, 12)
+    for module in (module_of(name), module_of(name, reduction="token")):
+        assert_same(run(module, batch, sweeps=True), run(module, batch, sweeps=False))
+    assert len(swept) == 2
+
+
+def assert_same(ours: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    assert max(float(gradient.abs().max()) for gradient in expected[2].values()) > 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: IFTModule(tiny_model(), lam=0.3),
+        lambda: IFTModule(tiny_model(tied=True), lam=0.3, detach_input_embeddings=False),
+        lambda: IFTModule(tiny_model(), lam=0.3, lora={"r": 2}),
+        lambda: IFTModule(tiny_model(), lam=0.3, lora={"r": 2, "target_modules": ["q_proj", "lm_head"]}),
+    ],
+    ids=["ift", "tied", "lora", "lora on the head"],
+)
+def test_every_kind_of_head(make: Any) -> None:
+    batch = tiny_batch(5, 12)
+    assert_same(run(make(), batch, sweeps=True), run(make(), batch, sweeps=False))
+
+
+def test_the_logits_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    scores = HeadSweep.scores
+    monkeypatch.setattr(HeadSweep, "scores", lambda self, chunk: seen.append(1) or scores(self, chunk))
+    monkeypatch.setattr(one_sweep, "chunk_size_for", lambda _: 12)
+    batch = tiny_batch(6, 12)
+    run(SFTModule(tiny_model()), batch, sweeps=True)
+    positions = int((batch["labels"][:, 1:] != -100).sum())
+    assert 2 <= len(seen) <= positions / 6
+
+
+class Doubled(SFTModule):
+    def example_losses(self, batch: Any) -> Any:
+        losses, metrics = super().example_losses(batch)
+        return losses * torch.arange(1, len(losses) + 1), metrics
+
+
+class OwnHead(SFTModule):
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().head(hidden) * 2
+
+
+def test_what_stands_in_the_way() -> None:
+    assert hindrance(Doubled(tiny_model())) == "Doubled overrides example_losses"
+    assert hindrance(OwnHead(tiny_model())) == "the output head is no plain linear layer"
+    assert "log-probabilities of one row" in str(hindrance(SFTMixModule(tiny_model())))
+    module = SFTModule(tiny_model())
+    assert hindrance(module) is None
+    assert module.start_note() == "The output head takes one sweep."
+    module.one_sweep = False
+    assert module.start_note() == "The output head takes two sweeps: one_sweep is off."
+    assert hindrance(module) == "one_sweep is off"
+    module = SFTModule(tiny_model())
+    module.model.get_output_embeddings().register_forward_hook(lambda *_: None)
+    assert hindrance(module) == "the output head is no plain linear layer"
+
+
+def test_a_subclass_that_weights_rows_is_trained_as_it_says() -> None:
+    batch = tiny_batch(4, 10)
+    expected = SFTModule(tiny_model())
+    losses, _ = expected.example_losses(batch)
+    (losses * torch.arange(1, 5)).sum().backward()
+    own = Doubled(tiny_model())
+    own.one_sweep = True
+    own.example_losses(batch)[0].sum().backward()
+    for ours, wanted in zip(own.model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, wanted.grad)
