@@ -3,7 +3,7 @@
 Shapes: R rows with A answers, D hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from lit_ift.errors import UserError
 from lit_ift.losses.logprobs import Statistic, TokenScores, target_mask
 from lit_ift.losses.masking import target_counts
 from lit_ift.modules.feedback_rows import FeedbackRows
+from lit_ift.modules.one_sweep import Portion, judged
 from lit_ift.modules.packed import unpacked
 from lit_ift.modules.reference_module import ReferenceModule
-from lit_ift.modules.stepping import Batch
+from lit_ift.modules.stepping import Batch, ExampleLosses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,6 +57,16 @@ class AnswerScores:
     logps: Tensor
     lengths: Tensor
     rows: FeedbackRows
+
+    @classmethod
+    def of(cls, tokens: TokenScores, rows: FeedbackRows) -> "AnswerScores":
+        """Of tokens, one row an answer, and the rows that the answers belong to."""
+        logps = -tokens.nll.sum(-1)
+        return cls(tokens, logps, target_counts(tokens.mask).to(logps.dtype), rows)
+
+
+JudgeAnswers = Callable[[AnswerScores, Portion], ExampleLosses]
+"""Gives losses and metrics of some rows from the scores of their answers."""
 
 
 class FeedbackModule(ReferenceModule):
@@ -139,7 +150,27 @@ class FeedbackModule(ReferenceModule):
     ) -> AnswerScores:
         """Score whole answers from the batch's hidden states, (B, T, D); for statistics see ``score_tokens``."""
         tokens = self.score(hidden, batch, select=None, statistics=statistics)
-        logps = -tokens.nll.sum(-1)
-        return AnswerScores(
-            tokens, logps, target_counts(tokens.mask).to(logps.dtype), FeedbackRows.of(batch, len(logps))
-        )
+        return AnswerScores.of(tokens, FeedbackRows.of(batch, len(tokens.nll)))
+
+    def judged_answers(
+        self,
+        hidden: Tensor,
+        batch: Batch,
+        judge: JudgeAnswers,
+        statistics: Mapping[str, Statistic] | None = None,
+    ) -> ExampleLosses:
+        """Losses and metrics of the batch's rows; see ``lit_ift.modules.one_sweep.judged``.
+
+        Args:
+            hidden: of the batch's rows, (B, T, D).
+            batch: its labels are scored.
+            judge: called once with all rows, or several times with some, where the objective is ``row_wise``.
+            statistics: see ``score_tokens``.
+        """
+        rows = FeedbackRows.of(batch, len(unpacked(batch)["labels"]))
+
+        def judge_rows(tokens: TokenScores, some: Portion) -> ExampleLosses:
+            return judge(AnswerScores.of(tokens, rows.portion(some)), some)
+
+        losses, metrics, _ = judged(self, hidden, batch, judge_rows, select=None, statistics=statistics, rows=rows.rows)
+        return losses, metrics

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_ift.data.rows import ANSWER_SIDES, ROW_KINDS, RowKind
+from lit_ift.modules.one_sweep import Portion
 from lit_ift.modules.stepping import Batch
 
 FIRST_SIDES: Final = [ANSWER_SIDES.index("answer"), ANSWER_SIDES.index("chosen")]
@@ -51,6 +52,13 @@ class FeedbackRows:
     def __len__(self) -> int:
         """R, the number of rows."""
         return len(self.kinds)
+
+    def portion(self, some: Portion) -> "FeedbackRows":
+        """Consecutive rows, numbered from 0, with their answers; the answers of a batch stand row after row."""
+        first = some.rows.start or 0
+        return FeedbackRows(
+            self.kinds[some.rows], self.scores[some.rows], self.rows[some.examples] - first, self.sides[some.examples]
+        )
 
     def kind(self, *kinds: RowKind) -> Tensor:
         """Rows of these kinds, (R,) bool."""

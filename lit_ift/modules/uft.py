@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_ift.data.rows import ROW_KINDS
 from lit_ift.losses.uft import Discrepancy, uft_loss, uft_pair_loss
-from lit_ift.modules.feedback_module import FeedbackModule
+from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
 from lit_ift.modules.stepping import Batch, ExampleLosses, Metrics
 from lit_ift.modules.window import Weighted
 from lit_ift.options import Positive
@@ -58,10 +58,17 @@ class UFTModule(FeedbackModule):
         self.beta = beta
         self.discrepancy = discrepancy
 
+    row_wise = True
+
     def example_losses(self, batch: Batch) -> ExampleLosses:
-        answers = self.score_answers(self.hidden_states(self.embed(batch["input_ids"]), batch), batch)
+        hidden = self.hidden_states(self.embed(batch["input_ids"]), batch)
+        reference = self.reference.logps(self, batch)
+        return self.judged_answers(hidden, batch, lambda answers, some: self._judge(answers, reference[some.examples]))
+
+    def _judge(self, answers: AnswerScores, reference: Tensor) -> ExampleLosses:
+        """Of rows whose answers have log-probabilities under the policy and the reference, (A,) each."""
         rows = answers.rows
-        ratios = answers.logps - self.reference.logps(self, batch).to(answers.logps.dtype)
+        ratios = answers.logps - reference.to(answers.logps.dtype)
         rewards = self.beta * ratios
         # One reward a row and side; a row has either an answer or a pair.
         single = _by_row(rewards, rows.answers("answer"), rows.rows, len(rows))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from feedback import dummy, encoded_row, feedback_batch, pairs
 from tiny import tiny_batch, tiny_model
 
 import lit_ift.modules.one_sweep as one_sweep
@@ -11,8 +12,9 @@ from lit_ift.losses import TOKEN_LOSSES
 from lit_ift.losses.linear_head import HeadSweep
 from lit_ift.losses.one_sweep import swept_losses
 from lit_ift.losses.token_registry import TokenLoss
-from lit_ift.modules import CausalLMModule, IFTModule, SFTMixModule, SFTModule
+from lit_ift.modules import CausalLMModule, IFTModule, SFTMixModule, SFTModule, UFTModule
 from lit_ift.modules.one_sweep import hindrance
+from lit_ift.modules.window import Weighted
 
 TWO_SWEEPS = {"anchored", "cayley_in_batch"}
 """KL to the reference has a gradient of its own; the other couples the rows of a batch."""
@@ -53,6 +55,10 @@ def test_one_sweep_gives_what_two_give(monkeypatch: pytest.MonkeyPatch, name: st
 
 
 def assert_same(ours: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    for metrics in (ours[1], expected[1]):
+        for name, metric in [*metrics.items()]:
+            if isinstance(metric, Weighted):  # What has no weight may be anything.
+                metrics[name] = torch.stack([metric.values.where(metric.weights > 0, 0), metric.weights])
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
     assert max(float(gradient.abs().max()) for gradient in expected[2].values()) > 0
 
@@ -70,6 +76,26 @@ def assert_same(ours: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
 def test_every_kind_of_head(make: Any) -> None:
     batch = tiny_batch(5, 12)
     assert_same(run(make(), batch, sweeps=True), run(make(), batch, sweeps=False))
+
+
+ROWS = [
+    encoded_row("instruction", "answer", seed=1),
+    *pairs(2, first_seed=2),
+    encoded_row("unpaired", "answer", score=0.0, seed=4),
+    encoded_row("scored", "answer", score=0.25, seed=5),
+    dummy(encoded_row("preference", "chosen", "rejected", score=0.8, seed=6)),
+    encoded_row("preference", "chosen", "rejected", score=0.8, seed=7),
+]
+
+
+@pytest.mark.parametrize("chunk_size", [10**6, 7, 3])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("make", [lambda model: UFTModule(model, beta=0.2)], ids=["uft"])
+def test_objectives_on_whole_answers(monkeypatch: pytest.MonkeyPatch, make: Any, packed: bool, chunk_size: int) -> None:
+    monkeypatch.setattr(one_sweep, "chunk_size_for", lambda _: chunk_size)
+    rows = [row for row in ROWS if row.kind in make(tiny_model()).kinds]
+    batch = feedback_batch(rows, packed=packed)
+    assert_same(run(make(tiny_model()), batch, sweeps=True), run(make(tiny_model()), batch, sweeps=False))
 
 
 def test_the_logits_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
