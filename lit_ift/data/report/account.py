@@ -25,6 +25,7 @@ FINDINGS: Final = {
     "dropped_thoughts": "rows_with_dropped_thoughts",
     "split_start": "rows_with_split_start",
     "without_bos": "rows_without_bos",
+    "weighted": "rows_weighted",
     "cut_turn": "rows_cut_turn",
     "unstopped": "rows_unstopped",
 }
@@ -111,6 +112,9 @@ class DataReport:
         rows_without_target: kept rows with nothing to train on, such as the prompts of predict.
         rows_with_lookalikes: kept rows with text that looks like a control token; it was encoded as text.
         rows_with_dropped_thoughts: kept rows of which the chat template leaves out the thinking of earlier turns.
+        rows_weighted: kept rows with a trained turn whose weight is not 1.
+        turns_weighted: such turns.
+        turn_weights: the least and the greatest weight of them; empty if there are none.
         rows_duplicate: kept rows whose prompt an earlier row had.
         duplicate_prompts: prompts that more than one kept row has.
         tokens: input tokens of the kept rows.
@@ -157,6 +161,9 @@ class DataReport:
     rows_without_target: int
     rows_with_lookalikes: int
     rows_with_dropped_thoughts: int
+    rows_weighted: int
+    turns_weighted: int
+    turn_weights: tuple[float, ...]
     rows_duplicate: int
     duplicate_prompts: int
     tokens: int
@@ -218,7 +225,7 @@ class DataReport:
             TypeError: a field is missing or unknown.
         """
         made: dict[str, Any] = {name: _lengths_from(values[name]) for name in LENGTHS}
-        made |= {name: tuple(values[name]) for name in ("unread", "columns_missing")}
+        made |= {name: tuple(values[name]) for name in ("unread", "columns_missing", "turn_weights")}
         made["turn_ends"] = tuple(TurnEnd(**end) for end in values["turn_ends"])
         for name in ("messages", "row_ids"):
             made[name] = {key: tuple(texts) for key, texts in values[name].items()}

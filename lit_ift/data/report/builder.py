@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, count, pairwise, takewhile
+from itertools import accumulate, count, groupby, pairwise, takewhile
 from typing import TYPE_CHECKING, Final
 
 from lit_ift.chat.example import Example
@@ -120,6 +120,7 @@ class ReportBuilder:
         self._turn_ends: Counter[int] = Counter()
         self._plain_ends: dict[int | None, _Tally] = defaultdict(_Tally)
         self._turns_cut = 0
+        self._turn_weights: Counter[float] = Counter()
         self._names: list[ColumnNames] = []
         self._kinds: Counter[RowKind] = Counter()
         self._turns: Counter[int] = Counter()
@@ -180,6 +181,8 @@ class ReportBuilder:
             counted.update(tokens=tokens, target_tokens=targets)
             if row.kind == "preference":
                 self._sides[side].update(rows=1, tokens=tokens, target_tokens=targets)
+        weights = [weight for example in examples for weight in _turn_weights(example)]
+        self._turn_weights.update(weights)
         starts = encoded[0].sides.values()  # A text begins with its first piece and ends with its last one.
         self._note_turn_ends(encoded[-1].sides.values(), row_id)
         found = {
@@ -187,6 +190,7 @@ class ReportBuilder:
             "no_target": num_targets == 0,
             "lookalike": any(example.num_lookalikes for example in examples),
             "dropped_thoughts": any(example.num_dropped_thoughts for example in examples),
+            "weighted": bool(weights),
             "split_start": any(example.num_split_starts for example in examples),
             "without_bos": self._bos is not None and any(e.input_ids[:1] != [self._bos] for e in starts),
         }
@@ -217,6 +221,8 @@ class ReportBuilder:
             rows_skipped=num_skipped,
             **{field: findings[name].count for name, field in FINDINGS.items()},
             pieces=self._num_pieces,
+            turns_weighted=self._turn_weights.total(),
+            turn_weights=(min(self._turn_weights), max(self._turn_weights)) if self._turn_weights else (),
             rows_with_stop=self._rows_with_stop,
             duplicate_prompts=len(self._prompts_twice),
             tokens=input_lengths.total,
@@ -320,6 +326,14 @@ def control_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """Ids of the tokens that a text cannot hold: special ones, and the end-of-sequence token in any case."""
     added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(added.union(tokenizer.all_special_ids))
+
+
+def _turn_weights(example: Example) -> Iterator[float]:
+    """The weights of its trained turns that are not 1."""
+    trained = [label != IGNORE_INDEX for label in example.labels]
+    for (is_trained, weight), _ in groupby(zip(trained, example.weights or (), strict=False)):
+        if is_trained and weight != 1:
+            yield weight
 
 
 def _lengths(counted: Counter[int]) -> Lengths:

@@ -12,6 +12,8 @@ from rich.text import Text
 from lit_ift.data.report.account import FINDINGS, DataReport, Lengths, TokenCount, missing_bos, unusable, warnings
 from lit_ift.data.report.preview import visible
 from lit_ift.errors import RowReason
+from lit_ift.losses.schema import taken
+from lit_ift.losses.token_registry import TOKEN_LOSSES
 
 REASONS: Final[dict[RowReason, str]] = {
     "unreadable": "not readable as a row",
@@ -114,6 +116,9 @@ def figures(report: DataReport) -> Iterator[Figure]:
     yield found("no_target", "nothing to train on")
     yield found("lookalike", "look-alike control tokens")
     yield found("dropped_thoughts", "thinking left out by the template")
+    if report.rows_weighted:
+        note = f"{counted(report.turns_weighted, 'turn')}, {' to '.join(f'{w:g}' for w in report.turn_weights)}"
+        yield found("weighted", "turns with a weight", note, is_fault=False)
     yield found("split_start", "prompt and answer share a token")
     yield found("without_bos", "without bos_token")
     yield Figure("train the eos_token", report.rows_with_stop, kept, is_fault=False)
@@ -164,6 +169,13 @@ def hints(report: DataReport) -> list[str]:
             + (f"max_length={enough} would cut {report.rows_longer[enough]:,} of them. " if enough else "")
             + "Raise data.max_length as far as the model and the memory allow, shorten the rows, or choose by "
             "data.truncation what they lose."
+        )
+    if report.rows_weighted:
+        refusing = ", ".join(name for name, loss in TOKEN_LOSSES.items() if "data_weights" not in taken(loss))
+        found.append(
+            f"{counted(report.rows_weighted, 'row')} weight a turn by another number than 1. Losses that take no such "
+            f"weights refuse these rows: {refusing} (IFT's), SFTMix's, and all losses of pairs, thumbs and scores. "
+            "For those, write true or false instead."
         )
     if report.rows_with_lookalikes:
         found.append(

@@ -28,7 +28,7 @@ def builder(tokenizer: PreTrainedTokenizerFast) -> Builder:
     return ReportBuilder("train", tokenizer, max_length=64, truncation="right")
 
 
-def example(trained: str, row_id: str, **counts: int) -> Example:
+def example(trained: str, row_id: str, **counts: Any) -> Example:
     """An example from letters: p prompt, w word, o another word, e end of turn; the last three are trained."""
     ids = [{"p": PROMPT, "w": WORD, "o": OTHER, "e": END}[letter] for letter in trained]
     return Example(ids, [IGNORE_INDEX if i == PROMPT else i for i in ids], row_id, **counts)
@@ -42,7 +42,7 @@ def keep(
     prompt: str = "Why?",
     kind: RowKind = "instruction",
     source: str = "",
-    **counts: int,
+    **counts: Any,
 ) -> None:
     sides = {"answer": tokens} if isinstance(tokens, str) else tokens
     conversation = Conversation([{"role": "user", "content": prompt}, {"role": "assistant", "content": "So."}])
@@ -82,6 +82,17 @@ def test_rows_are_counted_by_fate(builder: Builder) -> None:
         "skipped/mask_disagreement": ("f:5",),
     }
     assert [message.partition(":")[0] for message in report.skipped] == ["f", "f"]
+
+
+def test_turns_with_a_weight_are_counted_with_the_range_of_their_weights(builder: Builder) -> None:
+    keep(builder, "pwepwepwe", "f:1", weights=[1, 0.5, 0.5, 1, 1, 1, 1, 2, 2])
+    keep(builder, "pwepwe", "f:2", weights=[1, 0.25, 0.25, 1, 0.25, 0.25])
+    keep(builder, "pwe", "f:3", weights=[0.5, 1, 1])  # Of the prompt no weight counts.
+    keep(builder, "pwe", "f:4")
+    report = builder.build()
+    assert (report.rows_weighted, report.row_ids["weighted"]) == (2, ("f:1", "f:2"))
+    assert (report.turns_weighted, report.turn_weights) == (4, (0.25, 2))
+    assert DataReport.from_dict(json.loads(json.dumps(report.as_dict()))) == report
 
 
 def test_a_prompt_counts_as_repeated_whatever_its_case_and_blanks(builder: Builder) -> None:

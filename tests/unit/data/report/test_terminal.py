@@ -73,6 +73,20 @@ def test_without_thresholds_only_a_split_without_rows_fails(report: DataReport, 
     assert DataReport.from_dict(as_json(both, [])["splits"]["train"]) == report
 
 
+def test_weights_of_turns_are_told_with_the_losses_that_refuse_them(report: DataReport) -> None:
+    assert not any("weight" in line.name for line in figures(report))
+    assert not any("weight" in hint for hint in hints(report))
+    weighted = replace(report, rows_weighted=2, turns_weighted=3, turn_weights=(0.25, 2.0))
+    (line,) = (line for line in figures(weighted) if line.name == "turns with a weight")
+    assert (line.count, line.whole, line.note, line.is_fault) == (2, 8, "3 turns, 0.25 to 2", False)
+    (hint,) = (hint for hint in hints(weighted) if "weight" in hint)
+    assert "refuse these rows: propagation (IFT's), " in hint
+    about = About({"train": ["a.jsonl"]}, "t", "c", "0", "today")
+    page = report_page({"train": weighted}, [], about)
+    assert "turns with a weight" in page
+    assert "3 turns, 0.25 to 2" in page
+
+
 def test_every_skipped_row_has_a_line(report: DataReport) -> None:
     lines = list(figures(report))
     skipped = next(line.count for line in lines if line.name == "skipped")
