@@ -1,14 +1,15 @@
-"""Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306). Shapes: B answers."""
+"""Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306), and its relatives. Shapes: B answers."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from lit_ift.losses.checks import check_same_length, check_shapes
 from lit_ift.options import NonNegative, Positive, checked
 
-Variant = Literal["kto", "apo_zero"]
+Variant = Literal["kto", "apo_zero", "bco"]
 
 
 def kl_baseline(mismatched_logps: Tensor, reference_mismatched_logps: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -57,12 +58,19 @@ def kto_loss(
 
     - ``kto`` (arXiv:2402.01306, Eq. 7): desirable ``λ_D (1 - σ(r - β z0))``, undesirable ``λ_U (1 - σ(β z0 - r))``.
     - ``apo_zero`` (arXiv:2408.06266, Eq. 7 taken apart): the same with z0 = 0; ``kl`` is not used.
+    - ``bco`` (arXiv:2404.04656): desirable ``-λ_D log σ(r - δ)``, undesirable ``-λ_U log σ(δ - r)``, with ``kl`` for
+      δ / β, the mean log-ratio of all answers so far.
+
+    Departures:
+        In ``bco``, δ is of the steps before, each counting the same. TRL's BCOTrainer (gone in 1.16) takes a
+        micro-batch's rewards into it before their loss, and each answer counts the same. The paper's weights of
+        undesirable answers to prompts of another distribution are not here.
 
     Args:
         logps: summed log-probability of the answers [nats], (B,).
         reference_logps: under the reference, no gradient, (B,).
         is_desirable: true for desirable answers, bool, (B,).
-        kl: z0 >= 0 [nats], see ``kl_baseline``, a scalar; no gradient flows into it.
+        kl: z0 >= 0 [nats], see ``kl_baseline``, or δ / β of any sign, a scalar; no gradient flows into it.
         beta: pull towards the reference [1/nat], above 0.
         desirable_weight: λ_D, at least 0.
         undesirable_weight: λ_U, at least 0; λ_D n_D / (λ_U n_U) should lie in [1, 4/3] for n_D and n_U such answers
@@ -80,9 +88,9 @@ def kto_loss(
     if is_desirable.dtype != torch.bool:
         raise ValueError(f"is_desirable is {is_desirable.dtype}, not bool")
     rewards = beta * (logps - reference_logps)
-    gain = rewards - beta * kl.detach() if variant == "kto" else rewards
+    gain = rewards if variant == "apo_zero" else rewards - beta * kl.detach()
+    signed = torch.where(is_desirable, gain, -gain)
     # 1 - σ(x) = σ(-x), which loses no digits where σ(x) is close to 1.
-    losses = torch.where(
-        is_desirable, desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain)
-    )
+    losses = -logsigmoid(signed) if variant == "bco" else torch.sigmoid(-signed)
+    losses = torch.where(is_desirable, desirable_weight * losses, undesirable_weight * losses)
     return losses, {"rewards": rewards.detach()}

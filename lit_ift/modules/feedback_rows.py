@@ -68,6 +68,12 @@ class FeedbackRows:
         """The answers on a side, in the order of their rows, (n,) int64 indices into the A answers."""
         return (self.sides == ANSWER_SIDES.index(side)).nonzero()[:, 0]
 
+    def mean(self, values: Tensor, answers: Tensor) -> Tensor:
+        """Mean of values over the answers of each row, (n,) and their indices -> (R,); NaN for a row without any."""
+        of_answers = self.rows[answers]
+        sums = values.new_zeros(len(self)).index_add(0, of_answers, values)
+        return sums / torch.bincount(of_answers, minlength=len(self))
+
 
 def first_answers(batch: Batch) -> Batch:
     """The first answer of each row, as a batch of R examples; a batch without feedback as it is. None is packed.

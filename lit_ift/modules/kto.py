@@ -27,21 +27,24 @@ class KTOModule(FeedbackModule):
 
     The KL baseline is the mean reward of answers to other rows' prompts, which the data module puts beside each row;
     the mean is over the micro-batch on all ranks, so unlike everything else here the loss depends on how a batch is
-    split. Take micro-batches of several rows.
+    split. Take micro-batches of several rows. The baseline of ``bco`` is the mean reward of the judged answers
+    themselves in the steps before, on all ranks; checkpoints hold it.
 
     Logged besides the loss: ``rewards/chosen`` and ``logps/chosen`` [nats] of thumbs up, ``rewards/rejected`` and
     ``logps/rejected`` of thumbs down, ``rewards/margins`` and ``rewards/accuracies`` of pairs, and ``kl``, the
-    baseline [nats].
+    baseline [nats]; with ``bco`` instead ``log_ratio``, the mean of log π - log π_ref over judged answers [nats].
 
     Use:
-        Where answers have thumbs and no partner. A pair works too, but then losses on pairs know more.
+        Where answers have thumbs and no partner. A pair works too, but then losses on pairs know more. ``apo_zero`` and
+        ``bco`` need no answers to other prompts, and so less computing.
 
     Args:
         model: see ``CausalLMModule``.
         beta: β, scale of the reward [1/nat].
         desirable_weight: λ_D, weight of thumbs up.
         undesirable_weight: λ_U, weight of thumbs down.
-        variant: ``kto``, or ``apo_zero``, which has no baseline (arXiv:2408.06266).
+        variant: ``kto``; ``apo_zero``, which has no baseline (arXiv:2408.06266); or ``bco``, a classifier of good and
+            bad answers by their reward above its running mean (arXiv:2404.04656).
         **kwargs: see ``FeedbackModule``.
 
     Raises:
@@ -67,6 +70,10 @@ class KTOModule(FeedbackModule):
         self.undesirable_weight = undesirable_weight
         self.variant: Variant = variant
 
+    @property
+    def needs_log_ratio_mean(self) -> bool:
+        return self.variant == "bco"
+
     def example_weights(self, batch: Batch) -> Tensor:
         """The number of judged answers of each row whose answers all have trained tokens, else 0, (R,) float32."""
         weights = super().example_weights(batch)
@@ -78,7 +85,7 @@ class KTOModule(FeedbackModule):
         if self.needs_mismatched and not len(rows.answers("mismatched")):
             raise UserError(
                 "The batch has no mismatched answers, which the KL baseline is estimated from. Use "
-                "data.class_path=FeedbackDataModule, which adds them, or variant='apo_zero', which needs none."
+                "data.class_path=FeedbackDataModule, which adds them, or variant='apo_zero' or 'bco', which need none."
             )
 
     def example_losses(self, batch: Batch) -> ExampleLosses:
@@ -100,8 +107,7 @@ class KTOModule(FeedbackModule):
             undesirable_weight=self.undesirable_weight,
             variant=self.variant,
         )
-        counts = torch.bincount(rows.rows[judged], minlength=len(rows))
-        losses = values.new_zeros(len(rows)).index_add(0, rows.rows[judged], values) / counts
+        losses = rows.mean(values, judged)
 
         def by_row(of_judged: Tensor, which: Tensor) -> Weighted:
             """Values of some answers, of which a row has one at most."""
@@ -111,6 +117,9 @@ class KTOModule(FeedbackModule):
         rewards, logps = metrics["rewards"], answers.logps.detach()
         up_rewards, down_rewards = by_row(rewards[: len(up)], up), by_row(rewards[len(up) :], down)
         margins = up_rewards.values - down_rewards.values
+        compared = {"kl": kl.expand(len(losses))}
+        if self.needs_log_ratio_mean:
+            compared = {"log_ratio": rows.mean(logps[judged] - reference[judged], judged)}
         is_pair = rows.kind("preference").to(margins.dtype)
         return losses, {
             "rewards/chosen": up_rewards,
@@ -119,11 +128,16 @@ class KTOModule(FeedbackModule):
             "rewards/accuracies": Weighted((margins > 0).to(margins.dtype), is_pair),
             "logps/chosen": by_row(logps[up], up),
             "logps/rejected": by_row(logps[down], down),
-            "kl": kl.expand(len(losses)),
+            **compared,
         }
 
     def _baseline(self, answers: AnswerScores, reference: Tensor) -> Tensor:
-        """The mean log ratio of mismatched answers over all ranks, at least 0; 0 for a variant without."""
+        """What log ratios are compared with: their mean in the steps before (``bco``), 0 (``apo_zero``), or z0.
+
+        z0 is the mean log ratio of mismatched answers over all ranks, at least 0.
+        """
+        if self.needs_log_ratio_mean:
+            return answers.logps.new_tensor(self.log_ratios.mean)
         if not self.needs_mismatched:
             return answers.logps.new_zeros(())
         which = answers.rows.answers("mismatched")

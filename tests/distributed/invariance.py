@@ -179,6 +179,7 @@ OBJECTIVES: Final[dict[str, Objective]] = {
     "sftmix": Objective(SFTMixModule, compares="rank"),
     "uft": Objective(UFTModule, {"beta": 0.05}, ALL_KINDS, lr=0.05),
     "kto": Objective(KTOModule, {}, ("unpaired", "preference"), "ranks", lr=0.05),
+    "bco, unpaired": Objective(KTOModule, {"variant": "bco"}, ("unpaired", "preference"), lr=0.05),
     "ift + dpo": Objective(MixedModule, {"parts": PARTS}, ("instruction", "preference")),
     # 10 instructions and 9 pairs; no step has both.
     "ift, dpo, by turns": Objective(

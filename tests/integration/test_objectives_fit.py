@@ -68,6 +68,7 @@ OBJECTIVES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...], set[str]]] = {
     "mpo": (PreferenceModule, {"loss": MPO}, ("preference",), {"dpo/rewards/accuracies", "sft/loss", "log_ratio"}),
     "tdpo": (PreferenceModule, {"loss": "tdpo"}, ("preference",), {"rewards/accuracies"}),
     "kto": (KTOModule, {}, ("unpaired", "preference"), {"rewards/chosen", "rewards/accuracies", "kl"}),
+    "bco": (KTOModule, {"variant": "bco"}, ("unpaired", "preference"), {"rewards/chosen", "log_ratio"}),
     "uft": (
         UFTModule,
         {"beta": 0.1},
@@ -96,7 +97,7 @@ def test_every_objective_trains(name: str, packing: bool, tmp_path: Path) -> Non
     assert {f"val/{metric}" for metric in metrics} <= set(record.val)
 
 
-@pytest.mark.parametrize("name", ["dpo", "mpo", "uft", "mixed"])
+@pytest.mark.parametrize("name", ["dpo", "mpo", "bco", "uft", "mixed"])
 def test_a_step_does_not_depend_on_its_split(name: str, tmp_path: Path) -> None:
     cls, options, kinds, _ = OBJECTIVES[name]
     # One step an epoch, so that all splits step on the same rows whatever their order.

@@ -1,12 +1,14 @@
-"""KTO and unpaired APO-zero: values by hand, the baseline, gradients."""
+"""KTO, unpaired APO-zero and unpaired BCO: values by hand, the baseline, gradients."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from lit_ift.losses.kto import kl_baseline, kto_loss
+from lit_ift.losses.kto import Variant, kl_baseline, kto_loss
+from lit_ift.losses.pair.absolute import bco_loss
 
 DESIRABLE = torch.tensor([True, False, True, False])
 
@@ -23,7 +25,7 @@ def sigmoid(x: float) -> float:
 
 def test_values_by_hand() -> None:
     """β = 0.5, z0 = 1: a desirable answer of log-ratio 3 has 1 - σ(0.5 · 2) = σ(-1), an undesirable one of -2 has
-    1 - σ(0.5 · (1 + 2)) = σ(-1.5). Without z0: σ(-1.5) and σ(-1).
+    1 - σ(0.5 · (1 + 2)) = σ(-1.5). Without z0: σ(-1.5) and σ(-1). BCO with a mean of 1: -log σ(1) and -log σ(1.5).
     """
     logps, reference = torch.tensor([-2.0, -7.0]).double(), torch.tensor([-5.0, -5.0]).double()
     sides, kl = torch.tensor([True, False]), torch.tensor(1.0).double()
@@ -32,7 +34,17 @@ def test_values_by_hand() -> None:
     apo, _ = kto_loss(logps, reference, sides, kl, variant="apo_zero", **options)
     assert kto.tolist() == pytest.approx([2 * sigmoid(-1), 3 * sigmoid(-1.5)], abs=1e-12)
     assert apo.tolist() == pytest.approx([2 * sigmoid(-1.5), 3 * sigmoid(-1)], abs=1e-12)
+    bco, _ = kto_loss(logps, reference, sides, kl, variant="bco", **options)
+    assert bco.tolist() == pytest.approx([2 * -math.log(sigmoid(1)), 3 * -math.log(sigmoid(1.5))], abs=1e-12)
     assert metrics["rewards"].tolist() == [1.5, -1.0]
+
+
+def test_bco_of_a_good_and_a_bad_answer_is_that_of_the_pair() -> None:
+    logps, reference = inputs()
+    thumbs, _ = kto_loss(logps, reference, DESIRABLE, torch.tensor(-0.7, dtype=torch.float64), variant="bco")
+    shift = torch.full((2,), -0.7, dtype=torch.float64)
+    pairs, _ = bco_loss(logps[::2], logps[1::2], reference[::2], reference[1::2], shift)
+    torch.testing.assert_close(thumbs.view(2, 2).sum(1), pairs, rtol=1e-12, atol=0)
 
 
 def test_baseline_by_hand() -> None:
@@ -69,7 +81,7 @@ def test_desirable_goes_up_undesirable_goes_down_and_the_baseline_gets_nothing()
     assert to_kl is None
 
 
-@pytest.mark.parametrize("variant", ["kto", "apo_zero"])
+@pytest.mark.parametrize("variant", get_args(Variant))
 def test_gradcheck(variant: str) -> None:
     logps, reference = inputs()
     kl = torch.tensor(0.4, dtype=torch.float64)
@@ -80,13 +92,14 @@ def test_gradcheck(variant: str) -> None:
 
 
 @pytest.mark.parametrize("size", [-1e5, 1e5])
-def test_extremes_are_finite(size: float) -> None:
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_extremes_are_finite(size: float, variant: str) -> None:
     logps = torch.full((4,), size, requires_grad=True)
-    losses, _ = kto_loss(logps, torch.zeros(4), DESIRABLE, torch.tensor(1e4))
+    losses, _ = kto_loss(logps, torch.zeros(4), DESIRABLE, torch.tensor(1e4), variant=variant)
     (gradient,) = torch.autograd.grad(losses.sum(), logps)
     assert losses.isfinite().all()
     assert gradient.isfinite().all()
-    assert ((losses >= 0) & (losses <= 1)).all()
+    assert ((losses >= 0) & (losses <= (1.2e4 if variant == "bco" else 1))).all()
 
 
 def test_small_losses_keep_their_digits() -> None:
@@ -101,7 +114,7 @@ def test_small_losses_keep_their_digits() -> None:
         ({"beta": 0}, "beta=0 must be above 0"),
         ({"desirable_weight": -1}, "desirable_weight=-1 must be at least 0"),
         ({"undesirable_weight": math.inf}, "undesirable_weight=inf"),
-        ({"variant": "bco"}, "variant='bco' must be one of 'kto', 'apo_zero'"),
+        ({"variant": "nca"}, "variant='nca' must be one of 'kto', 'apo_zero', 'bco'"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:

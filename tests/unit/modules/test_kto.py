@@ -103,6 +103,7 @@ def test_metrics_of_pairs() -> None:
 
 def test_a_batch_without_mismatched_answers_is_refused() -> None:
     batch = feedback_batch([encoded_row("unpaired", "answer", score=1.0)])
-    KTOModule(tiny_model(), reference="cached", variant="apo_zero").check_batch(batch)
+    for variant in ("apo_zero", "bco"):
+        KTOModule(tiny_model(), reference="cached", variant=variant).check_batch(batch)
     with pytest.raises(UserError, match="no mismatched answers"):
         KTOModule(tiny_model(), reference="cached").check_batch(batch)
