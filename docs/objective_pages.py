@@ -16,6 +16,7 @@ from lit_ift import modules
 from lit_ift.losses import INPUTS, PAIR_LOSSES, TOKEN_INPUTS, TOKEN_LOSSES, ift, kto, sft, sftmix, uft
 from lit_ift.losses.marks import is_in_batch
 from lit_ift.losses.pair import by_token
+from lit_ift.losses.pair.chosen_tokens import unmet
 from lit_ift.losses.token_registry import OF_TOKEN_LOGPS
 from lit_ift.options import Range, _kinds
 
@@ -153,6 +154,8 @@ def _given(objective: Objective) -> str:
         marks.append("A function of the row's own token log-probabilities alone.")
     if objective.config == "sft":
         marks.append(f"It takes {'' if 'data_weights' in takes else 'no '}weights of turns (`data_weights`).")
+        if not unmet(objective.schema):
+            marks.append("On pairs, `loss` of `PreferenceModule` takes it for the chosen answers, alone or as a term.")
     return "\n\n".join(["## What it is given", "\n".join(lines), *marks])
 
 

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from lit_ift.losses.pair.changes import CHANGES
+from lit_ift.losses.pair.chosen_tokens import ChosenTokenLoss
 from lit_ift.losses.pair.objective import PairObjective
 from lit_ift.losses.registry import PairLoss
+from lit_ift.losses.schema import taken
+from lit_ift.losses.token_registry import TOKEN_INPUTS, TOKEN_LOSSES, TokenLoss
 from lit_ift.options import Positive, checked
 
 PairLossOption = list[dict[str, Any]] | str
@@ -17,7 +20,9 @@ PairLossOption = list[dict[str, Any]] | str
 
 
 class SummedPairLoss(PairObjective):
-    """A weighted sum of pair losses on the same pairs; what they share is computed once.
+    """A weighted sum of losses on the same pairs; what they share is computed once.
+
+    A term is a pair loss, or a token loss on the chosen answers, such as IFT's ``propagation`` beside a contrast.
 
     Metrics of a term have its name before theirs, as ``dpo/rewards/margins``, and ``dpo/loss`` is its value before the
     weight. Terms of one name are told apart by their place in the list: ``dpo.0``, ``dpo.2``.
@@ -58,7 +63,8 @@ def pair_objective(loss: PairLossOption, options: Mapping[str, Any] | None = Non
     """The pair loss that a configuration describes.
 
     Args:
-        loss: a name in ``PAIR_LOSSES`` or the import path of a function, or a list of terms, see ``SummedPairLoss``.
+        loss: a name in ``PAIR_LOSSES``, or in ``TOKEN_LOSSES`` for one on the chosen answers, or the import path of a
+            function like these; or a list of terms, see ``SummedPairLoss``.
         options: of a single loss: its hyperparameters, and the changes in ``CHANGES``.
 
     Raises:
@@ -88,7 +94,7 @@ def _weight(weight: Positive) -> float:
 
 
 def _changed(name: str, options: Mapping[str, Any]) -> PairObjective:
-    loss: PairObjective = PairLoss(name, {option: value for option, value in options.items() if option not in CHANGES})
+    loss = _named(name, {option: value for option, value in options.items() if option not in CHANGES})
     for change in (name for name in CHANGES if name in options):
         own = options[change]
         if not isinstance(own, Mapping):
@@ -98,3 +104,12 @@ def _changed(name: str, options: Mapping[str, Any]) -> PairObjective:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{change}: {error}") from error
     return loss
+
+
+def _named(name: Any, options: Mapping[str, Any]) -> PairObjective:
+    """A pair loss or a token loss on chosen answers, as the name or the inputs of the function say."""
+    function = TOKEN_LOSSES[name] if isinstance(name, str) and name in TOKEN_LOSSES else PairLoss.find(name)
+    asked = set(taken(function))
+    if asked and asked <= set(TOKEN_INPUTS):
+        return ChosenTokenLoss(TokenLoss(name, options))
+    return PairLoss(name, options)

@@ -16,6 +16,12 @@ LossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """Gives a loss for each example, and detached metrics of the same shape."""
 
 
+def taken(function: LossFunction) -> dict[str, Any]:
+    """The inputs that a loss names by its positional parameters, with their defaults."""
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return {name: p.default for name, p in signature(function).parameters.items() if p.kind in kinds}
+
+
 class NamedLoss(ABC):
     """A loss function with its options set.
 
@@ -41,12 +47,11 @@ class NamedLoss(ABC):
 
     def __init__(self, loss: str, options: Mapping[str, Any] | None = None) -> None:
         self.name = loss
-        self.function = self._find(loss)
+        self.function = self.find(loss)
         self.options = dict(options or {})
         self.in_batch = is_in_batch(self.function)
         parameters = signature(self.function).parameters.values()
-        positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-        self._takes = {p.name: p.default for p in parameters if p.kind in positional}
+        self._takes = taken(self.function)
         accepted = {p.name: p for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
         self.values = {name: p.default for name, p in accepted.items()} | self.options
         self._ignored = self._switched_off()
@@ -130,15 +135,21 @@ class NamedLoss(ABC):
         alone = self({name: value[:1] for name, value in given.items()})[0]
         return not torch.allclose(self(given)[0][:1], alone, rtol=1e-4, equal_nan=True)
 
-    def _find(self, loss: Any) -> LossFunction:
+    @classmethod
+    def find(cls, loss: Any) -> LossFunction:
+        """The function of a name in `KNOWN` or of an import path.
+
+        Raises:
+            ValueError: there is none.
+        """
         if not isinstance(loss, str):  # Python takes the function itself, which no checkpoint could find again.
             path = f"{getattr(loss, '__module__', 'package.module')}.{getattr(loss, '__qualname__', 'name')}"
             raise ValueError(f"loss={loss!r} must be a name or the import path of a function: loss={path!r}.")
-        if loss in self.KNOWN:
-            return self.KNOWN[loss]
+        if loss in cls.KNOWN:
+            return cls.KNOWN[loss]
         if "." not in loss or loss.startswith("."):
             raise ValueError(
-                f"loss={loss!r} is none of {', '.join(self.KNOWN)}, nor the import path of a function "
+                f"loss={loss!r} is none of {', '.join(cls.KNOWN)}, nor the import path of a function "
                 "(package.module.name)."
             )
         function: LossFunction = imported("loss", loss)

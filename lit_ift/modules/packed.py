@@ -3,6 +3,7 @@
 Shapes: B examples, L the longest one's length; P packed rows of T positions.
 """
 
+import torch
 from torch import Tensor
 
 from lit_ift.constants import IGNORE_INDEX
@@ -35,6 +36,15 @@ def unpacked(batch: Batch) -> Batch:
         "attention_mask": unpack((sequence_ids >= 0).long(), sequence_ids, num_examples),
         "labels": unpack(batch["labels"], sequence_ids, num_examples, fill=IGNORE_INDEX),
     }
+
+
+def owners(batch: Batch) -> Tensor:
+    """The example that each position of the batch's own rows belongs to, -1 at padding, (B, T) int64."""
+    if is_packed(batch):
+        rows: Tensor = batch["sequence_ids"]
+        return rows
+    mask = batch["attention_mask"].bool()
+    return torch.arange(len(mask), device=mask.device)[:, None].where(mask, -1)
 
 
 def scores_by_example(scores: TokenScores, batch: Batch) -> TokenScores:

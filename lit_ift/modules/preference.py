@@ -4,13 +4,20 @@ Shapes: P pairs, which are the rows of a batch; T positions, E the size of an em
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from lit_ift.constants import IGNORE_INDEX
 from lit_ift.losses.logprobs import log_sum_sq_probs
+from lit_ift.losses.masking import per_sequence_mean
 from lit_ift.losses.pair_sum import PairLossOption, pair_objective
 from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
+from lit_ift.modules.feedback_rows import FeedbackRows
+from lit_ift.modules.inputs import InputName, Prepared, TrueTokens, named_input
+from lit_ift.modules.packed import owners, unpacked
 from lit_ift.modules.prompts import PromptEmbedder, pooled_prompts
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.token_weights import ContrastiveWeights
@@ -27,21 +34,29 @@ class PreferenceModule(FeedbackModule):
     ``logps/chosen`` and ``logps/rejected`` (sums over an answer) [nats], and for losses with a reference policy
     ``kl``: the mean of log π_ref - log π over all answers, which estimates KL(π_ref ‖ π) as far as the answers are
     such as the reference gives [nats an answer]. Metrics of a sum of losses have the name of their loss before theirs.
+    Inputs with a look-ahead pass log ``lam``, and ``sft_loss``, the nll of chosen answers in it [nats a token].
 
     Args:
         model: see ``CausalLMModule``.
         loss: a name in ``lit_ift.losses.PAIR_LOSSES`` (dpo, ipo, simpo, orpo, …), or the import path of a function
             with their signature. Or a list of them, whose weighted sum is trained on: ``[{name: dpo, beta: 0.1},
-            {name: sft, weight: 0.2}]``; see ``lit_ift.losses.pair_sum.SummedPairLoss``.
+            {name: sft, weight: 0.2}]``; see ``lit_ift.losses.pair_sum.SummedPairLoss``. A name in
+            ``lit_ift.losses.TOKEN_LOSSES`` (propagation, dft, …) is a term on the chosen answers.
         options: hyperparameters of a single loss, such as ``{beta: 0.1}``, and what changes it:
             ``{ld_dpo: {alpha: 0.5}}``, ``{wpo: {clamp: true}}``; in a list they stand in the terms.
+        input: what the policy reads of chosen answers: ``true_tokens``, ``temporal_residual`` (IFT's), ``neftune`` or
+            ``own_tokens``; see ``lit_ift.modules.inputs``. All that losses are told of chosen answers is then of that
+            input, while the other answers are read as they are. A reference reads the true tokens, so that losses with
+            one take no other input.
+        input_options: options of the input, such as ``{lam: 0.2}``, but for ``reuse_predictions``.
         prompt_embedder: hub id or folder of a sentence-embedding model, for losses that compare prompts (rpo); by
             default the policy's own hidden states are averaged over the prompt.
         token_weights: how tokens are weighted, for losses that take such weights (tis_dpo).
         **kwargs: see ``FeedbackModule``.
 
     Raises:
-        ValueError: there is no such loss, or an option that it does not use was given.
+        ValueError: there is no such loss or input, an option that it does not use was given, or they do not go
+            together.
     """
 
     kinds = frozenset({"preference"})
@@ -53,12 +68,25 @@ class PreferenceModule(FeedbackModule):
         *,
         loss: PairLossOption = "dpo",
         options: dict[str, Any] | None = None,
+        input: InputName = "true_tokens",
+        input_options: dict[str, Any] | None = None,
         prompt_embedder: str | None = None,
         token_weights: ContrastiveWeights | None = None,
         **kwargs: Any,
     ) -> None:
         # Before the model, which may take long to load.
         self.pair_loss = pair_objective(loss, options)
+        self.chosen_input = named_input(input, input_options)
+        if input != "true_tokens" and self.pair_loss.needs_reference:
+            raise ValueError(
+                f"The loss {self.pair_loss.name!r} compares the policy with a reference, which reads the true tokens, "
+                f"while input={input!r} gives the policy others to read of chosen answers. Use input='true_tokens', or "
+                "losses without a reference, such as simpo or orpo."
+            )
+        if self.chosen_input.reused is not None:
+            raise ValueError(
+                "input_options: reuse_predictions keeps predictions of instruction rows, not of pairs. Leave it out."
+            )
         self._check_used("prompt_embedder", prompt_embedder, "prompt_embeddings")
         self._check_used("token_weights", token_weights, "chosen_token_weights", is_needed=True)
         super().__init__(model, **kwargs)
@@ -88,13 +116,15 @@ class PreferenceModule(FeedbackModule):
 
     def prepare(self) -> None:
         super().prepare()
+        self.chosen_input.prepare(self)
         if self.prompt_embedder is not None:
             self.prompt_embedder.prepare()
         if self.token_weights is not None:
             self.token_weights.prepare(self)
 
     def example_losses(self, batch: Batch) -> ExampleLosses:
-        hidden = self.hidden_states(self.embed(batch["input_ids"]), batch)
+        prepared = read_chosen(self.chosen_input, self, batch)
+        hidden = self.hidden_states(prepared.embeddings, batch)
         is_asked = any(name.endswith("_token_log_sum_sq_probs") for name in self.pair_loss.inputs)
         answers = self.score_answers(hidden, batch, {"log_sum_sq_probs": log_sum_sq_probs} if is_asked else None)
         inputs = self.pair_inputs(hidden, answers, batch)
@@ -106,6 +136,10 @@ class PreferenceModule(FeedbackModule):
             own["kl"] = ratios / 2
             if self.needs_log_ratio_mean:
                 own["log_ratio"] = -own["kl"]
+        own |= {name: torch.full_like(own["logps/chosen"], value) for name, value in prepared.metrics.items()}
+        if self.chosen_input.looks_ahead:
+            first = answers.tokens if prepared.first is None else prepared.first
+            own["sft_loss"] = per_sequence_mean(first.nll, first.mask)[chosen].detach()
         return losses, {**own, **metrics}
 
     def pair_inputs(self, hidden: Tensor, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
@@ -167,6 +201,17 @@ class PreferenceModule(FeedbackModule):
             else self.prompt_embedder(self, batch)
         )
         return pooled[answers.rows.answers("chosen")]
+
+
+def read_chosen(token_input: TrueTokens, module: PreferenceModule, batch: Batch) -> Prepared:
+    """What the policy reads of a batch: of chosen answers the input, of the others the true tokens."""
+    if type(token_input) is TrueTokens:
+        return token_input(module, batch)
+    rows = FeedbackRows.of(batch, len(unpacked(batch)["labels"]))
+    is_chosen = torch.isin(owners(batch), rows.answers("chosen"))
+    prepared = token_input(module, {**batch, "labels": batch["labels"].where(is_chosen, IGNORE_INDEX)})
+    read = prepared.embeddings.where(is_chosen[..., None], module.embed(batch["input_ids"]))
+    return replace(prepared, embeddings=read)
 
 
 def _group(name: str) -> str:

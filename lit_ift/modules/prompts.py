@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.errors import UserError
-from lit_ift.modules.packed import is_packed, unpacked
+from lit_ift.modules.packed import is_packed, owners, unpacked
 from lit_ift.modules.stepping import Batch
 
 if TYPE_CHECKING:
@@ -34,15 +34,10 @@ def pooled_prompts(hidden: Tensor, batch: Batch) -> Tensor:
         (A, D); zeros for an answer without prompt.
     """
     lengths = _prompt_lengths(batch)
-    shape = batch["input_ids"].shape
-    if is_packed(batch):
-        owners, positions = batch["sequence_ids"], batch["position_ids"]
-    else:
-        owners = torch.arange(shape[0], device=hidden.device)[:, None].expand(shape)
-        owners = owners.where(batch["attention_mask"].bool(), -1)
-        positions = torch.arange(shape[1], device=hidden.device).expand(shape)
-    in_prompt = (owners >= 0) & (positions < lengths[owners.clamp(min=0)])
-    owner = owners[in_prompt]
+    of_position = owners(batch)
+    positions = batch["position_ids"] if is_packed(batch) else torch.arange(hidden.shape[1], device=hidden.device)
+    in_prompt = (of_position >= 0) & (positions < lengths[of_position.clamp(min=0)])
+    owner = of_position[in_prompt]
     sums = hidden.new_zeros(len(lengths), hidden.shape[-1]).index_add(0, owner, hidden[in_prompt])
     return sums / torch.bincount(owner, minlength=len(lengths)).clamp(min=1)[:, None]
 

@@ -166,7 +166,9 @@ def written(folder: Path, loss: Any) -> Path:
     return config
 
 
-@pytest.mark.parametrize("loss", ["ipo", "[{name: dpo, weight: 0.8}, {name: sft, weight: 0.2}]"])
+@pytest.mark.parametrize(
+    "loss", ["ipo", "[{name: dpo, weight: 0.8}, {name: sft, weight: 0.2}]", "[{name: propagation, gamma: 0.9}]"]
+)
 def test_one_loss_or_a_list_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: str) -> None:
     config = written(tmp_path, [{"name": "tdpo"}])
     with pytest.raises(SystemExit, match="0"):

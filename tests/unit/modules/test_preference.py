@@ -13,8 +13,11 @@ from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from lit_ift.data import FeedbackDataModule
+from lit_ift.data.batch.collate import collate, collate_packed
+from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import UserError
 from lit_ift.losses.registry import PAIR_LOSSES, PairLoss
+from lit_ift.losses.token_registry import TOKEN_LOSSES, TokenLoss
 from lit_ift.modules import ContrastiveWeights, MixedModule, ObjectivePart, PreferenceModule, SFTModule
 from lit_ift.modules.reference import ReferencePolicy
 
@@ -109,6 +112,78 @@ def test_a_sum_has_the_gradient_of_its_terms_from_one_forward_pass(packed: bool)
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
+INPUTS: list[dict[str, Any]] = [
+    {"input": "true_tokens"},
+    {"input": "temporal_residual", "input_options": {"lam": 0.3}},
+    {"input": "own_tokens", "input_options": {"lam": 1.0}},
+]
+CONTRAST = {"name": "simpo", "beta": 2.0, "gamma_over_beta": 0.25}
+IFT_AND_CONTRAST = [{"name": "propagation", "weight": 0.7, "gamma": 0.9}, CONTRAST]
+
+
+def chosen_alone(rows: list[EncodedRow], *, packed: bool) -> dict[str, Any]:
+    collator: Any = collate_packed if packed else collate
+    return dict(collator([row.sides["chosen"] for row in rows], pad_token_id=0))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("given", INPUTS, ids=lambda given: given["input"])
+def test_ift_and_a_contrast_are_one_pass_over_pairs(given: dict[str, Any], packed: bool) -> None:
+    """Chosen answers alone in a module for instruction rows, rejected ones alone as they are, and SimPO by hand."""
+    model, rows = tiny_model(), pairs(3)
+    ift = SFTModule(model, loss="propagation", options={"gamma": 0.9}, **given)
+    batch = chosen_alone(rows, packed=packed)
+    ift_losses, ift_metrics = ift.example_losses(batch)
+    nll = ift.score(ift.hidden_states(ift.token_input(ift, batch).embeddings, batch), batch).nll
+    rejected = torch.stack([one["rejected"] for one in answer_logps(model, rows)])
+    lengths = {side: torch.tensor([len(row.sides[side].input_ids) - 4 for row in rows]) for side in rows[0].sides}
+    margins = 2 * (-nll.sum(-1) / lengths["chosen"] - rejected / lengths["rejected"]) - 0.5
+    expected = 0.7 * ift_losses - torch.log(torch.sigmoid(margins))
+    model.zero_grad()
+    expected.sum().backward()
+    slopes = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    module = PreferenceModule(model, loss=IFT_AND_CONTRAST, **given)
+    _, metrics = module.example_losses(feedback_batch(rows, packed=packed))
+    losses, found = gradients(module, feedback_batch(rows, packed=packed))
+    torch.testing.assert_close(losses, expected.detach(), rtol=1e-10, atol=0)
+    for name, slope in slopes.items():  # The model's norms compute in float32, whose rounding is not that of a sum.
+        torch.testing.assert_close(found[name], slope, rtol=1e-4, atol=1e-6)
+    for name in {"lam", "sft_loss"} & set(ift_metrics):
+        torch.testing.assert_close(metrics[name], ift_metrics[name])
+    torch.testing.assert_close(metrics["propagation/fused_loss"], ift_metrics["fused_loss"])
+    assert ("sft_loss" in metrics) == (given["input"] != "true_tokens")
+
+
+FIT = [name for name in TOKEN_LOSSES if name not in ("eaft", "psft")]
+
+
+@pytest.mark.parametrize("loss", FIT)
+def test_a_token_loss_on_pairs_is_that_of_the_chosen_answers(loss: str) -> None:
+    model, rows = tiny_model(), pairs(3)
+    options = {"alpha": 0.5} if loss == "deformed_log" else {}
+    kind: dict[str, Any] = {"reference": "model"} if TokenLoss(loss, options).needs_reference else {}
+    alone = SFTModule(model, loss=loss, options=options, **kind)
+    module = PreferenceModule(model, loss=[{"name": loss, **options}], **kind)
+    if kind:
+        module.reference = alone.reference = other = OtherModel()  # type: ignore[assignment]
+        assert other.module.model is not model
+    losses, metrics = module.example_losses(feedback_batch(rows, packed=True))
+    expected, own = alone.example_losses(chosen_alone(rows, packed=False))
+    torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-12)
+    for name in set(own) - {"token_accuracy"}:
+        torch.testing.assert_close(metrics[f"{loss}/{name}"], own[name], rtol=1e-9, atol=1e-12)
+
+
+def test_noise_is_on_chosen_answers_alone() -> None:
+    module, rows = PreferenceModule(tiny_model(), loss="simpo", input="neftune"), pairs(2)
+    batch = feedback_batch(rows)
+    quiet = module.eval().example_losses(batch)[1]
+    noisy = module.train().example_losses(batch)[1]
+    assert torch.equal(noisy["logps/rejected"], quiet["logps/rejected"])
+    assert not torch.isclose(noisy["logps/chosen"], quiet["logps/chosen"]).any()
+
+
 def test_metrics_of_a_sum_have_the_names_of_their_losses() -> None:
     _, metrics = ready(tiny_model(), loss=MPO).example_losses(feedback_batch(pairs(2)))
     of_rewards = {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
@@ -168,6 +243,9 @@ class OtherModel:
         yield self.module.hidden_states(self.module.embed(batch["input_ids"]), batch), self.module.head
 
     token_kl = ReferencePolicy.token_kl
+
+    def logps(self, _: Any, batch: Any) -> Tensor:
+        return -self.scores(None, batch).nll.sum(-1)
 
     def scores(self, _: Any, batch: Any) -> Any:
         with self.hidden_and_head(None, batch) as (hidden, _head), torch.no_grad():
@@ -235,6 +313,15 @@ def test_a_function_from_elsewhere() -> None:
         ({"loss": "dpo", "reduction": "token"}, "no meaning"),
         ({"loss": [{"name": "dpo"}, {"name": "dppo"}]}, r"loss\[1\]: loss='dppo' is none of"),
         ({"loss": [{"name": "dpo"}], "options": {"beta": 0.1}}, "no effect beside a list"),
+        ({"loss": [{"name": "dpo"}, {"name": "propagation"}], "input": "temporal_residual"}, "reference, which reads"),
+        ({"loss": "iw", "input": "neftune"}, "reference, which reads the true tokens"),
+        ({"loss": [{"name": "dpo"}, {"name": "eaft"}]}, r"loss\[1\]: The token loss 'eaft' asks for token_top_entrop"),
+        ({"loss": "psft"}, "asks for old_token_logps, which chosen answers of pairs come without. Take one of nll, "),
+        ({"loss": "simpo", "input_options": {"lam": 0.2}}, "no option 'lam'"),
+        (
+            {"loss": "simpo", "input": "own_tokens", "input_options": {"reuse_predictions": "initial"}},
+            "of instruction rows, not of pairs",
+        ),
         ({"loss": [{"name": "sft"}], "reference": "adapter"}, "no reference policy"),
         ({"options": {"ld_dpo": {"alpha": 0.5}}, "reference": "cached"}, "holds sums over answers"),
     ],
