@@ -65,6 +65,7 @@ from lit_ift.modules.optim import (
     check_eps,
     lost_updates,
     parameter_groups,
+    use_fused_kernels,
     vector_names,
 )
 from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
@@ -149,7 +150,8 @@ class CausalLMModule(ExampleMeanModule):
             ``pip install 'lit-ift[quantization]'``.
         reduction: weight of an example in the mean: ``sequence`` counts each example once, ``token`` counts it by its
             trained tokens.
-        optimizer: builds the optimizer from parameter groups; AdamW at 2e-5 by default.
+        optimizer: builds the optimizer from parameter groups; AdamW at 2e-5 by default. torch's Adam and AdamW run
+            fused unless they are told not to (``fused: false``).
         lr_scheduler: builds the scheduler from the optimizer; warm-up and cosine by default.
         generation: options of ``predict``'s answers, as ``model.generate`` takes them; greedy, at most 128 tokens, by
             default, whatever the model's generation config says; with ``do_sample`` that fills in what is left out.
@@ -631,6 +633,7 @@ class CausalLMModule(ExampleMeanModule):
         except ValueError as error:  # As torch's have it for a learning rate below 0.
             raise UserError(f"The optimizer refuses its options: {error}") from error
         check_eps(optimizer)
+        use_fused_kernels(optimizer)
         for group in optimizer.param_groups if self._lr is not None else ():
             group["lr"] = self._lr
         scheduler = self._build_scheduler(optimizer)

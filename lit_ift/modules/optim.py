@@ -19,6 +19,8 @@ LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 """Builds a scheduler from the optimizer, stepped after every optimizer step."""
 
 
+_FUSED = ("cpu", "cuda", "mps", "xpu")
+"""Types of devices that torch has fused kernels for."""
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 _OPTIONS = ("lr", "initial_lr", "weight_decay", "betas", "momentum", "eps", "alpha", "dampening", "nesterov")
 """What a configuration says of an optimizer; other entries of a parameter group may be its running state."""
@@ -101,6 +103,21 @@ def check_eps(optimizer: Optimizer) -> None:
                     "of the weights (trainer.precision=16-true, or model.dtype), so the first step would make them "
                     "NaN. Set trainer.precision=bf16-mixed or bf16-true, or eps of the optimizer to 1e-4 or more."
                 )
+
+
+def use_fused_kernels(optimizer: Optimizer) -> None:
+    """Let torch's Adam and AdamW update all weights in one kernel, unless ``fused`` or ``foreach`` says otherwise.
+
+    It is set after they are made: they then take no part in unscaling float16 gradients, which Lightning would not let
+    go together with clipping.
+    """
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        unsaid = all(group[name] is None for name in ("fused", "foreach"))
+        plain = not (group["differentiable"] or group["capturable"])
+        if unsaid and plain and all(p.device.type in _FUSED and p.is_floating_point() for p in group["params"]):
+            group["fused"] = True
 
 
 def configured_options(optimizer: Optimizer) -> list[dict[str, Any]]:

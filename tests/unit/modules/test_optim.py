@@ -22,6 +22,7 @@ from lit_ift.modules.optim import (
     keep_configuration,
     lost_updates,
     parameter_groups,
+    use_fused_kernels,
     vector_names,
 )
 
@@ -184,3 +185,63 @@ def test_an_adapter_with_a_rate_for_all_weights_is_warned_of(module: Any, rate: 
     told = [str(warning.message) for warning in seen if "learning rate" in str(warning.message)]
     assert len(told) == (warned is not None)
     assert warned is None or re.search(warned, told[0])
+
+
+def steps_with(fused: bool | None, dtype: torch.dtype, steps: int = 5) -> torch.Tensor:
+    """A weight after some steps of the optimizer that a module makes of AdamW with this option."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(37, 11, dtype=dtype))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1, fused=fused)
+    use_fused_kernels(optimizer)
+    for _ in range(steps):
+        (weight.sin() ** 2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return weight.detach()
+
+
+def test_fused_steps_are_those_of_the_plain_optimizer() -> None:
+    for dtype, most in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+        fused, plain = steps_with(None, dtype), steps_with(False, dtype)
+        torch.testing.assert_close(fused, plain, rtol=0, atol=most)
+    assert not torch.equal(
+        steps_with(None, torch.float32), steps_with(False, torch.float32)
+    )  # They are another kernel.
+
+
+@pytest.mark.parametrize(
+    ("make", "fused"),
+    [
+        (torch.optim.AdamW, True),
+        (torch.optim.Adam, True),
+        (lambda params: torch.optim.AdamW(params, fused=False), False),
+        (lambda params: torch.optim.AdamW(params, foreach=True), None),
+        (lambda params: torch.optim.SGD(params, lr=0.1), None),
+        (type("Own", (torch.optim.AdamW,), {}), None),
+    ],
+)
+def test_only_what_is_not_said_is_fused(make: Any, fused: bool | None) -> None:
+    optimizer = make([nn.Parameter(torch.zeros(2))])
+    use_fused_kernels(optimizer)
+    assert optimizer.param_groups[0]["fused"] is fused
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
+def test_fused_adamw_goes_together_with_clipping(precision: str, data_file: Path, model_folder: Path) -> None:
+    """Which Lightning refuses of one that was made so, under mixed precision."""
+    module = SFTModule(str(model_folder))
+    data = InstructionDataModule(str(data_file), batch_size=4, max_rows=8)
+    trainer = L.Trainer(
+        max_epochs=1,
+        precision=precision,
+        gradient_clip_val=0.1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    module.configure_model()
+    before = module.model.lm_head.weight.detach().clone()
+    trainer.fit(module, datamodule=data)
+    assert trainer.optimizers[0].param_groups[0]["fused"] is True
+    assert not torch.equal(before, module.model.lm_head.weight)
