@@ -51,7 +51,7 @@ def _check(inner: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(embedding.weight.shape[0], (1, n), generator=generator).to(device) for n in (*_LENGTHS, _TAIL)]
     changed = [(row + 1) % embedding.weight.shape[0] if k % 2 else row for k, row in enumerate(ids)]
-    alone = [_hidden(inner, row) for row in ids[: len(_LENGTHS)]]
+    alone = [hidden_of(inner, row) for row in ids[: len(_LENGTHS)]]
     # One row of everything; and rows of different layout, unless the kernel takes one row only.
     layouts = [[[0, 1, 2, 3, 4]]]
     if not packs_into_one_row(inner):
@@ -62,8 +62,8 @@ def _check(inner: Any) -> None:
         for k, expected in enumerate(alone):
             for ours, others in zip(packed[k], disturbed[k], strict=True):
                 # Bits agree, but for mixtures of experts, which compute on tokens of all examples together.
-                same = k % 2 == 1 or _close(others, ours, factor=1)
-                if not (same and _close(ours, expected, factor=8)):
+                same = k % 2 == 1 or is_close(others, ours, factor=1)
+                if not (same and is_close(ours, expected, factor=8)):
                     raise UserError(
                         f"{type(inner).__name__} with attn_implementation="
                         f"'{getattr(inner.config, '_attn_implementation', None)}' does not keep packed examples "
@@ -76,7 +76,7 @@ def _packed(inner: Any, ids: list[Tensor], layout: list[list[int]]) -> dict[int,
     """Hidden states of each example, one for each row that it stands in."""
     rows = torch.cat([torch.cat([ids[k] for k in row], dim=1) for row in layout])
     positions = [torch.cat([torch.arange(ids[k].shape[1], device=rows.device) for k in row]) for row in layout]
-    hidden = _hidden(inner, rows, position_ids=torch.stack(positions))
+    hidden = hidden_of(inner, rows, position_ids=torch.stack(positions))
     found: dict[int, list[Tensor]] = {k: [] for k in range(len(ids))}
     for states, row in zip(hidden, layout, strict=True):
         for k, part in zip(row, states.split([ids[k].shape[1] for k in row]), strict=True):
@@ -84,13 +84,14 @@ def _packed(inner: Any, ids: list[Tensor], layout: list[list[int]]) -> dict[int,
     return found
 
 
-def _hidden(inner: Any, ids: Tensor, **positions: Tensor) -> Tensor:
+def hidden_of(inner: Any, ids: Tensor, **positions: Tensor) -> Tensor:
+    """Final hidden states of rows of token ids, (R, T) -> (R, T, D)."""
     output = decoder(inner)(inputs_embeds=inner.get_input_embeddings()(ids), use_cache=False, **positions)
     hidden: Tensor = output.last_hidden_state
     return hidden
 
 
-def _close(actual: Tensor, expected: Tensor, *, factor: int) -> bool:
+def is_close(actual: Tensor, expected: Tensor, *, factor: int) -> bool:
     """Whether they agree within ``factor`` rounding errors of the least precise dtype that is computed with."""
     kind = actual.device.type
     autocast = torch.is_autocast_enabled(kind)
