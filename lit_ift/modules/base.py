@@ -51,9 +51,11 @@ from lit_ift.models.quantized import (
     is_quantized,
     save_what_trains,
 )
+from lit_ift.models.shared_prompts_check import check_shared_prompts
 from lit_ift.models.source import ModelSource
 from lit_ift.models.weight_names import in_words, weight_faults
 from lit_ift.modules.batch_answers import answers_to
+from lit_ift.modules.feedback_rows import is_feedback
 from lit_ift.modules.fit_check import check_batch_fits, check_data_fits
 from lit_ift.modules.generate import MAX_NEW_TOKENS, check_generation
 from lit_ift.modules.one_sweep import hindrance
@@ -70,6 +72,7 @@ from lit_ift.modules.optim import (
 )
 from lit_ift.modules.packed import check_packed_batch, is_packed, scores_by_example, unpacked
 from lit_ift.modules.precision import convert_weights, float32_by_default, keep_batches_exact, uncached_casts
+from lit_ift.modules.shared_prompts import SharedPrompts
 from lit_ift.modules.stepping import Batch, ExampleLosses, ExampleMeanModule
 from lit_ift.modules.tuning import set_learning_rate
 from lit_ift.options import NonNegativeInt
@@ -148,6 +151,9 @@ class CausalLMModule(ExampleMeanModule):
         quantization: hold the frozen weights under ``lora`` in ``nf4``, ``fp4`` or ``int8``: those of all linear
             layers but the output head. Checkpoints then hold the adapter alone. Needs
             ``pip install 'lit-ift[quantization]'``.
+        share_prompts: read a prompt once where two passes read it (IFT, inputs that look ahead) or several answers have
+            it (pairs), to save time. Losses and gradients are the same. Not with ``gradient_checkpointing``, nor with
+            attention other than ``sdpa`` and ``eager``.
         reduction: weight of an example in the mean: ``sequence`` counts each example once, ``token`` counts it by its
             trained tokens.
         optimizer: builds the optimizer from parameter groups; AdamW at 2e-5 by default. torch's Adam and AdamW run
@@ -202,6 +208,7 @@ class CausalLMModule(ExampleMeanModule):
         lora: dict[str, Any] | None = None,
         added_tokens: list[str] | None = None,
         quantization: Quantization | None = None,
+        share_prompts: bool = False,
         reduction: Reduction = "sequence",
         optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable = CosineSchedule,
@@ -218,6 +225,10 @@ class CausalLMModule(ExampleMeanModule):
             check_quantization(quantization, dtype)
         if lora is not None:
             check_lora(lora)
+        if share_prompts and not self.can_share_prompts:
+            raise ValueError(
+                "share_prompts has no use: each prompt is read once, or each time with other noise. Leave it out."
+            )
         check_added_tokens(added_tokens)
         if added_tokens and lora is not None:
             raise UserError(
@@ -241,6 +252,7 @@ class CausalLMModule(ExampleMeanModule):
         self.added_tokens = list(added_tokens or ())
         self._new_token_ids: list[int] = []
         self.quantization = quantization
+        self.share_prompts = share_prompts
         self.reduction = reduction
         self.generation = generation or {}
         check_generation(self.generation)
@@ -249,7 +261,7 @@ class CausalLMModule(ExampleMeanModule):
         self._build_scheduler = lr_scheduler
         self._language_model_ready = False
         self._froze_embeddings = False
-        self._packing_proven = False
+        self._proven: set[Callable[[Any], None]] = set()
         self._vector_names: frozenset[str] = frozenset()
         self._logit_transform = LogitTransform()
         self._balancing: Balancing | None = None
@@ -283,6 +295,11 @@ class CausalLMModule(ExampleMeanModule):
         super().save_hyperparameters(*args, ignore=sorted(ignored | objects), frame=frame, logger=logger)
 
     # What an objective overrides ---------------------------------------------------------------------------------
+
+    @property
+    def can_share_prompts(self) -> bool:
+        """Whether it reads a prompt as it is, in several passes or for several answers."""
+        return False
 
     def example_losses(self, batch: Batch) -> ExampleLosses:
         """Loss of each example of a batch, with every forward pass that it takes.
@@ -353,10 +370,16 @@ class CausalLMModule(ExampleMeanModule):
             )
         if is_packed(batch):
             check_packed_batch(batch)
-            if not self._packing_proven:
-                with torch.no_grad():
-                    self.in_forward(lambda: check_packing(self.model))
-                self._packing_proven = True
+            self.prove(check_packing)
+        if self.share_prompts:
+            self.prove(check_shared_prompts)
+
+    def prove(self, check: Callable[[Any], None]) -> None:
+        """Let a check of the language model raise, once."""
+        if check not in self._proven:
+            with torch.no_grad():
+                self.in_forward(lambda: check(self.model))
+            self._proven.add(check)
 
     # The language model ------------------------------------------------------------------------------------------
 
@@ -549,6 +572,8 @@ class CausalLMModule(ExampleMeanModule):
 
     def hidden_states(self, inputs_embeds: Tensor, batch: Batch) -> Tensor:
         """Final hidden states of the batch's rows, (B, T, D) -> (B, T, D); the output head is not run."""
+        if self.share_prompts and is_feedback(batch):
+            return SharedPrompts(self, inputs_embeds, batch).hidden_states(inputs_embeds)
         positions = {"position_ids": batch["position_ids"]} if "position_ids" in batch else {}
         balancing = self._balancing if torch.is_grad_enabled() else None
         asked = {} if balancing is None else {"output_router_logits": True}

@@ -100,6 +100,10 @@ class FeedbackModule(ReferenceModule):
         self.log_ratios = RunningMean()
 
     @property
+    def can_share_prompts(self) -> bool:
+        return True
+
+    @property
     def needs_log_ratio_mean(self) -> bool:
         """Whether it asks for the mean log-ratio of the steps before."""
         return False

@@ -20,6 +20,7 @@ from lit_ift.modules.lambda_schedule import LambdaSchedule, LambdaShape
 from lit_ift.modules.packed import in_batch_order, is_packed
 from lit_ift.modules.predict import Prediction, Share, prediction_rule
 from lit_ift.modules.reuse import Reuse, ReusedPredictions
+from lit_ift.modules.shared_prompts import SharedPrompts
 from lit_ift.modules.stepping import Batch
 from lit_ift.options import CheckedOptions, NonNegative, Positive, PositiveInt, UnitInterval
 
@@ -41,6 +42,7 @@ class Prepared:
         reuses: whether kept predictions took the place of that pass.
         predict: what the pass on `embeddings` is to choose from its logits; None for nothing.
         keep: told of what it chose, by example, (N,); None where nobody asks.
+        prompts: those of the batch, where they have been read for both passes.
     """
 
     embeddings: Tensor
@@ -50,6 +52,13 @@ class Prepared:
     reuses: bool = False
     predict: Select | None = None
     keep: Callable[[Tensor], None] | None = None
+    prompts: SharedPrompts | None = None
+
+    def hidden_states(self, module: "CausalLMModule", batch: Batch) -> Tensor:
+        """Final hidden states of the pass on the input, (B, T, D)."""
+        if self.prompts is None:
+            return module.hidden_states(self.embeddings, batch)
+        return self.prompts.hidden_states(self.embeddings)
 
 
 class TrueTokens(CheckedOptions):
@@ -58,8 +67,20 @@ class TrueTokens(CheckedOptions):
     looks_ahead = False
     """Whether the true tokens are scored first, to see what the policy predicts."""
 
+    keeps_prompts = True
+    """Whether tokens that are not trained are read as they are."""
+
     reused: ReusedPredictions | None = None
     """Gives predictions that were made before."""
+
+    schedule: LambdaSchedule | None = None
+    """The share of predictions in it; None where it has none."""
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether any step of a run looks ahead."""
+        has_share = self.schedule is not None and self.schedule.value != 0
+        return has_share and (self.reused is None or self.reused.keeps)
 
     def prepare(self, module: "CausalLMModule") -> None:
         """Make ready for a run, and check the options against the model, once it is loaded."""
@@ -112,7 +133,7 @@ class TemporalResidual(TrueTokens):
         top_p: Share | None = None,
         reuse_predictions: Reuse | None = None,
     ) -> None:
-        self.schedule = LambdaSchedule(lam, lam_schedule, lam_start, lam_warmup, lam_noise, lam_seed)
+        self.schedule: LambdaSchedule = LambdaSchedule(lam, lam_schedule, lam_start, lam_warmup, lam_noise, lam_seed)
         if reuse_predictions is not None and prediction == "sampled":
             raise ValueError("reuse_predictions keeps predictions, but prediction='sampled' draws them at each step")
         self.predict_tokens = prediction_rule(prediction, top_k=top_k, temperature=temperature, top_p=top_p)
@@ -133,11 +154,12 @@ class TemporalResidual(TrueTokens):
         if (kept := _kept(self.reused, module, batch)) is not None:
             fused = self._fused(module, batch, embeddings, kept, lam)
             return _from_kept(self.reused, module, batch, fused, lam)
-        first = _look_ahead(module, embeddings, batch, self._choose)
+        first, prompts = _look_ahead(module, embeddings, batch, self._choose)
         best, mixed_in = first.predictions.unbind(-1)
         if self.reused is not None:
             self.reused.keep(module, batch, mixed_in)
-        return Prepared(self._fused(module, batch, embeddings, mixed_in, lam), first, best, {"lam": lam})
+        fused = self._fused(module, batch, embeddings, mixed_in, lam)
+        return Prepared(fused, first, best, {"lam": lam}, prompts=prompts)
 
     def _fused(
         self, module: "CausalLMModule", batch: Batch, embeddings: Tensor, mixed_in: Tensor, lam: float
@@ -177,7 +199,7 @@ class OwnTokens(TrueTokens):
         lam_warmup: NonNegative | None = None,
         reuse_predictions: Reuse | None = None,
     ) -> None:
-        self.schedule = LambdaSchedule(lam, lam_schedule, lam_start, lam_warmup)
+        self.schedule: LambdaSchedule = LambdaSchedule(lam, lam_schedule, lam_start, lam_warmup)
         self.reused = _reused(reuse_predictions, self.schedule, greedy, "greedy None")
 
     def __call__(self, module: "CausalLMModule", batch: Batch) -> Prepared:
@@ -188,11 +210,11 @@ class OwnTokens(TrueTokens):
             return Prepared(embeddings, metrics={"lam": lam})
         if (kept := _kept(self.reused, module, batch)) is not None:
             return _from_kept(self.reused, module, batch, self._replaced(module, batch, kept, lam), lam)
-        first = _look_ahead(module, embeddings, batch, greedy)
+        first, prompts = _look_ahead(module, embeddings, batch, greedy)
         if self.reused is not None:
             self.reused.keep(module, batch, first.predictions)
         read = self._replaced(module, batch, first.predictions, lam)
-        return Prepared(read, first, first.predictions, {"lam": lam})
+        return Prepared(read, first, first.predictions, {"lam": lam}, prompts=prompts)
 
     def _replaced(self, module: "CausalLMModule", batch: Batch, predictions: Tensor, lam: float) -> Tensor:
         ids = batch["input_ids"]
@@ -212,6 +234,8 @@ class NEFTune(TrueTokens):
         length: what L is: ``row``, the row's own tokens, as in the authors' code; or ``padded``, the width of the
             batch, as in Hugging Face's trainers, with which a row's noise depends on the rows beside it.
     """
+
+    keeps_prompts = False
 
     def __init__(self, *, alpha: Positive = 5.0, length: Literal["row", "padded"] = "row") -> None:
         self.alpha, self.length = alpha, length
@@ -282,14 +306,18 @@ def current_lam(schedule: LambdaSchedule, module: "CausalLMModule") -> float:
 
 def _look_ahead(
     module: "CausalLMModule", embeddings: Tensor, batch: Batch, select: Callable[[Tensor], Tensor]
-) -> TokenScores:
-    """Scores and predictions of the true tokens, without gradient."""
+) -> tuple[TokenScores, SharedPrompts | None]:
+    """Scores and predictions of the true tokens, without gradient; and the prompts, if they are shared, with it."""
+    if module.share_prompts:
+        prompts = SharedPrompts(module, embeddings, batch)
+        with torch.no_grad():
+            return module.score(prompts.hidden_states(embeddings), batch, select=select), prompts
     with torch.no_grad():
         first = module.score(module.hidden_states(embeddings, batch), batch, select=select)
     # Autocast keeps the casts that it made of the weights. In a torch without pytorch#165068 those of the first pass
     # carry no gradient, and the second pass would silently train nothing.
     torch.clear_autocast_cache()
-    return first
+    return first, None
 
 
 def _lengths(batch: Batch) -> Tensor:

@@ -25,7 +25,7 @@ from lit_ift.options import Positive, check_options
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PER_PART: Final = {"detach_input_embeddings": False, "reduction": "sequence"}
+PER_PART: Final = {"detach_input_embeddings": False, "reduction": "sequence", "share_prompts": False}
 """Options of ``CausalLMModule`` that each part has for itself, with their defaults; the others are of the whole run."""
 
 OF_THE_MODEL: Final = ("tokenizer", "revision", "dtype", "attn_implementation", "trust_remote_code")

@@ -43,7 +43,7 @@ def owners(batch: Batch) -> Tensor:
     if is_packed(batch):
         rows: Tensor = batch["sequence_ids"]
         return rows
-    mask = batch["attention_mask"].bool()
+    mask = (batch["attention_mask"] if "attention_mask" in batch else torch.ones_like(batch["input_ids"])).bool()
     return torch.arange(len(mask), device=mask.device)[:, None].where(mask, -1)
 
 

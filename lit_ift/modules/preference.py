@@ -103,6 +103,10 @@ class PreferenceModule(FeedbackModule):
             raise ValueError(f"The loss {self.pair_loss.name!r} needs {option}.")
 
     @property
+    def can_share_prompts(self) -> bool:
+        return self.chosen_input.keeps_prompts
+
+    @property
     def needs_reference(self) -> bool:
         return self.pair_loss.needs_reference
 
@@ -124,7 +128,7 @@ class PreferenceModule(FeedbackModule):
 
     def example_losses(self, batch: Batch) -> ExampleLosses:
         prepared = read_chosen(self.chosen_input, self, batch)
-        hidden = self.hidden_states(prepared.embeddings, batch)
+        hidden = prepared.hidden_states(self, batch)
         is_asked = any(name.endswith("_token_log_sum_sq_probs") for name in self.pair_loss.inputs)
         answers = self.score_answers(hidden, batch, {"log_sum_sq_probs": log_sum_sq_probs} if is_asked else None)
         inputs = self.pair_inputs(hidden, answers, batch)

@@ -20,6 +20,7 @@ from lit_ift.losses.masking import target_counts
 from lit_ift.losses.token_kl import token_kl
 from lit_ift.models.lora import adapters_off, adds_nothing, is_adapted
 from lit_ift.models.quantized import compute_dtype_of, compute_in
+from lit_ift.models.shared_prompts_check import check_shared_prompts
 from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.packed import scores_by_example, unpacked
 from lit_ift.modules.precision import convert_weights
@@ -254,6 +255,9 @@ class ReferencePolicy(CheckedOptions):
         # Its head is called outside of its forward pass, also by backward passes that recompute.
         second.shard(sharding_of(trainer), keep_root=True)
         _check_same_vocabulary(module, second)
+        second.share_prompts = module.share_prompts
+        if second.share_prompts:
+            second.prove(check_shared_prompts)
         self._second = second
 
 

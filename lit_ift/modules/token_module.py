@@ -54,6 +54,10 @@ class TokenModule(ReferenceModule):
         return self.token_loss.row_wise
 
     @property
+    def can_share_prompts(self) -> bool:
+        return self.token_input.reads_twice
+
+    @property
     def needs_reference(self) -> bool:
         return self.token_loss.needs_reference
 
@@ -90,7 +94,7 @@ class TokenModule(ReferenceModule):
         # Before any pass with gradient, because the weights change for it.
         old_logps = None if self.old_policy is None else self.old_policy.token_logps(self, batch)
         prepared = self.token_input(self, batch)
-        hidden = self.hidden_states(prepared.embeddings, batch)
+        hidden = prepared.hidden_states(self, batch)
         select = prepared.predict if prepared.reuses else greedy if prepared.best is None else None
         known = self._known_inputs(hidden, batch)
         if old_logps is not None:

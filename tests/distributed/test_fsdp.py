@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 EXACT = [
     *("ift", "ift tied", "ift ready-made", "ift packed", "ift held", "ift checkpointed", "ift lora", "ift replicas"),
+    *("ift shared", "dpo shared"),
     *("sft token", "sft every second", "sft offload", "sft half"),
     *("dpo cached", "dpo model", "dpo lora", "dpo ready-made", "tdpo model", "tdpo lora", "kto", "uft", "mixed"),
 ]

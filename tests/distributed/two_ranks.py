@@ -211,6 +211,7 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         "ift packed": lambda: fit(make(IFTModule, lam=0.3), instructions(packing=True, max_length=128)),
         "ift held": lambda: fit(make(IFTModule, lam=0.3), instructions(), reshard_after_forward=False),
         "ift checkpointed": lambda: fit(make(IFTModule, lam=0.3, gradient_checkpointing=True), instructions()),
+        "ift shared": lambda: fit(make(IFTModule, lam=0.3, share_prompts=True), instructions(4)),
         "ift lora": lambda: fit(make(IFTModule, lam=0.3, lora=LORA), instructions()),
         "ift replicas": lambda: fit(make(IFTModule, lam=0.3), instructions(), replicas=RANKS),
         "ift bf16-mixed": lambda: fit(make(IFTModule, dtype="float32"), instructions(), precision="bf16-mixed"),
@@ -227,6 +228,7 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         "sftmix": lambda: fit(make(SFTMixModule), instructions()),
         "dpo cached": lambda: fit(pair(reference="cached"), answers("preference")),
         "dpo model": lambda: fit(pair(reference="model"), answers("preference", packing=True)),
+        "dpo shared": lambda: fit(pair(reference="model", share_prompts=True), answers("preference")),
         "dpo lora": lambda: fit(pair(reference="adapter", lora=LORA), answers("preference")),
         "dpo ready-made": lambda: fit(
             pair(model=ready(tied=True), reference="model", tokenizer=untied), answers("preference")
