@@ -23,6 +23,9 @@ from record import DATA, Source
 from torch import Tensor, nn
 
 ASFT: Final = Source("ASFT", "6ec682fc9f1a36ef9f79e6cc3569855298723161", "train.py")
+BEYOND: Final = Source(
+    "Beyond-Log-Likelihood", "220589d003d2a5e0c61f8a4128db3ad6dcceaa06", "main_verl/trainer/fsdp_sft_trainer.py"
+)
 DEFT: Final = Source("DEFT", "bbe7896e1f39df62063341df7a188eb72f9c22c0", "main_verl/trainer/fsdp_sft_trainer.py")
 IW_SFT: Final = Source("iw_sft", "9a3e4e4cf1ebf29b2f350120d2f51089190277fa", "bounding_trainers.py")
 LLAMA_FACTORY: Final = Source(
@@ -30,6 +33,15 @@ LLAMA_FACTORY: Final = Source(
 )
 PSFT: Final = Source("PSFT", "569b1ba114b9262a8a5cec84ca1a008e97effd0c", "verl/verl/trainer/ppo/core_algos.py")
 DOUBLE: Final = (".float()", ".double()")
+
+OBJECTIVES: Final = (
+    "GeneralFamily-0.5",
+    "OnlyTopP-0.03",
+    "OnlyTopLogP-0.03",
+    "OnlyBottomP-0.03",
+    "OnlyBottomLogP-0.03",
+)
+"""Of the code of arXiv:2510.00526. There is a mean over the tokens that a threshold keeps."""
 
 ROWS, LENGTH, VOCABULARY = 3, 8, 30
 
@@ -86,7 +98,8 @@ def cases(folder: Path, given: dict[str, Tensor]) -> dict[str, Callable[[Tensor]
     masked_mean = SimpleNamespace(masked_mean=lambda values, on: (values * on).sum() / on.sum())
     aggregate = function(PSFT, folder, "agg_loss", verl_F=masked_mean)
     psft = function(PSFT, folder, "compute_policy_loss_vanilla", verl_F=masked_mean, agg_loss=aggregate, AlgoConfig=set)
-    deft = function(DEFT, folder, "FSDPSFTTrainer", "_compute_loss_and_backward", nullcontext=nullcontext)
+    names = ("FSDPSFTTrainer", "_compute_loss_and_backward")
+    deft, beyond = (function(source, folder, *names, nullcontext=nullcontext) for source in (DEFT, BEYOND))
 
     def flat(logits: Tensor) -> tuple[Tensor, Tensor]:
         return logits[:, :-1].flatten(0, 1), shifted(labels)
@@ -112,7 +125,7 @@ def cases(folder: Path, given: dict[str, Tensor]) -> dict[str, Callable[[Tensor]
         policy, before = token_logps(logits, labels), token_logps(old, labels)
         return psft(before, policy, torch.ones_like(policy), mask, config=config)[0]
 
-    def official_deft(objective: str) -> Callable[[Tensor], Tensor]:
+    def official_deft(objective: str, code: Any = deft) -> Callable[[Tensor], Tensor]:
         def loss(logits: Tensor) -> Tensor:
             trainer = SimpleNamespace(
                 use_remove_padding=False,
@@ -126,7 +139,7 @@ def cases(folder: Path, given: dict[str, Tensor]) -> dict[str, Callable[[Tensor]
             ids = labels.clamp(min=0)
             whole = torch.cat([mask, torch.zeros(ROWS, 1, dtype=torch.float64)], 1)
             batch = {"input_ids": ids, "attention_mask": ids, "position_ids": ids, "loss_mask": whole}
-            return deft(trainer, batch, do_backward=False)
+            return code(trainer, batch, do_backward=False)
 
         return loss
 
@@ -143,6 +156,7 @@ def cases(folder: Path, given: dict[str, Tensor]) -> dict[str, Callable[[Tensor]
         "official/deformed_log": official_deft("GeneralFamily-0.3"),
         "official/deft": official_deft("DEFT"),
         "official/cayley_in_batch": official_deft("Cayley_Trans"),
+        **{f"beyond/{name}": official_deft(name, beyond) for name in OBJECTIVES},
     }
 
 

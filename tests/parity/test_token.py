@@ -27,10 +27,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "official/deformed_log": ("deformed_log", {"alpha": 0.3}),
     "official/deft": ("deft", {}),
     "official/cayley_in_batch": ("cayley_in_batch", {}),
+    "beyond/GeneralFamily-0.5": ("deformed_log", {"alpha": 0.5}),
+    "beyond/OnlyTopP-0.03": ("deformed_log", {"alpha": 1.0, "at_least": 0.03}),
+    "beyond/OnlyTopLogP-0.03": ("deformed_log", {"alpha": 0.0, "at_least": 0.03}),
+    "beyond/OnlyBottomP-0.03": ("deformed_log", {"alpha": 1.0, "at_most": 0.03}),
+    "beyond/OnlyBottomLogP-0.03": ("deformed_log", {"alpha": 0.0, "at_most": 0.03}),
 }
 
-OF_DEFT_CODE = ("official/deformed_log", "official/deft", "official/cayley_in_batch")
-"""It adds 1e-8 to the number of trained tokens, 13 here."""
+TRAINED = 13
+DIVISORS = {
+    **dict.fromkeys(("official/deformed_log", "official/deft", "official/cayley_in_batch"), TRAINED),
+    **{case: 2 if "Top" in case else 11 if "Bottom" in case else TRAINED for case in CASES if "beyond" in case},
+}
+"""Code of two papers adds 1e-8 to the number of tokens, and one of them counts those alone that a threshold keeps."""
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +76,8 @@ def mean_loss(loss: TokenLoss, logits: Tensor, arrays: dict[str, Tensor]) -> Ten
 def test_recorded_values_and_gradients(case: str, arrays: dict[str, Tensor]) -> None:
     logits = arrays["inputs/logits"].clone().requires_grad_()
     loss = mean_loss(TokenLoss(*CASES[case]), logits, arrays)
-    if case in OF_DEFT_CODE:
-        loss = loss * (13 / (13 + 1e-8))
+    if case in DIVISORS:
+        loss = loss * (TRAINED / (DIVISORS[case] + 1e-8))
     (gradient,) = torch.autograd.grad(loss, logits)
     expected = arrays[f"{case}/gradient"]
     assert expected.abs().max() > 1e-3

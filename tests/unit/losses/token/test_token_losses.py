@@ -203,3 +203,19 @@ def test_iw_weighs_rows_by_their_mean_ratio_up_to_a_bound() -> None:
     weight = math.exp(2 * (-1.5 + 1.7))
     torch.testing.assert_close(losses, torch.tensor([1.5 * weight, 3.0], dtype=torch.float64), rtol=1e-12, atol=0)
     torch.testing.assert_close(metrics["weight"], torch.tensor([weight, 3.0], dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_tokens_beyond_a_threshold_count_nothing() -> None:
+    p = torch.tensor([[0.1, 0.3, 0.6, 0.9]], dtype=torch.float64)
+    nll, mask = (-p.log()).requires_grad_(), torch.tensor([[True, True, True, False]])
+    for options, values in (
+        ({"at_least": 0.2}, [0, 0.7, 0.4]),
+        ({"at_most": 0.5}, [0.9, 0.7, 0]),
+        ({"at_least": 0.2, "at_most": 0.5}, [0, 0.7, 0]),
+    ):
+        losses, _ = TokenLoss("deformed_log", {"alpha": 1.0, **options})({"nll": nll, "mask": mask})
+        assert losses.item() == pytest.approx(sum(values) / 3, abs=1e-12)
+        (gradient,) = torch.autograd.grad(losses, nll)
+        assert (gradient != 0).tolist() == [[value > 0 for value in values] + [False]]
+    with pytest.raises(ValueError, match=r"at_least=0.6 must not be above at_most=0.5"):
+        TokenLoss("deformed_log", {"alpha": 1.0, "at_least": 0.6, "at_most": 0.5})
