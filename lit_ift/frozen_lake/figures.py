@@ -46,53 +46,45 @@ BARS: Final = {
 
 
 def save_figures(study: Study, folder: Path) -> list[Path]:
-    """Draw and save ``policies``, ``visits``, ``mse``, ``summary`` and, if there are any, ``curves`` as PNG.
-
-    Returns:
-        Paths of the files; files of these names are replaced.
-    """
+    """Draw and save ``policies``, ``visits``, ``mse``, ``summary`` and, if there are any, ``curves`` as PNG."""
     drawers = {"policies": draw_policies, "visits": draw_visits, "mse": draw_mse, "summary": draw_summary}
     if any(outcome.curves for outcome in study.outcomes):
         drawers["curves"] = draw_curves
-    paths = [folder / f"{name}.png" for name in drawers]
-    for path, draw in zip(paths, drawers.values(), strict=True):
-        draw(study).savefig(path, dpi=100, metadata={"Software": None})
-    return paths
+    for name, draw in drawers.items():
+        draw(study).savefig(folder / f"{name}.png", dpi=100, metadata={"Software": None})
+    return [folder / f"{name}.png" for name in drawers]
 
 
 def save_animations(study: Study, folder: Path) -> list[Path]:
     """Save ``play-<name>.gif`` for every method: one sampled game of the policy of the seed with the median MSE."""
+    paths = [folder / f"play-{outcome.name}.gif" for outcome in study.outcomes]
+    for path, outcome in zip(paths, study.outcomes, strict=True):
+        _animate(study, outcome, path)
+    return paths
+
+
+def _animate(study: Study, outcome: Outcome, path: Path) -> None:
     from matplotlib.animation import FuncAnimation, PillowWriter
 
-    lake = make_lake(study.rows, slippery=study.slippery)
-    paths = []
-    for outcome in study.outcomes:
-        policy = median_policy(outcome)
-        # All methods play with the same random numbers, so that what differs is the policy.
-        game = sampled_route(lake, policy, study.settings["lake"]["horizon"], np.random.default_rng(0))
-        with figure(3.2, 3.6, "") as drawing:
-            axes = drawing.subplots()
-            draw_map(axes, study, "", policy)
-            (player,) = axes.plot([], [], "o", color=PLAYER, markersize=14, markeredgecolor="white", zorder=8)
+    lake, policy = make_lake(study.rows, slippery=study.slippery), median_policy(outcome)
+    # All methods play with the same random numbers, so that what differs is the policy.
+    game = sampled_route(lake, policy, study.settings["lake"]["horizon"], np.random.default_rng(0))
+    ending = {"G": "reached the goal", "H": "fell into a hole"}.get("".join(study.rows)[game.cells[-1]], "out of time")
+    said = [*(f"{i}: {ACTIONS[action]}" for i, action in enumerate(game.actions, 1)), f"{len(game.actions)}: {ending}"]
+    with figure(3.2, 3.6, "") as drawing:
+        axes = drawing.subplots()
+        draw_map(axes, study, "", policy)
+        (player,) = axes.plot([], [], "o", color=PLAYER, markersize=14, markeredgecolor="white", zorder=8)
 
-            def frame(
-                index: int, player: Any = player, axes: Any = axes, game: Any = game, name: str = outcome.label
-            ) -> Any:
-                row, column = divmod(game.cells[index], study.shape[1])
-                player.set_data([column], [row])
-                over = index == len(game.actions)
-                what = _ending(study, game.cells[-1]) if over else ACTIONS[game.actions[index]]
-                axes.set_title(f"{name}, step {index + (not over)}: {what}")
-                return ()
+        def frame(index: int) -> Any:
+            row, column = divmod(game.cells[index], study.shape[1])
+            player.set_data([column], [row])
+            axes.set_title(f"{outcome.label}, step {said[index]}")
+            return ()
 
-            frames = [*range(len(game.cells)), *[len(game.actions)] * 4]  # The end stays in view.
-            path = folder / f"play-{outcome.name}.gif"
-            # Long games run faster.
-            FuncAnimation(drawing, frame, frames, init_func=lambda: ()).save(
-                path, PillowWriter(fps=min(8, max(2, len(frames) // 12))), dpi=80
-            )
-        paths.append(path)
-    return paths
+        frames = [*range(len(game.cells)), *[len(game.actions)] * 4]  # The end stays in view.
+        speed = PillowWriter(fps=min(8, max(2, len(frames) // 12)))  # Long games run faster.
+        FuncAnimation(drawing, frame, frames, init_func=lambda: ()).save(path, speed, dpi=80)
 
 
 def median_policy(outcome: Outcome) -> Array:
@@ -100,10 +92,6 @@ def median_policy(outcome: Outcome) -> Array:
     order = np.argsort(outcome.metrics["mse_all"], kind="stable")
     policy: Array = outcome.policies[order[(len(order) - 1) // 2]]
     return policy
-
-
-def _ending(study: Study, cell: int) -> str:
-    return {"G": "reached the goal", "H": "fell into a hole"}.get("".join(study.rows)[cell], "out of time")
 
 
 @contextmanager
@@ -140,13 +128,9 @@ def describe(study: Study) -> str:
 
 
 def draw_map(axes: "Axes", study: Study, title: str, policy: Array) -> None:
-    """Ice, holes, start and goal; both routes; the policy as arrows as long and opaque as actions are probable.
+    """Ice, holes, start and goal; both routes; the policy, (S, A), as arrows, long and opaque as actions are probable.
 
-    Args:
-        axes: where to draw; a cell is 1 by 1, its centre at (column, row).
-        study: the map and its routes.
-        title: above the map.
-        policy: probability of every action in every cell, (S, A).
+    A cell is 1 by 1, its centre at (column, row).
     """
     from matplotlib.colors import to_rgba, to_rgba_array
 
@@ -271,11 +255,7 @@ def metric_bars(axes: "Axes", outcomes: Sequence[Outcome], metric: str, label: s
 
 def draw_mse(study: Study) -> "Figure":
     """Bars of both MSEs and of success from three kinds of play, with standard errors if there are several seeds."""
-    metrics = {
-        **BARS,
-        "success_greedy": "Success, greedy play",
-        "success_perturbed": "Success, perturbed starts",
-    }
+    metrics = {**BARS, "success_greedy": "Success, greedy play", "success_perturbed": "Success, perturbed starts"}
     title = f"How far from the optimum · {describe(study)}"
     with figure(14.0, 1.7 + 0.3 * len(study.outcomes), title) as drawing:
         for axes, (metric, label) in zip(drawing.subplots(1, len(metrics), sharey=True), metrics.items(), strict=True):

@@ -17,23 +17,14 @@ from lit_ift.frozen_lake.world import Lake, make_lake, optimal_policy
 
 @dataclass(frozen=True)
 class Game:
-    """A lake, its optimum, and the two routes that are learned from.
-
-    Args:
-        lake: the lake.
-        optimal: the optimal policy, (S, A).
-        chosen: the optimal route.
-        rejected: the sub-optimal route.
-        discount: what a reward is worth one move later.
-        horizon: moves that a game may last; then it is lost.
-    """
+    """A lake, its optimum, and the two routes that are learned from."""
 
     lake: Lake
-    optimal: Array
-    chosen: Route
-    rejected: Route
-    discount: float
-    horizon: int
+    optimal: Array  # the optimal policy, (S, A)
+    chosen: Route  # the optimal route
+    rejected: Route  # the sub-optimal route
+    discount: float  # what a reward is worth one move later
+    horizon: int  # moves that a game may last; then it is lost
 
     def judge(self, policies: Tensor) -> dict[str, Tensor]:
         """Every metric of ``lit_ift.frozen_lake.result.METRICS``, (M,) each, of policies (M, S, A) in float64.
@@ -85,11 +76,7 @@ class Game:
 
 
 def make_game(options: LakeOptions, seed: int) -> Game:
-    """Plan on the lake.
-
-    Args:
-        options: of the lake.
-        seed: of the routes on a slippery lake, which are sampled.
+    """Plan on the lake; the seed is that of the routes on a slippery one, which are sampled.
 
     Raises:
         UserError: the map cannot be played or has no such routes.

@@ -30,21 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Lesson:
-    """What a run of training is given.
+    """What a run of training is given."""
 
-    Args:
-        game: the game, on which on-policy objectives play; IFT asks it where a move leads, the others see its routes.
-        reference: log-probabilities of the starting policies in every cell [nats], (M, S, A).
-        updates: how many there will be.
-        moves: moves that on-policy objectives have played so far, of a member.
-        memory: what an objective keeps between updates.
-    """
-
-    game: "Game"
-    reference: Tensor
-    updates: int
-    moves: float = 0.0
-    memory: dict[str, Any] = field(default_factory=dict)
+    game: "Game"  # on-policy objectives play on it; IFT asks it where a move leads, the others see its routes
+    reference: Tensor  # log-probabilities of the starting policies in every cell [nats], (M, S, A)
+    updates: int  # how many there will be
+    moves: float = 0.0  # moves that on-policy objectives have played so far, of a member
+    memory: dict[str, Any] = field(default_factory=dict)  # what an objective keeps between updates
 
     def pair(self, policy: Members) -> dict[str, Tensor]:
         """What pair losses take of both routes, (M,) each: summed log-probabilities, the reference's, and lengths."""

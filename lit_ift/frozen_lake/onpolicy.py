@@ -19,17 +19,11 @@ OpenUnitInterval = Annotated[float, Range(gt=0, lt=1)]
 
 
 class Games(NamedTuple):
-    """Sampled games.
+    """Sampled games."""
 
-    Args:
-        moves: number of the pair (cell, action), cell·A + action, (M, H, G).
-        playing: false after the end of a game, (M, H, G).
-        returns: discounted reward from each move on, (M, H, G).
-    """
-
-    moves: Tensor
-    playing: Tensor
-    returns: Tensor
+    moves: Tensor  # number of the pair (cell, action), cell·A + action, (M, H, G)
+    playing: Tensor  # false after the end of a game, (M, H, G)
+    returns: Tensor  # discounted reward from each move on, (M, H, G)
 
 
 @torch.no_grad()
@@ -37,11 +31,11 @@ def play(policies: Tensor, lesson: Lesson, seeds: list[int], step: int, games: i
     """Sample games of every member.
 
     The random numbers depend on (seed, step) alone, so members with the same seed share them and a member plays the
-    same in any company.
+    same in any company. The lesson counts the moves.
 
     Args:
         policies: probabilities of actions, (M, S, A).
-        lesson: the game; it counts the moves.
+        lesson: the game.
         seeds: N of them; M is a multiple of N.
         step: number of the update.
         games: G.
@@ -108,19 +102,12 @@ class Reinforce(Objective):
 
 
 class Batch(NamedTuple):
-    """What PPO keeps of sampled games.
+    """What PPO keeps of sampled games."""
 
-    Args:
-        before: log-probabilities of the policy that played, (M, S, A).
-        gains: sums of the positive advantages over the number of moves, (M, S, A).
-        pains: those of the negative ones, as positive numbers, (M, S, A).
-        visited: share of the moves that were made in each cell, (M, S).
-    """
-
-    before: Tensor
-    gains: Tensor
-    pains: Tensor
-    visited: Tensor
+    before: Tensor  # log-probabilities of the policy that played, (M, S, A)
+    gains: Tensor  # sums of the positive advantages over the number of moves, (M, S, A)
+    pains: Tensor  # those of the negative ones, as positive numbers, (M, S, A)
+    visited: Tensor  # share of the moves that were made in each cell, (M, S)
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,8 @@ class Members(nn.Module):
     """R·N independent policies, member r·N + n being that of rate r and seed n; every rate has own parameters.
 
     Rates begin alike. The weights of a seed depend on that seed alone, so a member is the same in any company. All in
-    float64, which costs little at this size and keeps rounding out of the comparison.
-
-    Args:
-        features: what a policy sees of each cell, (S, F).
-        hidden: H.
-        activation: between the layers.
-        seeds: one a policy, N.
-        rates: R.
+    float64, which costs little at this size and keeps rounding out of the comparison. ``features``, (S, F), are what a
+    policy sees of each cell.
     """
 
     features: Tensor
@@ -116,14 +110,8 @@ class PolicyModule(L.LightningModule):
     """Trains all members at once, each as if it were alone.
 
     The members' losses are summed, never averaged, and RMSprop works on each parameter by itself: so no member's
-    update depends on another member. Learning rates warm up and fall along a cosine.
-
-    Args:
-        policy: the members.
-        loss: what they are trained for.
-        learning_rates: one a rate of ``policy``.
-        updates: of the whole run.
-        warmup: see ``lit_ift.modules.optim.WarmupSchedule``.
+    update depends on another member. Learning rates, one a rate of ``policy``, warm up over a share of the updates and
+    fall along a cosine.
     """
 
     def __init__(

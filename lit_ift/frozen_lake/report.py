@@ -28,15 +28,10 @@ SHORT: Final = {
 
 
 class Difference(NamedTuple):
-    """Of two methods in one metric, seed by seed.
+    """Of two methods in one metric, seed by seed."""
 
-    Args:
-        mean: first less second.
-        standard_error: of the mean.
-    """
-
-    mean: float
-    standard_error: float
+    mean: float  # first less second
+    standard_error: float  # of the mean
 
     @property
     def t(self) -> float:

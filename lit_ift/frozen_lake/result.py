@@ -24,29 +24,17 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method on one lake, over all seeds.
+    """One method on one lake, over all seeds."""
 
-    Args:
-        name: as in the configuration, such as ``ift``.
-        label: as in figures, such as ``IFT``.
-        learning_rate: the one that was chosen for it.
-        metrics: metric -> one value a seed, (N,).
-        steps: numbers of updates at which the curves were taken, (K,).
-        curves: metric -> its value over training, (N, K).
-        policies: probability of every action in every cell at the end, (N, S, A).
-        visits: expected number of visits to every cell in one sampled game, mean over seeds, (S,).
-        moves: moves on the lake that a policy made to be trained; only on-policy methods make any.
-    """
-
-    name: str
-    label: str
-    learning_rate: float
-    metrics: dict[str, Array]
-    steps: NDArray[np.int64]
-    curves: dict[str, Array]
-    policies: Array
-    visits: Array
-    moves: float = 0.0
+    name: str  # as in the configuration, such as ``ift``
+    label: str  # as in figures, such as ``IFT``
+    learning_rate: float  # the one that was chosen for it
+    metrics: dict[str, Array]  # metric -> one value a seed, (N,)
+    steps: NDArray[np.int64]  # numbers of updates at which the curves were taken, (K,)
+    curves: dict[str, Array]  # metric -> its value over training, (N, K)
+    policies: Array  # probability of every action in every cell at the end, (N, S, A)
+    visits: Array  # expected number of visits to every cell in one sampled game, mean over seeds, (S,)
+    moves: float = 0.0  # moves on the lake that a policy made to be trained; only on-policy methods make any
 
     def mean(self, metric: str) -> float:
         """Mean over seeds."""
@@ -60,29 +48,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Study:
-    """All methods on one lake.
+    """All methods on one lake."""
 
-    Args:
-        rows: the map, one string a row, of the letters S, F, H, G.
-        slippery: whether moves may slip.
-        optimal: optimal policy, (S, A).
-        start: the policy that training began from, mean over seeds, (S, A).
-        chosen: cells of the optimal route in order.
-        rejected: cells of the sub-optimal route in order.
-        outcomes: one a method, in the order of the configuration.
-        settings: the whole configuration, as plain values.
-        seconds: how long the study took.
-    """
-
-    rows: list[str]
-    slippery: bool
-    optimal: Array
-    start: Array
-    chosen: list[int]
-    rejected: list[int]
-    outcomes: list[Outcome]
-    settings: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
+    rows: list[str]  # the map, one string a row, of the letters S, F, H, G
+    slippery: bool  # whether moves may slip
+    optimal: Array  # optimal policy, (S, A)
+    start: Array  # the policy that training began from, mean over seeds, (S, A)
+    chosen: list[int]  # cells of the optimal route in order
+    rejected: list[int]  # cells of the sub-optimal route in order
+    outcomes: list[Outcome]  # one a method, in the order of the configuration
+    settings: dict[str, Any] = field(default_factory=dict)  # the whole configuration, as plain values
+    seconds: float = 0.0  # how long the study took
 
     @property
     def shape(self) -> tuple[int, int]:

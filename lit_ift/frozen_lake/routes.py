@@ -26,22 +26,16 @@ class Route:
 
 
 def optimal_route(lake: Lake, policy: Array, horizon: int, seed: int) -> Route:
-    """The way that the optimal policy goes.
+    """The way that the optimal ``policy``, (S, A), goes within ``horizon`` moves.
 
     Where nothing slips there is one, taking the first of several optimal actions. On a slippery lake it is the first
-    sampled game that reaches a goal; what is imitated are its cells and the actions chosen in them, not the slips.
-
-    Args:
-        lake: the lake.
-        policy: the optimal policy, (S, A).
-        horizon: moves that a game may last.
-        seed: of the sampling.
+    game, sampled with ``seed``, that reaches a goal; what is imitated are its cells and the actions chosen in them, not
+    the slips.
 
     Raises:
         UserError: no game reaches a goal within the horizon.
     """
-    tries = TRIES if lake.slippery else 1
-    for route in _games(lake, policy, horizon, [seed, 0], tries):
+    for route in _games(lake, policy, horizon, [seed, 0]):
         if lake.goal[route.cells[-1]]:
             return route
     if not lake.slippery:
@@ -57,24 +51,16 @@ def suboptimal_route(lake: Lake, kind: Suboptimal, best: Route, policy: Array, h
 
     ``longer`` reaches a goal in more moves, ``hole`` ends in a hole. Where nothing slips it is the shortest such way
     that enters no cell twice; of several, one that leaves ``best`` earliest, then the first in the order of actions.
-    On a slippery lake it is the first such game of a player who moves at random every second time.
-
-    Args:
-        lake: the lake.
-        kind: how it is worse.
-        best: the optimal route.
-        policy: the optimal policy, (S, A).
-        horizon: moves that a game may last.
-        seed: of the sampling.
+    On a slippery lake it is the first such game of a player who moves at random every second time, else by ``policy``.
 
     Raises:
-        UserError: the lake has no such way.
+        UserError: the lake has no such way within ``horizon`` moves.
     """
     ends = lake.goal if kind == "longer" else lake.terminal & ~lake.goal
     fewest = len(best.actions) + 1 if kind == "longer" else 1
     found: Route | None
     if lake.slippery:
-        games = _games(lake, 0.5 * policy + 0.5 / len(ACTIONS), horizon, [seed, 1], TRIES)
+        games = _games(lake, 0.5 * policy + 0.5 / len(ACTIONS), horizon, [seed, 1])
         found = next((game for game in games if ends[game.cells[-1]] and len(game.actions) >= fewest), None)
     else:
         found = _shortest(lake, ends, fewest, best, horizon)
@@ -87,10 +73,10 @@ def suboptimal_route(lake: Lake, kind: Suboptimal, best: Route, policy: Array, h
     return found
 
 
-def _games(lake: Lake, policy: Array, horizon: int, seed: list[int], tries: int) -> Iterator[Route]:
-    """So many games of a policy, sampled one after the other."""
+def _games(lake: Lake, policy: Array, horizon: int, seed: list[int]) -> Iterator[Route]:
+    """Games of a policy, sampled one after the other; one alone where all are the same."""
     generator = np.random.default_rng(seed)
-    return (sampled_route(lake, policy, horizon, generator) for _ in range(tries))
+    return (sampled_route(lake, policy, horizon, generator) for _ in range(TRIES if lake.slippery else 1))
 
 
 def sampled_route(lake: Lake, policy: Array, horizon: int, generator: np.random.Generator) -> Route:
@@ -122,14 +108,9 @@ def _shortest(lake: Lake, ends: NDArray[np.bool_], fewest: int, best: Route, hor
 
 
 def _extended(lake: Lake, way: Route, length: int, ends: NDArray[np.bool_], avoid: int | None = None) -> Route | None:
-    """The first way of exactly ``length`` moves to one of the ``ends`` that begins with ``way``.
+    """The first way of exactly ``length`` moves to one of the ``ends``, (S,), that begins with ``way``.
 
-    Args:
-        lake: the lake.
-        way: how it begins; no cell of it is entered again.
-        length: of the whole [moves].
-        ends: where to, (S,).
-        avoid: an action that must not come next.
+    It enters no cell twice, and does not go on from ``way`` with the action to ``avoid``.
     """
     here, left = way.cells[-1], length - len(way.actions)
     if left == 0 or lake.terminal[here]:

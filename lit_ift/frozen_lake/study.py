@@ -3,13 +3,13 @@
 R learning rates, N seeds, M = R·N members, S cells, A actions.
 """
 
+import json
 import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -47,13 +47,7 @@ def pretraining_text(game: Game, options: StartOptions) -> Array:
 
 
 class Recorder(L.Callback):
-    """Takes all metrics before training and ``points`` times in it, evenly, the last time at its end.
-
-    Args:
-        game: judges policies.
-        updates: of the run.
-        points: how often; at most once an update.
-    """
+    """Takes all metrics before training and ``points`` times in its ``updates``, evenly, the last time at its end."""
 
     def __init__(self, game: Game, updates: int, points: int) -> None:
         self.game = game
@@ -70,21 +64,12 @@ class Recorder(L.Callback):
             self.on_train_start(trainer, pl_module)
 
 
-class _Progress(L.Callback):
-    def __init__(self, bar: "tqdm[Any]") -> None:
-        self.bar = bar
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.bar.update()
-
-
 @dataclass(frozen=True)
 class _Run:
     """What all runs of a study share."""
 
     settings: Settings
     game: Game
-    bar: "tqdm[Any]"
 
     def members(self, seeds: list[int], rates: int = 1) -> Members:
         policy = self.settings.policy
@@ -92,14 +77,12 @@ class _Run:
         return Members(features, policy.hidden, policy.activation, seeds, rates)
 
     def fit(self, policy: Members, loss: Loss, rates: list[float], updates: int, *callbacks: L.Callback) -> None:
-        module = PolicyModule(policy, loss, rates, updates, self.settings.protocol.warmup)
-        train(module, [_Progress(self.bar), *callbacks])
+        train(PolicyModule(policy, loss, rates, updates, self.settings.protocol.warmup), callbacks)
 
     def starting_weights(self, seeds: list[int]) -> list[Tensor]:
         """Weights of the starting policy of every seed, trained by cross-entropy to a distribution over moves."""
         policy, options = self.members(seeds), self.settings.start
         if options.kind != "random":
-            self.bar.set_description("starting policies")
             text = torch.from_numpy(pretraining_text(self.game, options))
             self.fit(policy, lambda p, _: -(text * p.table()).sum((1, 2)), [options.learning_rate], options.updates)
         return [weight.detach() for weight in policy.weights()]
@@ -180,17 +163,14 @@ def run_studies(settings: Settings, choices: Sequence[Metric]) -> list[Study]:
     game = make_game(settings.lake, protocol.seed)
     tuning = list(range(protocol.seed, protocol.seed + protocol.tuning_seeds))
     fresh = list(range(tuning[-1] + 1, tuning[-1] + 1 + protocol.seeds))
-    pretraining = 0 if settings.start.kind == "random" else 2 * settings.start.updates
-    total = pretraining + (1 + len(choices)) * len(settings.methods) * protocol.updates
     outcomes: dict[tuple[str, float], Outcome] = {}
     chosen: list[list[Outcome]] = [[] for _ in choices]
-    with alone(), tqdm(total=total, unit="update", disable=not settings.progress) as bar:
-        run = _Run(settings, game, bar)
+    with alone():
+        run = _Run(settings, game)
         starts = {"tuning": run.starting_weights(tuning), "fresh": run.starting_weights(fresh)}
         first = run.members(fresh)
         first.start_from(starts["fresh"])
-        for name in settings.methods:
-            bar.set_description(LABELS[name])
+        for name in tqdm(settings.methods, unit="method", disable=not settings.progress):
             best = run.best_rates(name, tuning, starts["tuning"])
             for choice, found in zip(choices, chosen, strict=True):
                 key = name, best[choice]
@@ -207,20 +187,17 @@ def run_studies(settings: Settings, choices: Sequence[Metric]) -> list[Study]:
             chosen=game.chosen.cells,
             rejected=game.rejected.cells,
             outcomes=found,
-            settings=plain(asdict(replace(settings, protocol=replace(protocol, tune_by=choice)))),
+            settings=_plain(replace(settings, protocol=replace(protocol, tune_by=choice))),
             seconds=time.perf_counter() - began,
         )
         for choice, found in zip(choices, chosen, strict=True)
     ]
 
 
-def plain(value: Any) -> Any:
+def _plain(settings: Settings) -> dict[str, Any]:
     """Settings as JSON knows them: paths become text."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
+    return plain
 
 
 @contextmanager

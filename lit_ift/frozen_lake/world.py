@@ -28,33 +28,19 @@ EQUAL: Final = 1e-9
 
 @dataclass(frozen=True)
 class Lake:
-    """A lake as arrays, all taken from gymnasium's own transition table.
+    """A lake as arrays, all taken from gymnasium's own transition table."""
 
-    Args:
-        rows: the map, one string a row.
-        slippery: whether moves may slip.
-        outcomes: cells that a move may end in, (S, A, K).
-        chances: their probabilities, (S, A, K).
-        transition: probability of every next cell, (S, A, S).
-        reward: expected reward of a move, (S, A).
-        aim: cell that a move leads to if it does not slip, (S, A).
-        start: the cell where games begin.
-        terminal: holes and goals, (S,).
-        goal: goals, (S,).
-        judged: cells that a policy is judged in: not terminal, and within reach of the start, (S,).
-    """
-
-    rows: list[str]
-    slippery: bool
-    outcomes: Integers
-    chances: Array
-    transition: Array
-    reward: Array
-    aim: Integers
-    start: int
-    terminal: NDArray[np.bool_]
-    goal: NDArray[np.bool_]
-    judged: NDArray[np.bool_]
+    rows: list[str]  # the map, one string a row
+    slippery: bool  # whether moves may slip
+    outcomes: Integers  # cells that a move may end in, (S, A, K)
+    chances: Array  # their probabilities, (S, A, K)
+    transition: Array  # probability of every next cell, (S, A, S)
+    reward: Array  # expected reward of a move, (S, A)
+    aim: Integers  # cell that a move leads to if it does not slip, (S, A)
+    start: int  # the cell where games begin
+    terminal: NDArray[np.bool_]  # holes and goals, (S,)
+    goal: NDArray[np.bool_]  # goals, (S,)
+    judged: NDArray[np.bool_]  # cells that a policy is judged in: not terminal, within reach of the start, (S,)
 
     @property
     def num_cells(self) -> int:
@@ -81,40 +67,30 @@ def make_lake(map_or_name: str | Sequence[str], *, slippery: bool = False) -> La
     check_map(rows)
     # Letter by letter: a row of one letter would be taken for a letter.
     desc: Any = [list(row) for row in rows]
-    table, dry = (frozen_lake.FrozenLakeEnv(desc=desc, is_slippery=slips).P for slips in (slippery, False))
     letters = np.array(desc).reshape(-1)
-    cells, actions, width = len(letters), len(ACTIONS), 3 if slippery else 1
-    outcomes, chances = np.zeros((cells, actions, width), dtype=np.int64), np.zeros((cells, actions, width))
-    transition, reward = np.zeros((cells, actions, cells)), np.zeros((cells, actions))
-    aim = np.zeros((cells, actions), dtype=np.int64)
-    for cell, action in np.ndindex(cells, actions):
-        aim[cell, action] = dry[cell][action][0][1]
-        for k, (chance, after, gain, _) in enumerate(table[cell][action]):
-            outcomes[cell, action, k], chances[cell, action, k] = after, chance
-            transition[cell, action, after] += chance
-            reward[cell, action] += chance * gain
-    terminal = np.isin(letters, ["H", "G"])
-    start = int((letters == "S").argmax())
-    reached = _reached(aim, terminal, start)
-    if not (reached & (letters == "G")).any():
+    terminal, goal, start = np.isin(letters, ["H", "G"]), letters == "G", int((letters == "S").argmax())
+    moves = frozen_lake.FrozenLakeEnv(desc=desc, is_slippery=slippery).P
+    width = 3 if slippery else 1
+    # A terminal cell has one outcome, itself, which stands for all.
+    table = np.array([[(moves[s][a] * width)[:width] for a in range(len(ACTIONS))] for s in range(len(letters))])
+    chances = np.where(terminal[:, None, None], 1 / width, table[..., 0])
+    outcomes = table[..., 1].astype(np.int64)
+    transition = np.zeros((len(letters), len(ACTIONS), len(letters)))
+    at = np.arange(len(letters))[:, None, None], np.arange(len(ACTIONS))[:, None]
+    np.add.at(transition, (*at, outcomes), chances)
+    aim = outcomes[..., width // 2]  # Slips to either side stand around it.
+    reached = np.zeros_like(terminal)
+    reached[start] = True
+    for _ in letters:
+        reached[aim[reached & ~terminal]] = True
+    if not (reached & goal).any():
         row, column = divmod(start, len(rows[0]))
         raise UserError(
             f"lake.map: no path leads from the start (row {row + 1} column {column + 1}) to a goal. "
             "Turn holes (H) on the way into ice (F)."
         )
-    return Lake(
-        rows=rows,
-        slippery=slippery,
-        outcomes=outcomes,
-        chances=chances,
-        transition=transition,
-        reward=reward,
-        aim=aim,
-        start=start,
-        terminal=terminal,
-        goal=letters == "G",
-        judged=reached & ~terminal,
-    )
+    reward = (chances * table[..., 2]).sum(-1)
+    return Lake(rows, slippery, outcomes, chances, transition, reward, aim, start, terminal, goal, reached & ~terminal)
 
 
 def check_map(rows: Sequence[str]) -> None:
@@ -126,43 +102,29 @@ def check_map(rows: Sequence[str]) -> None:
     known = ", ".join(f"{letter} ({name})" for letter, name in LETTERS.items())
     if not rows or not all(isinstance(row, str) and row for row in rows):
         raise UserError(f"lake.map={list(rows)!r} is empty or has an empty row. Give at least one row of {known}.")
-    starts = []
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(rows[0]):
-            raise UserError(
-                f"lake.map: row {number}, {row!r}, has {len(row)} cells, row 1 has {len(rows[0])}. "
-                "Make all rows equally long."
-            )
-        for column, letter in enumerate(row, 1):
-            if letter not in LETTERS:
-                raise UserError(f"lake.map: row {number}, column {column} is {letter!r}. Use {known}.")
-            if letter == "S":
-                starts.append(f"row {number} column {column}")
+    cells = [(f"row {y}", f"column {x}", letter) for y, row in enumerate(rows, 1) for x, letter in enumerate(row, 1)]
+    starts = [f"{row} {column}" for row, column, letter in cells if letter == "S"]
+    problems = [
+        f"row {y}, {row!r}, has {len(row)} cells, row 1 has {len(rows[0])}. Make all rows equally long."
+        for y, row in enumerate(rows, 1)
+        if len(row) != len(rows[0])
+    ]
+    problems += [
+        f"{row}, {column} is {letter!r}. Use {known}." for row, column, letter in cells if letter not in LETTERS
+    ]
     if len(starts) != 1:
         where = f": {', '.join(starts)}" if starts else ""
-        raise UserError(f"lake.map has {len(starts)} starts{where}. Put S in exactly one cell.")
+        problems.append(f"it has {len(starts)} starts{where}. Put S in exactly one cell.")
     if not any("G" in row for row in rows):
-        raise UserError("lake.map has no goal. Put G in at least one cell.")
-
-
-def _reached(aim: Integers, terminal: NDArray[np.bool_], start: int) -> NDArray[np.bool_]:
-    """Cells that play from the start can come to, (S,). Play ends in holes and goals."""
-    reached = np.zeros_like(terminal)
-    reached[start] = True
-    while True:
-        further = reached.copy()
-        further[aim[reached & ~terminal]] = True
-        if (further == reached).all():
-            return reached
-        reached = further
+        problems.append("it has no goal. Put G in at least one cell.")
+    if problems:
+        raise UserError(f"lake.map: {problems[0]}")
 
 
 def value_iteration(lake: Lake, discount: float) -> tuple[Array, Array]:
     """Optimal values of cells, (S,), and of moves, (S, A), for a reward of 1 at a goal.
 
-    Args:
-        lake: the lake.
-        discount: what a reward is worth one move later, in (0, 1); below 1 it makes a short way better than a long one.
+    The discount, what a reward is worth one move later, is in (0, 1): a short way is better than a long one.
     """
     values = np.zeros(lake.num_cells)
     while True:
@@ -176,11 +138,8 @@ def value_iteration(lake: Lake, discount: float) -> tuple[Array, Array]:
 def optimal_policy(lake: Lake, discount: float, *, ties: Ties = "first") -> Array:
     """The optimal policy as a matrix of probabilities, (S, A); rows of cells that are not judged are uniform.
 
-    Args:
-        lake: the lake.
-        discount: see ``value_iteration``.
-        ties: of several optimal actions in a cell, ``first`` takes the first in the order left, down, right, up, so
-            that the policy is deterministic, as the route to be imitated is; ``uniform`` shares between them.
+    Of several optimal actions in a cell, ``first`` takes the first in the order left, down, right, up, so that the
+    policy is deterministic, as the route to be imitated is; ``uniform`` shares between them.
 
     Raises:
         UserError: the discount is so small that somewhere the goal is worth nothing.
