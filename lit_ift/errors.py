@@ -1,8 +1,9 @@
 """Errors that tell the user what to mend. The command line prints them without a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, TypeVar
 from unicodedata import category
 
 RowReason = Literal["unreadable", "layout", "field", "template", "mask_disagreement", "too_long", "no_target"]
@@ -53,6 +54,25 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+@contextmanager
+def told_as(kinds: type[E] | tuple[type[E], ...], tell: Callable[[E], Exception]) -> Iterator[None]:
+    """Raise what ``tell`` makes of an error of these kinds in its place."""
+    try:
+        yield
+    except kinds as error:
+        raise tell(error) from error
+
+
+def needing(package: str, extra: str, what: str) -> AbstractContextManager[None]:
+    """Say in place of an `ImportError` what needs the package, and how to install it."""
+    return told_as(
+        ImportError, lambda error: UserError(f"{what} needs {package} ({error}): pip install 'lit-ift[{extra}]'")
+    )
 
 
 class RowError(UserError, ValueError):

@@ -12,7 +12,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, told_as
 from lit_ift.staging import NO_LOCKS
 
 RUNS: Final = "runs"
@@ -154,10 +154,8 @@ class Claims:
             lock.release()
 
     def _take(self, lock: FolderLock) -> bool:
-        try:
+        with told_as(OSError, lambda error: unwritable_runs(lock.folder.parent, str(error))):
             taken = lock.take()
-        except OSError as error:
-            raise unwritable_runs(lock.folder.parent, str(error)) from error
         if taken:
             self._held[lock.folder.absolute()] = lock
         return taken

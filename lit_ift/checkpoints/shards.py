@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import LoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, told_as
 
 SHARDS_REST: Final = "meta.pt"
 """The file of a folder of shards in which Lightning keeps all that is not sharded."""
@@ -126,10 +126,8 @@ def read_shards(state: dict[str, Any], folder: Path, *, strict: bool = True) -> 
     Raises:
         UserError: something is missing or damaged.
     """
-    try:
+    with told_as(READ_ERRORS, lambda error: _unloadable(folder, error)):
         reader = ShardsReader(folder)
-    except READ_ERRORS as error:
-        raise _unloadable(folder, error) from error
     read_tensors(state, reader, _Planner(allow_partial_load=not strict))
 
 
@@ -147,12 +145,9 @@ def read_tensors(
     Raises:
         UserError: something is missing or damaged; raised on all ranks that read together.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # As it should be.
-            load(state, storage_reader=reader, planner=planner or _Planner(), no_dist=alone)
-    except CheckpointException as error:
-        raise _unloadable(reader.path, error) from error
+    with told_as(CheckpointException, lambda error: _unloadable(reader.path, error)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # As it should be.
+        load(state, storage_reader=reader, planner=planner or _Planner(), no_dist=alone)
 
 
 def read_tensor(name: str, reader: "ShardsReader | Any") -> Tensor:
@@ -180,15 +175,13 @@ def read_whole(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or needs code to be restored.
     """
-    try:
+    with told_as(READ_ERRORS, lambda error: _unloadable(folder, error)):
         reader = ShardsReader(folder)
         flat: dict[str, Any] = dict.fromkeys(reader.index.state_dict_metadata)
         flat |= {n: torch.empty(kind.size, dtype=kind.properties.dtype) for n, kind in tensors_in(reader.index).items()}
         planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
         read_tensors(flat, reader, planner, alone=True)
         checkpoint = cast(dict[str, Any], torch.load(folder / SHARDS_REST, map_location="cpu", weights_only=True))
-    except READ_ERRORS as error:
-        raise _unloadable(folder, error) from error
     nested: dict[str, Any] = {"state_dict": {}}
     for name, value in flat.items():
         *path, last = reader.index.planner_data[name]

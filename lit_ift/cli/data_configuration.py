@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from lit_ift.cli.training import LitIFTCLI, explained_for_trainer, take_paths_as_they_are
 from lit_ift.data.modules.conversation import ConversationDataModule
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, told_as
 from lit_ift.models.added_tokens import add_tokens
 from lit_ift.models.load import load_tokenizer
 
@@ -49,10 +49,8 @@ class DataOnly(LitIFTCLI):
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(L.LightningDataModule, "data")
         take_paths_as_they_are(parser)
-        try:
+        with told_as(ValueError, lambda error: UserError(f"The configuration cannot be used: {error}")):
             module = parser.instantiate_classes(parser.parse_object({"data": config.data})).data
-        except ValueError as error:
-            raise UserError(f"The configuration cannot be used: {error}") from error
         if not isinstance(module, ConversationDataModule):
             raise UserError(f"data: {type(module).__name__} keeps no report. Use a ConversationDataModule.")
         if module.tokenizer_source is None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lit_ift.cli.command import COMMANDS
 from lit_ift.cli.tree import parse
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, told_as
 from lit_ift.frozen_lake.figures import save_animations, save_figures
 from lit_ift.frozen_lake.files import load_study, save_study, write_tables
 from lit_ift.frozen_lake.report import report_lines, results_table
@@ -82,10 +82,8 @@ def read(words: Sequence[str]) -> tuple[Settings, Path | None]:
 
 
 def _made(prefix: str, kind: Callable[..., T], values: dict[str, Any]) -> T:
-    try:
+    with told_as(ValueError, lambda error: UserError(f"The configuration cannot be used: {prefix}{error}")):
         return kind(**values)
-    except ValueError as error:
-        raise UserError(f"The configuration cannot be used: {prefix}{error}") from error
 
 
 def check_folder(folder: Path) -> None:

@@ -43,7 +43,7 @@ from lit_ift.cli.tree import add_options, tree
 # The data modules are imported for their names: a class_path may then be as short as `TasksDataModule`.
 from lit_ift.data import FeedbackDataModule, InstructionDataModule, TasksDataModule  # noqa: F401
 from lit_ift.distributed.processes import check_processes
-from lit_ift.errors import UserError, did_you_mean, nearest
+from lit_ift.errors import UserError, did_you_mean, nearest, told_as
 from lit_ift.modules import CausalLMModule
 
 OUTPUT_ROOT = "checkpoints"
@@ -131,11 +131,9 @@ class LitIFTCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        try:
+        with told_as(ValueError, lambda error: UserError(f"The configuration cannot be used: {error}")):
             check_objects(config, self.parser)
             fsdp2 = fsdp2_instead(config.trainer.strategy, config.trainer.num_nodes)
-        except ValueError as error:
-            raise UserError(f"The configuration cannot be used: {error}") from error
         if fsdp2 is not None:
             rank_zero_info("trainer.strategy=fsdp runs FSDP2 (lit_ift.distributed.FSDP2Strategy).")
             config.trainer.strategy = fsdp2
@@ -267,10 +265,8 @@ def run(words: Sequence[str]) -> int:
     """
     # Lightning reads the command line again where it launches further processes.
     sys.argv = [sys.argv[0], *name_class_of_help(words)]
-    try:
+    with told_as(ArgumentError, lambda error: explained_for_trainer(error, words[0])):
         LitIFTCLI.run()
-    except ArgumentError as error:
-        raise explained_for_trainer(error, words[0]) from error
     return 0
 
 

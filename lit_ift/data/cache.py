@@ -25,7 +25,7 @@ from lit_ift.chat.templates import asks_for_today
 from lit_ift.data.read.sources import sha256_of
 from lit_ift.data.rows import EncodedRow
 from lit_ift.data.store import StoredRows, write_rows
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, told_as
 from lit_ift.staging import remove_abandoned, scratch_folder, staged_folder
 
 if TYPE_CHECKING:
@@ -152,11 +152,9 @@ class RowCache:
         """
         entry = self.entry(name, key)
         self._sound.discard(entry)
-        try:
-            with scratch_folder(entry) as grave, suppress(FileNotFoundError):  # Another process was faster.
-                entry.rename(grave / "removed")
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+        failed = told_as(OSError, lambda error: _cannot_write(self.folder, error))
+        with failed, scratch_folder(entry) as grave, suppress(FileNotFoundError):  # Another process was faster.
+            entry.rename(grave / "removed")
 
     def add(
         self,

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 
 from lit_ift.checkpoints.shards import read_tensor, read_tensors, tensors_in
+from lit_ift.errors import told_as
 from lit_ift.models.load import check_causal_lm, check_folder, make_ready, where
 from lit_ift.models.load_errors import explain_load_error
 from lit_ift.models.obtain import obtain_model
@@ -137,10 +138,8 @@ def load_skeleton(
     if chosen is None:
         return _whole(source, "its config.json names no dtype")
     folder = _folder(source)
-    try:
+    with told_as(Exception, lambda error: explain_load_error(source, error, what="model")):
         files = WeightFiles.of(folder)
-    except Exception as error:
-        raise explain_load_error(source, error, what="model") from error
     if files is None:
         return _whole(source, "it has no safetensors")
     options: dict[str, Any] = {
@@ -149,12 +148,10 @@ def load_skeleton(
         "trust_remote_code": trust_remote_code,
     }
     built = build_skeleton(source, config, **options)
-    try:
+    with told_as(Exception, lambda error: explain_load_error(source, error, what="model")):
         if holds_apart(built.state_dict(keep_vars=True), files.shapes, files.read):
             say_untied(config)
             built = build_skeleton(source, config, **options)
-    except Exception as error:
-        raise explain_load_error(source, error, what="model") from error
     if faults := weight_faults(built.state_dict(keep_vars=True), files.shapes):
         return _whole(source, f"its files do not hold its weights as they are ({in_words(faults)})")
     make_ready(built, gradient_checkpointing=gradient_checkpointing, disable_dropout=disable_dropout)
@@ -170,10 +167,8 @@ def read_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     check_folder(source)
-    try:
+    with told_as(Exception, lambda error: explain_load_error(source, error, what="config.json")):
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **where(source))
-    except Exception as error:
-        raise explain_load_error(source, error, what="config.json") from error
     check_causal_lm(source, config)
     return config
 
@@ -201,14 +196,12 @@ def build_skeleton(
     from transformers import AutoModelForCausalLM
 
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
+    with told_as(Exception, lambda error: explain_load_error(source, error, what="model")):
         with parameters_on_meta():
             built: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, trust_remote_code=trust_remote_code, **options
             )
         built.generation_config = _generation_config(source, where(source), built.generation_config)
-    except Exception as error:
-        raise explain_load_error(source, error, what="model") from error
     return built
 
 
@@ -223,11 +216,9 @@ def _folder(source: ModelSource) -> Path:
         return Path(source.path)
     from huggingface_hub import snapshot_download
 
-    try:
+    with told_as(Exception, lambda error: explain_load_error(source, error, what="model")):
         options = where(source)
         return Path(snapshot_download(source.path, allow_patterns=["*.json", "model*.safetensors"], **options))
-    except Exception as error:
-        raise explain_load_error(source, error, what="model") from error
 
 
 def _generation_config(source: ModelSource, options: dict[str, Any], default: Any) -> Any:

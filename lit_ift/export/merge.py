@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, needing, told_as
 from lit_ift.export.card import ExportMetadata
 from lit_ift.export.tokenizer_files import original_files
 from lit_ift.export.verify import check_logits, load_adapter, verify_export
@@ -87,10 +87,8 @@ def _base_name(adapter: Path, base: str | None) -> str:
         )
     if not (adapter / "adapter_model.safetensors").is_file():
         raise UserError(f"{adapter}: adapter_model.safetensors is missing: the adapter is incomplete.")
-    try:
+    with needing("peft", "lora", "Merging"):
         from peft import PeftConfig
-    except ImportError as error:
-        raise UserError(f"Merging needs peft ({error}): pip install 'lit-ift[lora]'") from error
     try:
         config = PeftConfig.from_pretrained(str(adapter))
     except (ValueError, KeyError, TypeError) as error:
@@ -110,10 +108,8 @@ def _checkpoint_dtype(base: str) -> str:
     source = obtain_model(base)
     if source.gguf_file is not None:
         return "float32"
-    try:
+    with told_as((OSError, ValueError), lambda error: UserError(f"{base}: the base model cannot be read: {error}")):
         found = AutoConfig.from_pretrained(source.path).dtype
-    except (OSError, ValueError) as error:
-        raise UserError(f"{base}: the base model cannot be read: {error}") from error
     return str(found).removeprefix("torch.") if found is not None else "float32"
 
 

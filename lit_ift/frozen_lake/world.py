@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, needing
 from lit_ift.frozen_lake.result import Array
 
 Ties = Literal["first", "uniform"]
@@ -54,10 +54,8 @@ def make_lake(map_or_name: str | Sequence[str], *, slippery: bool = False) -> La
     Raises:
         UserError: gymnasium is missing, or the map cannot be played; the message names row, column and letter.
     """
-    try:
+    with needing("gymnasium", "lake", "The lake"):
         from gymnasium.envs.toy_text import frozen_lake
-    except ImportError as error:
-        raise UserError("The lake needs gymnasium. Install it with: pip install 'lit-ift[lake]'") from error
     if isinstance(map_or_name, str) and map_or_name not in frozen_lake.MAPS:
         raise UserError(
             f"lake.map={map_or_name!r} is none of gymnasium's maps: {', '.join(frozen_lake.MAPS)}. Name one of them, "

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, told_as
 from lit_ift.models.gguf import load_gguf_model, load_gguf_tokenizer
 from lit_ift.models.hub import must_use_cache
 from lit_ift.models.load_errors import explain_load_error
@@ -124,14 +124,12 @@ def load_tokenizer(
     source = obtain_model(spec, revision=revision) if isinstance(spec, str) else spec
     if source.gguf_file is not None:
         return load_gguf_tokenizer(source.path, source.gguf_file)
-    try:
+    with told_as(Exception, lambda error: explain_load_error(source, error, what="tokenizer")):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.path,
             trust_remote_code=trust_remote_code,
             **where(source),
         )
-    except Exception as error:
-        raise explain_load_error(source, error, what="tokenizer") from error
     return tokenizer
 
 
@@ -158,11 +156,9 @@ def _load_source(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
+    with told_as(Exception, lambda error: explain_load_error(source, error, what="config.json")):
         common = {"trust_remote_code": trust_remote_code, **where(source)}
         config = AutoConfig.from_pretrained(source.path, **common)
-    except Exception as error:
-        raise explain_load_error(source, error, what="config.json") from error
     check_causal_lm(source, config)
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if attn_implementation is not None:
@@ -171,12 +167,10 @@ def _load_source(
         from lit_ift.models.quantized import load_options
 
         options |= load_options(quantization, options["dtype"])
-    try:
+    with told_as(Exception, lambda error: explain_load_error(source, error, what="model")):
         loaded, report = AutoModelForCausalLM.from_pretrained(
             source.path, output_loading_info=True, **options, **common
         )
-    except Exception as error:
-        raise explain_load_error(source, error, what="model") from error
     _check_report(source, report)
     return loaded
 
@@ -189,15 +183,13 @@ def _load_gguf(source: ModelSource, dtype: str, attn_implementation: str | None)
             f"{source.origin}: dtype 'auto' has no meaning for a GGUF file, whose weights are quantised. "
             "Name one, such as float32."
         )
-    try:
+    with told_as((ValueError, ImportError), lambda error: explain_load_error(source, error, what="model")):
         loaded = load_gguf_model(
             source.path,
             source.gguf_file or "",
             dtype=getattr(torch, dtype),
             attn_implementation=attn_implementation,
         )
-    except (ValueError, ImportError) as error:
-        raise explain_load_error(source, error, what="model") from error
     # The folder alone does not say which file; an adapter names its base by this.
     loaded.config._name_or_path = str(Path(source.path) / (source.gguf_file or ""))
     return loaded

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from lit_ift.errors import UserError, did_you_mean
+from lit_ift.errors import UserError, did_you_mean, needing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,10 +65,8 @@ def check_lora(options: Mapping[str, Any]) -> None:
     """
     if not isinstance(options, Mapping):
         raise UserError(f"lora={options!r} must be a mapping of options, such as {{r: 16, lora_alpha: 32}}.")
-    try:
+    with needing("peft", "lora", "lora"):
         from peft import LoraConfig
-    except ImportError as error:
-        raise UserError(f"lora needs peft ({error}): pip install 'lit-ift[lora]'") from error
     known = {field.name for field in fields(LoraConfig)} - NOT_OPTIONS
     for name in options:
         if name not in known:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_ift.data.rows import RowKind
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, told_as
 from lit_ift.modules.base import CausalLMModule
 from lit_ift.modules.part_schedule import PartChoice, PartSchedule
 from lit_ift.modules.stepping import Batch, ExampleLosses
@@ -147,11 +147,9 @@ class MixedModule(CausalLMModule):
             option: _made(f"parts.{name}.options.{option}", value, _kinds_of(cls, option))
             for option, value in part.options.items()
         }
-        try:
+        with told_as((TypeError, ValueError), lambda error: ValueError(f"parts.{name} ({cls.__name__}): {error}")):
             # Whether the shared model keeps its dropout, and that of its adapter, has been decided.
             return cls(self.model_spec, disable_dropout=False, **of_model, **options)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"parts.{name} ({cls.__name__}): {error}") from error
 
     def prepare(self) -> None:
         super().prepare()
@@ -370,10 +368,8 @@ def _made(where: str, value: Any, kinds: tuple[type, ...]) -> Any:
     if not kinds or not isinstance(cls, type) or not issubclass(cls, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds) or "no object"
         raise ValueError(f"{where}.class_path={path!r}: the option takes {wanted}, and this is no such class.")
-    try:
+    with told_as((TypeError, ValueError), lambda error: ValueError(f"{where} ({cls.__name__}): {error}")):
         return cls(**(value.get("init_args") or {}))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where} ({cls.__name__}): {error}") from error
 
 
 def _kinds_of(cls: type, option: str) -> tuple[type, ...]:

@@ -75,13 +75,8 @@ class PromptEmbedder:
         self._loaded = tokenizer, encoder
 
     def __call__(self, module: "CausalLMModule", batch: Batch) -> Tensor:
-        """Embeddings of the prompts' text, special tokens left out, (A, E).
-
-        Raises:
-            RuntimeError: ``prepare`` was not called.
-        """
-        if self._loaded is None:
-            raise RuntimeError("prepare() was not called")
+        """Embeddings of the prompts' text, special tokens left out, (A, E)."""
+        assert self._loaded is not None, "prepare() was not called"
         tokenizer, encoder = self._loaded
         device = batch["input_ids"].device
         encoder.to(device)

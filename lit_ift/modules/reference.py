@@ -182,8 +182,7 @@ class ReferencePolicy(CheckedOptions):
             with adapters_off(module.model):
                 yield module
         elif self.kind == "model":
-            if self._second is None:
-                raise RuntimeError("prepare() was not called")
+            assert self._second is not None, "prepare() was not called"
             second = self._second
             yield second if is_sharded(second.model) else second.to(module.model.get_input_embeddings().weight.device)
         else:

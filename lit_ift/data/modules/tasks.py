@@ -12,7 +12,7 @@ from lit_ift.data.modules.conversation import ConversationDataModule, Split
 from lit_ift.data.modules.verifiable import TaskItem
 from lit_ift.data.parse.messages import normalise
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
-from lit_ift.errors import UserError, did_you_mean
+from lit_ift.errors import UserError, did_you_mean, needing
 from lit_ift.options import NonNegativeInt
 
 RESERVED: Final = ("seed", "size")
@@ -183,10 +183,8 @@ def make_generator(task: str, config: dict[str, Any], *, seed: int) -> Any:
     Raises:
         UserError: reasoning-gym is missing, or the task or its configuration is wrong.
     """
-    try:
+    with needing("reasoning-gym", "tasks", "data.tasks"):
         from reasoning_gym.factory import DATASETS, create_dataset
-    except ImportError as error:
-        raise UserError("Tasks need reasoning-gym. Install it: pip install 'lit-ift[tasks]'") from error
 
     if task not in DATASETS:
         raise UserError(f"Unknown task '{task}'.{did_you_mean(task, DATASETS)} Valid: {', '.join(sorted(DATASETS))}.")

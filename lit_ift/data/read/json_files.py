@@ -21,7 +21,7 @@ from lit_ift.data.read.text_files import (
     read_lines,
     too_long,
 )
-from lit_ift.errors import RowError, UserError
+from lit_ift.errors import RowError, UserError, told_as
 
 MAX_JSON_BYTES: Final = 2 * 2**30
 """Largest .json file, decompressed: unlike every other format it has to be held in memory whole."""
@@ -251,14 +251,12 @@ def _read_whole(file: ByteFile, path: Path) -> bytes:
         raise _too_large(path)
     chunks: list[bytes] = []
     size = 0
-    try:
+    with told_as(DAMAGE, lambda error: damaged(str(path), error, "a .json file cannot be read in part")):
         while chunk := file.read(CHUNK_BYTES):
             chunks.append(chunk)
             size += len(chunk)
             if size > MAX_JSON_BYTES:
                 raise _too_large(path)
-    except DAMAGE as error:
-        raise damaged(str(path), error, "a .json file cannot be read in part") from error
     return b"".join(chunks)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from lit_ift.data.read.record import MAX_TEXT_CHARS, ReadRow, Record, check_values, unreadable
 from lit_ift.data.read.text_files import HEAD_BYTES, ExpandedSize, cannot_open
-from lit_ift.errors import RowError, UserError
+from lit_ift.errors import RowError, UserError, told_as
 
 BATCH_ROWS: Final = 1024
 BATCH_BYTES: Final = 64 * 2**20
@@ -26,12 +26,10 @@ def read_parquet(path: Path) -> Iterator[ReadRow]:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    try:
+    with told_as(OSError, lambda error: cannot_open(path, error)):
         with path.open("rb") as raw:
             is_pointer = raw.read(HEAD_BYTES).startswith(b"version https://git-lfs")
         expanded = ExpandedSize(path)
-    except OSError as error:
-        raise cannot_open(path, error) from error
     if is_pointer:
         raise UserError(f"{path}: the file is a Git LFS pointer, not the data. Run git lfs pull.")
     index = 0

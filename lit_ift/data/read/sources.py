@@ -27,7 +27,7 @@ from lit_ift.data.read.records import (
     source_kind,
 )
 from lit_ift.data.read.text_files import cannot_open
-from lit_ift.errors import UserError, printable
+from lit_ift.errors import UserError, printable, told_as
 from lit_ift.options import Positive, PositiveInt, Range
 from lit_ift.options import check_options as check_annotated
 
@@ -273,11 +273,9 @@ def _parts(source: Source) -> list[str]:
 
 
 def _file_identity(path: Path, folder: Path) -> dict[str, Any]:
-    try:
+    with told_as(OSError, lambda error: cannot_open(path, error)):
         stat = path.stat()
         digest = _sha256(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    except OSError as error:
-        raise cannot_open(path, error) from error
     return {"name": path.relative_to(folder).as_posix(), "size": stat.st_size, "sha256": digest}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lit_ift.data.read.record import unreadable
-from lit_ift.errors import UserError, nearest
+from lit_ift.errors import UserError, nearest, told_as
 
 COMPRESSIONS: Final = (".gz", ".zst")
 """Endings that may follow the ending of a text format."""
@@ -106,7 +106,7 @@ def open_bytes(path: Path) -> ByteFile:
     """
     name = path.name.lower()
     file: ByteFile
-    try:
+    with told_as(OSError, lambda error: cannot_open(path, error)):
         if name.endswith(".gz"):
             file = io.BufferedReader(_Decompressed(gzip.GzipFile(path, "rb"), ExpandedSize(path)), BUFFER_BYTES)
         elif name.endswith(".zst"):
@@ -117,8 +117,6 @@ def open_bytes(path: Path) -> ByteFile:
             file = io.BufferedReader(_Decompressed(stream, ExpandedSize(path)), BUFFER_BYTES)
         else:
             file = path.open("rb")
-    except OSError as error:
-        raise cannot_open(path, error) from error
     try:
         _check_head(file, path)
     except BaseException:
@@ -152,10 +150,8 @@ def damaged(origin: str, error: Exception, last_good: str) -> UserError:
 
 
 def _check_head(file: ByteFile, path: Path) -> None:
-    try:
+    with told_as(DAMAGE, lambda error: damaged(f"{path}:1", error, "nothing of it can be read")):
         head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
-    except DAMAGE as error:
-        raise damaged(f"{path}:1", error, "nothing of it can be read") from error
     for start, (problem, remedy) in FOREIGN_HEADS.items():
         if head.startswith(start):
             raise UserError(f"{path}:1: the file {problem}. {remedy}.")
