@@ -40,7 +40,6 @@ from tiny import tiny_model, tiny_tokenizer
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.tensor import DTensor
 
-from lit_ift.callbacks import checkpoint as run_checkpoint
 from lit_ift.checkpoints import writing as atomic
 
 # To the stream of errors, wherever it leads then; the server and all that is forked from it inherit this.
@@ -339,7 +338,7 @@ def _count_writing() -> None:
 
     torch.save = half_and_whole
     FileSystemWriter.write_data = shards_and_index
-    run_checkpoint.put_in_place = atomic.put_in_place = around
+    atomic.put_in_place = around
 
 
 @cache

@@ -1,37 +1,28 @@
 """Training checkpoints with the defaults that a fine-tuning run wants."""
 
-import io
 import signal
 import socket
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor, distributed
-from torch.utils._pytree import tree_map_only
+from torch import Tensor
 
 from lit_ift.callbacks.inputs import KEY, RunInputs
 from lit_ift.callbacks.loggers import continue_tables, logged_until_now
-from lit_ift.checkpoints.shards import SHARDS_REST
 from lit_ift.checkpoints.signals import StopSignals
 from lit_ift.checkpoints.writing import (
-    CANNOT_WRITE,
     AtomicCheckpointIO,
-    cannot_write,
+    CheckpointWriter,
     check_shared,
-    put_in_place,
     raise_together,
     remove_leftovers,
-    staging_path,
     why_not_writable,
-    write_together,
 )
 from lit_ift.errors import UserError, nearest
 from lit_ift.lightning_private import (
@@ -40,9 +31,28 @@ from lit_ift.lightning_private import (
     validation_or_epoch_end_follows,
     writes_shards,
 )
+from lit_ift.options import CheckedOptions, PositiveInt
 
 
-class RunCheckpoint(ModelCheckpoint):
+@dataclass
+class Schedule:
+    """When a checkpoint to resume from is due, in optimizer steps; each step has one at most."""
+
+    every: int  # how many steps lie between two; below 1 the validations say when
+    written: int = 0  # the step of the newest one
+    owed: bool = False  # whether one was due while gradients were accumulated
+
+    def is_due(self, step: int) -> bool:
+        """Whether the number of steps asks for one."""
+        return self.every > 0 and step % self.every == 0
+
+    def take(self, step: int, due: bool) -> bool:
+        """Whether one is to be written now, between two steps; what was owed is no longer."""
+        due, self.owed = due or self.owed, False
+        return due and self.written != step
+
+
+class RunCheckpoint(CheckedOptions, ModelCheckpoint):
     """Keeps the best checkpoint by ``val/loss``, and the last ones to resume from.
 
     Without validation data there is nothing to compare: the newest checkpoint is kept instead, and that is said.
@@ -72,10 +82,9 @@ class RunCheckpoint(ModelCheckpoint):
         async_save: write them while training goes on, from a copy in main memory.
         allow_changed_inputs: go on from a checkpoint though the model's files or the rows have changed since; an error
             by default.
-
-    Raises:
-        UserError: `keep_last` is not positive.
     """
+
+    option_prefix = "checkpoint."
 
     def __init__(
         self,
@@ -87,7 +96,7 @@ class RunCheckpoint(ModelCheckpoint):
         save_last: bool = True,
         save_weights_only: bool = False,
         every_n_train_steps: int | None = None,
-        keep_last: int = 1,
+        keep_last: PositiveInt = 1,
         async_save: bool = False,
         allow_changed_inputs: bool = False,
     ) -> None:
@@ -102,23 +111,19 @@ class RunCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             auto_insert_metric_name=False,
         )
-        if keep_last < 1:
-            raise UserError(f"checkpoint.keep_last={keep_last} must be at least 1. Set save_last to false for none.")
         self.keep_last = keep_last
         self.async_save = async_save
+        self._writer = CheckpointWriter(async_save)
         self._inputs = RunInputs(allow_changed_inputs)
         self._configured = monitor, save_top_k
-        self._last_step = self._compared_step = 0
-        self._owed = False
+        self._schedule = Schedule(self._every_n_train_steps)
+        self._compared_step = 0
         self._resumable: list[str] = []
         """Checkpoints to resume from that this run has written and not removed, the oldest first."""
         self.found = "no checkpoint"
         """What ``--resume`` found on this rank."""
         self._signals = StopSignals()
         self._unlogged: dict[str, Any] = {}
-        self._writer: ThreadPoolExecutor | None = None
-        self._writing: Future[None] | None = None
-        self._side_group: Any = None
 
     @property
     def state_key(self) -> str:
@@ -130,8 +135,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._last_step = self._compared_step = 0
-            self._owed, self._unlogged, self._resumable = False, {}, []
+            self._schedule, self._compared_step = Schedule(self._every_n_train_steps), 0
+            self._unlogged, self._resumable = {}, []
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -141,7 +146,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._signals.take_sigterm(trainer)
         else:  # An earlier fit's has no part in an evaluation.
             self._signals.leave_sigterm(trainer)
-        if stage != "fit" or trainer.fast_dev_run or not (self.save_top_k or self.save_last):  # type: ignore[attr-defined]
+        if stage != "fit" or _writes_nothing(trainer) or not (self.save_top_k or self.save_last):
             return
         folder = Path(str(self.dirpath))
         problem = None
@@ -158,11 +163,7 @@ class RunCheckpoint(ModelCheckpoint):
             check_shared(folder)
 
     def _check_same_start(self, trainer: L.Trainer) -> None:
-        """Check that all ranks have found the same checkpoint, which each looks for before it knows of the others.
-
-        Raises:
-            UserError: they have not, because they see different folders; raised on all of them.
-        """
+        """Check that all ranks have found the same checkpoint, which each looks for before it knows of the others."""
         first = trainer.strategy.broadcast(self.found)
         raise_together(
             None
@@ -178,7 +179,7 @@ class RunCheckpoint(ModelCheckpoint):
             self.monitor = None
             self.save_top_k = min(self.save_top_k, 1)
         super().on_train_start(trainer, pl_module)
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not _writes_nothing(trainer):
             self._inputs.begin(trainer, pl_module)
         self._signals.take_interrupts()
         logged, self._unlogged = self._unlogged, {}
@@ -189,88 +190,74 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # A run resumed from here would skip the validation, or the end of the epoch, if these come next.
         if not is_accumulating(trainer) and not validation_or_epoch_end_follows(trainer):
-            self._between_steps(trainer, due=self._is_due(trainer))
+            self._between_steps(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
+        known = self._monitor_candidates(trainer)
+        if (problem := self._no_such_metric(known)) is not None:
+            # Before training a misspelt one is found. One that is like none may still come: few rows were looked at.
+            if trainer.sanity_checking and not nearest(self._configured[0], list(known), cutoff=0.9):
+                return
+            if not (trainer.sanity_checking or is_accumulating(trainer) or _writes_nothing(trainer)):
+                self._save_last_checkpoint(trainer, known)  # What was trained is not lost.
+            raise problem
         if trainer.sanity_checking:
-            self._check_monitor(trainer)
             return
-        if self._lacks_monitor(trainer):
-            if not is_accumulating(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))  # What was trained is not lost.
-            raise self._no_such_metric(trainer)
-        if self.monitor is not None and self._compared_step != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.monitor is not None and self._compared_step != trainer.global_step and not _writes_nothing(trainer):
             self._compared_step = trainer.global_step
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        due = self._is_due(trainer) or self._every_n_train_steps < 1
+            self._save_topk_checkpoint(trainer, known)
+        due = self._schedule.every < 1 or self._schedule.is_due(trainer.global_step)
         if is_accumulating(trainer):
-            self._owed |= due and self._last_step != trainer.global_step
+            self._schedule.owed |= due and self._schedule.written != trainer.global_step
         else:
             self._between_steps(trainer, due=due)
 
-    def _lacks_monitor(self, trainer: L.Trainer) -> bool:
-        name, known = self._configured[0], self._monitor_candidates(trainer)
-        return name is not None and self.save_top_k != 0 and name.startswith("val/") and name not in known
-
-    def _check_monitor(self, trainer: L.Trainer) -> None:
-        """Find a misspelt metric before training. One that is like none may still come: few rows were looked at."""
-        if self._lacks_monitor(trainer):
-            known = list(self._monitor_candidates(trainer))
-            if nearest(self._configured[0], known, cutoff=0.9):
-                raise self._no_such_metric(trainer)
-
-    def _no_such_metric(self, trainer: L.Trainer) -> UserError:
-        known = sorted(name for name in self._monitor_candidates(trainer) if name.startswith("val/"))
+    def _no_such_metric(self, known: dict[str, Tensor]) -> UserError | None:
+        """The error if the metric to compare by should be among those of the validation and is not."""
+        name = self._configured[0]
+        if name is None or self.save_top_k == 0 or not name.startswith("val/") or name in known:
+            return None
         return UserError(
-            f"checkpoint.monitor={self._configured[0]} is not among the metrics of the validation. Set it to one of "
-            f"{', '.join(known)}, or to null to keep the newest checkpoint."
+            f"checkpoint.monitor={name} is not among the metrics of the validation. Set it to one of "
+            f"{', '.join(sorted(name for name in known if name.startswith('val/')))}, or to null to keep the newest "
+            "checkpoint."
         )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        by_epochs = self._every_n_train_steps < 1 and not _validates(trainer)
+        by_epochs = self._schedule.every < 1 and not _validates(trainer)
         # The last one tells a run that is started once more that there is nothing left to do.
-        ends = _is_over(trainer)
-        self._between_steps(trainer, due=self._is_due(trainer) or by_epochs or ends)
+        self._between_steps(trainer, due=by_epochs or _is_over(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        self._finish_together(trainer)
+        self._writer.finish_together()
         self._signals.leave_interrupts()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._signals.leave_interrupts()
         try:
-            self.finish_writing()
+            self._writer.finish()
         except UserError as error:
             exception.add_note(str(error))
         if trainer.is_global_zero and trainer.state.fn == "fit" and Path(str(self.dirpath)).is_dir():
             remove_leftovers(Path(str(self.dirpath)))  # On a full disk, room for other things.
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.finish_writing()
-        if self._writer is not None:
-            self._writer.shutdown()
-            self._writer = None
-        if self._side_group is not None and distributed.is_initialized():
-            distributed.destroy_process_group(self._side_group)
-        self._side_group = None
+        self._writer.close()
 
-    def _is_due(self, trainer: L.Trainer) -> bool:
-        return self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
-
-    def _between_steps(self, trainer: L.Trainer, due: bool) -> None:
+    def _between_steps(self, trainer: L.Trainer, due: bool = False) -> None:
         """Write what is due; end the run if any rank was told to."""
-        due, self._owed = due or self._owed, False
         preempted = trainer.strategy.reduce_boolean_decision(self._signals.received is not None, all=False)
-        if (due or preempted) and self._last_step != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        due = due or preempted or self._schedule.is_due(trainer.global_step)
+        if self._schedule.take(trainer.global_step, due) and not _writes_nothing(trainer):
             candidates = self._monitor_candidates(trainer)
             if self.monitor is None:
                 self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
         if preempted:
-            self._finish_together(trainer)
+            self._writer.finish_together()
             told_by = self._signals.received or signal.SIGTERM  # Where another rank was told.
             rank_zero_info(
                 f"{told_by.name}: stopped after optimizer step {trainer.global_step}. Checkpoint: "
@@ -291,7 +278,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
             return
-        self._last_step = self._last_global_step_saved = checkpoint["global_step"]
+        self._schedule.written = self._last_global_step_saved = checkpoint["global_step"]
         self._unlogged = checkpoint.get("logged", {})
         self._inputs.check(trainer, pl_module, checkpoint)
         if accumulated := checkpoint.get("accumulated_batches"):
@@ -326,20 +313,13 @@ class RunCheckpoint(ModelCheckpoint):
         # Only this run's own: another one's in the same folder may be of later steps, and is not to be removed.
         self._resumable = [*(other for other in self._resumable if other != path), path]
         self._save_checkpoint(trainer, path)
-        self._last_step = trainer.global_step
+        self._schedule.written = trainer.global_step
         while len(self._resumable) > self.keep_last:
             self._remove_checkpoint(trainer, self._resumable.pop(0))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        """Write on all ranks under another name, then rename; raise on all of them if it fails on one."""
         path = Path(trainer.strategy.broadcast(filepath))
-        self._finish_together(trainer)
-        checkpoint = dump_checkpoint(trainer, weights_only=self.save_weights_only)
-        if self.async_save:
-            staged = staging_path(path)
-            self._start_writing(self._asynchronous_job(trainer, checkpoint, staged), path, staged, trainer)
-        else:
-            write_together(lambda staged: trainer.strategy.save_checkpoint(checkpoint, str(staged)), path)
+        self._writer.write(trainer, dump_checkpoint(trainer, weights_only=self.save_weights_only), path)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
         if trainer.is_global_zero:
@@ -347,76 +327,11 @@ class RunCheckpoint(ModelCheckpoint):
                 logger.after_save_checkpoint(self)
 
     def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        if self._writer is None:
-            super()._remove_checkpoint(trainer, filepath)
-        else:  # Not before the one that takes its place is there; the queue is worked off in its order.
-            writing = self._writing
+        self._writer.remove(trainer, filepath)
 
-            def remove() -> None:
-                if writing is not None:
-                    writing.result()
-                trainer.strategy.remove_checkpoint(filepath)
 
-            self._writing = self._writer.submit(remove)
-
-    def finish_writing(self) -> None:
-        """Wait for the checkpoints that are being written.
-
-        Raises:
-            UserError: one could not be.
-        """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def _finish_together(self, trainer: L.Trainer) -> None:
-        problem = None
-        try:
-            self.finish_writing()
-        except UserError as error:
-            problem = str(error)
-        if self.async_save:
-            raise_together(problem)
-
-    def _start_writing(self, write: Callable[[], None], path: Path, staged: Path, trainer: L.Trainer) -> None:
-        if self._writer is None:
-            self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-
-        def job() -> None:
-            try:
-                write()
-                if trainer.is_global_zero:
-                    put_in_place(staged, path)
-            except CANNOT_WRITE as error:
-                raise UserError(cannot_write(path, error)) from error
-
-        self._writing = self._writer.submit(job)
-
-    def _asynchronous_job(self, trainer: L.Trainer, checkpoint: dict[str, Any], staged: Path) -> Callable[[], None]:
-        """Copy the checkpoint to main memory, and return what is left to do by a thread."""
-        if not writes_shards(trainer.strategy):
-            if not trainer.is_global_zero:
-                return lambda: None
-            copy = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint)
-            return lambda: trainer.strategy.checkpoint_io.save_checkpoint(copy, str(staged))
-        from torch.distributed.checkpoint.state_dict_saver import async_save
-
-        if self._side_group is None:  # Training's own messages must not get between those of the writing threads.
-            limit = getattr(trainer.strategy, "_timeout", None)
-            self._side_group = distributed.new_group(backend="gloo", timeout=limit)
-        shards = {"state_dict": checkpoint.pop("state_dict")}
-        shards |= {f"optimizer_{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
-        rest = io.BytesIO()
-        torch.save(checkpoint, rest)
-        written = async_save(shards, checkpoint_id=staged, process_group=self._side_group)
-        assert isinstance(written, Future)
-
-        def finish() -> None:
-            written.result()
-            if trainer.is_global_zero:
-                (staged / SHARDS_REST).write_bytes(rest.getvalue())
-
-        return finish
+def _writes_nothing(trainer: L.Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _is_over(trainer: L.Trainer) -> bool:

@@ -5,21 +5,26 @@ name, which they know of each other; so what a killed run has left is known by i
 """
 
 import contextlib
+import io
 import socket
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, cast
 
+import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import distributed
+from torch import Tensor, distributed
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.utils._pytree import tree_map_only
 
 from lit_ift.checkpoints.damage import check_checksums, check_small_parts, note_digest, unreadable
 from lit_ift.checkpoints.shards import SHARDS_INDEX, SHARDS_REST, read_whole, reason_of
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, told_as
+from lit_ift.lightning_private import writes_shards
 from lit_ift.staging import STAGED, publish, remove, replaced_file
 
 _REPLACED: Final = ".replaced"
@@ -86,6 +91,114 @@ def write_together(write: Callable[[Path], None], path: Path) -> None:
     except OSError as error:
         problem = cannot_write(path, error)
     raise_together(problem)
+
+
+class CheckpointWriter:
+    """Does what it is asked to in that order, on all ranks.
+
+    Args:
+        in_background: write from a copy in main memory, while training goes on.
+    """
+
+    def __init__(self, in_background: bool) -> None:
+        self.in_background = in_background
+        self._thread: ThreadPoolExecutor | None = None
+        self._last_job: Future[None] | None = None
+        self._side_group: Any = None
+
+    def write(self, trainer: L.Trainer, checkpoint: dict[str, Any], path: Path) -> None:
+        """Write under another name, then rename.
+
+        Raises:
+            UserError: this or the one before could not be written on some rank; raised on all of them.
+        """
+        self.finish_together()
+        if not self.in_background:
+            write_together(lambda staged: trainer.strategy.save_checkpoint(checkpoint, str(staged)), path)
+            return
+        staged = staging_path(path)
+        write_copy = self._copied(trainer, checkpoint, staged)
+
+        def job() -> None:
+            with told_as(CANNOT_WRITE, lambda error: UserError(cannot_write(path, error))):
+                write_copy()
+                if trainer.is_global_zero:
+                    put_in_place(staged, path)
+
+        self._start(job)
+
+    def remove(self, trainer: L.Trainer, path: str) -> None:
+        """Remove a checkpoint, not before the one that takes its place is there."""
+        before = self._last_job
+        if before is None:
+            trainer.strategy.remove_checkpoint(path)
+        else:
+
+            def job() -> None:
+                before.result()
+                trainer.strategy.remove_checkpoint(path)
+
+            self._start(job)
+
+    def finish(self) -> None:
+        """Wait for what is being done.
+
+        Raises:
+            UserError: a checkpoint could not be written.
+        """
+        job, self._last_job = self._last_job, None
+        if job is not None:
+            job.result()
+
+    def finish_together(self) -> None:
+        """The same, with the error of any rank raised on all of them."""
+        problem = None
+        try:
+            self.finish()
+        except UserError as error:
+            problem = str(error)
+        if self.in_background:
+            raise_together(problem)
+
+    def close(self) -> None:
+        """Finish, and give the thread back."""
+        self.finish()
+        if self._thread is not None:
+            self._thread.shutdown()
+        if self._side_group is not None and distributed.is_initialized():
+            distributed.destroy_process_group(self._side_group)
+        self._thread = self._side_group = None
+
+    def _start(self, job: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._last_job = self._thread.submit(job)
+
+    def _copied(self, trainer: L.Trainer, checkpoint: dict[str, Any], staged: Path) -> Callable[[], None]:
+        """Copy the checkpoint to main memory, and return what is left to do by the thread."""
+        if not writes_shards(trainer.strategy):
+            if not trainer.is_global_zero:
+                return lambda: None
+            copy = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint)
+            return lambda: trainer.strategy.checkpoint_io.save_checkpoint(copy, str(staged))
+        from torch.distributed.checkpoint.state_dict_saver import async_save
+
+        if self._side_group is None:  # Training's own messages must not get between those of the writing threads.
+            limit = getattr(trainer.strategy, "_timeout", None)
+            self._side_group = distributed.new_group(backend="gloo", timeout=limit)
+        shards = {"state_dict": checkpoint.pop("state_dict")}
+        shards |= {f"optimizer_{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
+        rest = io.BytesIO()
+        torch.save(checkpoint, rest)
+        written = async_save(shards, checkpoint_id=staged, process_group=self._side_group)
+        assert isinstance(written, Future)
+
+        def finish() -> None:
+            written.result()
+            if trainer.is_global_zero:
+                (staged / SHARDS_REST).write_bytes(rest.getvalue())
+
+        return finish
 
 
 def raise_together(problem: str | None) -> None:
