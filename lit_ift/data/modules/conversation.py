@@ -3,24 +3,21 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 import lightning as L
-import torch
 from torch.utils.data import DataLoader
 
-from lit_ift.data.batch.cursor import TrainingCursor
 from lit_ift.data.batch.dataset import EncodedDataset
-from lit_ift.data.batch.sampler import LengthGroupedBatchSampler, SequentialBatchSampler
-from lit_ift.data.cache import RowCache, code_version, default_cache_dir, tokenizer_digest
+from lit_ift.data.cache import RowCache, default_cache_dir, tokenizer_digest
 from lit_ift.data.modules.batches import BatchOptions, SplitBatches
+from lit_ift.data.modules.loaders import Loaders, check_batching
 from lit_ift.data.modules.split_rows import SplitRows
 from lit_ift.data.modules.tokenizer_choice import TokenizerChoice
-from lit_ift.data.pipeline import EncodingOptions, OnBadRow, ResolvedSource
+from lit_ift.data.pipeline import OnBadRow, ResolvedSource
 from lit_ift.data.read.records import OnRowError, Record, raise_row_error
 from lit_ift.data.report.account import DataReport, NoUsableRowError, announce, announce_missing_bos
 from lit_ift.data.report.builder import Check
@@ -30,7 +27,6 @@ from lit_ift.data.store import StoredRows
 from lit_ift.data.train_on import TrainOn
 from lit_ift.data.truncation import Truncation
 from lit_ift.errors import UserError
-from lit_ift.models.packing_check import packs_into_one_row
 from lit_ift.options import NonNegativeInt, PositiveInt, Range, check_options
 
 logger = logging.getLogger("lit_ift")
@@ -133,12 +129,11 @@ class ConversationDataModule(L.LightningDataModule):
             raise UserError(f"{error}.") from None
         if not plain and not hasattr(tokenizer, "get_vocab"):
             raise UserError(f"data.tokenizer={tokenizer!r} must be a folder, a hub id or a tokenizer.")
-        _check_batching(batch_size, tokens_per_batch, packing, padding_free, group_by_length)
         self.tokenizer_source = tokenizer
         self.max_length = max_length
         self.truncation = truncation
         self.train_on = train_on
-        self.batch_size = DEFAULT_BATCH_SIZE if batch_size is None and tokens_per_batch is None else batch_size
+        self.batch_size = batch_size
         self.tokens_per_batch = tokens_per_batch
         self.eval_batch_size = eval_batch_size
         self.pad_to_multiple_of = pad_to_multiple_of
@@ -151,6 +146,9 @@ class ConversationDataModule(L.LightningDataModule):
         self.cache = RowCache(default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser())
         self.uses_cache = cache
         self.seed = seed
+        check_batching(self)
+        if batch_size is None and tokens_per_batch is None:
+            self.batch_size = DEFAULT_BATCH_SIZE
         self.reports: dict[str, DataReport] = {}
         self.datasets: dict[Split, EncodedDataset] = {}
         self.check: Check | None = None
@@ -159,7 +157,7 @@ class ConversationDataModule(L.LightningDataModule):
         self._encoded_with: str | None = None
         self._resolved: dict[Split, Sequence[ResolvedSource]] = {}
         self._prepared: dict[Split, dict[str, Any]] = {}
-        self._cursor = TrainingCursor(self)
+        self._loaders = Loaders(self)
 
     # What a subclass says ----------------------------------------------------------------------------------------
 
@@ -240,7 +238,7 @@ class ConversationDataModule(L.LightningDataModule):
             UserError: there is none, or it does not fit the model's.
         """
         if self._tokenizer is None:
-            self._tokenizer = self._choice.choose(self.tokenizer_source, self._module)
+            self._tokenizer = self._choice.choose(self.tokenizer_source, self.module)
         return self._tokenizer
 
     def prepare_data(self) -> None:
@@ -248,8 +246,9 @@ class ConversationDataModule(L.LightningDataModule):
         splits = self._splits_of(None if self.trainer is None else self.trainer.state.fn)
         self._prepared = self._fingerprints(splits)
         if self._prepared:
-            for rows in self._rows_of(list(self._prepared), self._prepared, tokenizer_digest(self.tokenizer)):
-                rows.fill_cache()
+            digest = tokenizer_digest(self.tokenizer)
+            for split, depends_on in self._prepared.items():
+                SplitRows(self, split, depends_on, digest).fill_cache()
 
     def setup(self, stage: str | None = None) -> None:
         """Read and encode the splits that `stage` needs (all of them for None), once each.
@@ -260,7 +259,7 @@ class ConversationDataModule(L.LightningDataModule):
             UserError: rows cannot be used, or the trainer's module does not take rows of their kind.
         """
         if stage == "fit":
-            self._cursor.clear()
+            self._loaders.cursor.clear()
         if self.datasets:
             self._drop_what_another_tokenizer_encoded()
         splits = self._splits_of(stage)
@@ -270,36 +269,39 @@ class ConversationDataModule(L.LightningDataModule):
         self._prepared = {}
         if missing:
             self._encoded_with = tokenizer_digest(self.tokenizer)
-        for split, rows in zip(missing, self._rows_of(missing, of_rows, self._encoded_with), strict=True):
-            stored, report = rows.obtain()
+        for split in missing:
+            stored, report = SplitRows(self, split, of_rows.get(split), self._encoded_with).obtain()
             self.datasets[split], self.reports[split] = EncodedDataset(stored), report
             if not report.rows_kept:
                 self.leave_out(split, self.no_usable_row(split, report))
-            elif self._speaks:
+            elif self.speaks:
                 announce(report)
-        if self._speaks:
+        if self.speaks:
             announce_missing_bos(self.reports[split] for split in missing)
         for split in splits:
-            if self._module is not None and split != "predict":
-                self.fit_to_module(split, self._module)
+            if self.module is not None and split != "predict":
+                self.fit_to_module(split, self.module)
 
     def leave_out(self, split: Split, reason: UserError) -> None:
         """Go on without a split that `may_be_empty`."""
         self.datasets[split] = EncodedDataset(StoredRows.in_memory([]))
-        if self._speaks:
+        if self.speaks:
             logger.warning("%s The run goes without validation.", reason)
 
     def cache_folder(self, split: Split) -> Path | None:
         """Where the tokenized rows of a split are kept, or will be; None if they are not."""
-        (rows,) = self._rows_of([split], self._fingerprints([split]), tokenizer_digest(self.tokenizer))
+        depends_on = self._fingerprints([split]).get(split)
+        rows = SplitRows(self, split, depends_on, tokenizer_digest(self.tokenizer))
         return None if rows.key is None else self.cache.entry(split, rows.key)
 
     @property
-    def _module(self) -> Any:
+    def module(self) -> Any:
+        """The module that the trainer trains; None without one."""
         return None if self.trainer is None else self.trainer.lightning_module
 
     @property
-    def _speaks(self) -> bool:
+    def speaks(self) -> bool:
+        """Whether this process is the one that tells the user."""
         return self.trainer is None or self.trainer.is_global_zero
 
     def _splits_of(self, stage: str | None) -> list[Split]:
@@ -313,50 +315,11 @@ class ConversationDataModule(L.LightningDataModule):
         found = {split: self.fingerprint(split) for split in splits}
         return {split: of_rows for split, of_rows in found.items() if of_rows is not None}
 
-    def _rows_of(
-        self, splits: Sequence[Split], of_rows: dict[Split, dict[str, Any]], digest: str | None
-    ) -> list[SplitRows]:
-        """The rows of splits, cached where `of_rows` says what they depend on beside the tokenizer of the `digest`."""
-        if not splits:
-            return []
-        options = EncodingOptions(
-            self.tokenizer, self.max_length, self.truncation, self.kinds, True, self.train_on, self.on_bad_row
-        )
-        shared = {
-            "tokenizer": digest,
-            "max_length": self.max_length,
-            "truncation": self.truncation,
-            "train_on": self.train_on,
-            "on_bad_row": self.on_bad_row,
-            "kinds": sorted(self.kinds),
-            "code": code_version(),
-        }
-        # With a trainer, this process verifies in `prepare_data`, while the others of the machine wait.
-        may_write = not of_rows or self.trainer is None or self.trainer.local_rank == 0
-        return [
-            SplitRows(
-                split=split,
-                sources=self.sources_of(split),
-                options=replace(options, needs_answer=split != "predict"),
-                takes=partial(self.takes, split),
-                cache=self.cache,
-                key={"rows": of_rows[split], "needs_answer": split != "predict", **shared}
-                if split in of_rows
-                else None,
-                check=self.check,
-                may_be_empty=self.may_be_empty(split),
-                no_usable_row=partial(self.no_usable_row, split),
-                may_write=may_write,
-                progress=f"encode {split}" if self._speaks else None,
-            )
-            for split in splits
-        ]
-
     def _drop_what_another_tokenizer_encoded(self) -> None:
-        self._tokenizer = self._choice.choose(self.tokenizer_source, self._module)
+        self._tokenizer = self._choice.choose(self.tokenizer_source, self.module)
         if tokenizer_digest(self._tokenizer) == self._encoded_with:
             return
-        if self._speaks:
+        if self.speaks:
             logger.info(
                 "The model's tokenizer has another vocabulary or chat template than the one that the data was encoded "
                 "with. It is encoded again."
@@ -368,27 +331,7 @@ class ConversationDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches; the order is a pure function of seed, epoch and rows of an optimizer step."""
-        batches = self._batches("train", self.packing)
-        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            # The same first batches must come back in every epoch.
-            sampler: LengthGroupedBatchSampler = SequentialBatchSampler(
-                batches.lengths, **batches.sampler_options(), group_by_length=False
-            )
-        else:
-            sampler = LengthGroupedBatchSampler(
-                batches.lengths,
-                **batches.sampler_options(),
-                accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
-                group_by_length=self.group_by_length,
-                groups=self.train_groups(),
-                parts=self.train_parts(),
-                in_every_step=self.parts_in_every_step,
-                seed=self.seed,
-            )
-        self._cursor.prepare(sampler)
-        loader = self._loader(batches, sampler)
-        self._cursor.follow(loader)
-        return loader
+        return self._loaders.train()
 
     def train_groups(self) -> Sequence[tuple[int, float]] | None:
         """Number of training rows and weight of each source, in the order of the rows; None where all count once."""
@@ -398,7 +341,7 @@ class ConversationDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the training rows the run is; empty if none is under way."""
-        return self._cursor.state_dict()
+        return self._loaders.cursor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the run was that wrote `state_dict`.
@@ -406,78 +349,19 @@ class ConversationDataModule(L.LightningDataModule):
         Raises:
             UserError: it was inside an epoch, and the training rows now come in another order.
         """
-        self._cursor.load_state_dict(state_dict)
+        self._loaders.cursor.load_state_dict(state_dict)
 
     def val_dataloader(self) -> Any:
         """Batches by falling length; no loader if there is no validation data, so that fit goes without."""
-        return self._eval_loader("val", "validate")
+        return self._loaders.evaluation("val", "validate")
 
     def test_dataloader(self) -> Any:
         """Batches by falling length."""
-        return self._eval_loader("test", "test")
+        return self._loaders.evaluation("test", "test")
 
     def predict_dataloader(self) -> Any:
         """Batches in the order of the source."""
-        return self._eval_loader("predict", "predict")
-
-    def _eval_loader(self, split: Split, command: str) -> Any:
-        asked = self.trainer is not None and self.trainer.state.fn == command
-        if not asked and not (self.has_split(split) and len(self._dataset(split))):
-            return []
-        if not len(self._dataset(split)):
-            raise self.no_usable_row(split, self.reports[split])
-        is_measured = split != "predict"
-        batches = self._batches(split, self.packing and is_measured)
-        by_length = self.group_by_length is not False and is_measured
-        sampler = SequentialBatchSampler(batches.lengths, **batches.sampler_options(), group_by_length=by_length)
-        return self._loader(batches, sampler)
-
-    def _dataset(self, split: Split) -> EncodedDataset:
-        if not self.has_split(split):
-            raise UserError(f"There is no {split} data. Set {self.split_option(split)}.")
-        if split not in self.datasets:
-            raise UserError(f"The {split} data is not set up. Call setup() before asking for its loader.")
-        return self.datasets[split]
-
-    def _batches(self, split: Split, packing: bool) -> SplitBatches:
-        self._dataset(split)
-        given = None if split == "train" else self.eval_batch_size
-        options = BatchOptions(
-            batch_size=given or self.batch_size,
-            tokens_per_batch=None if given else self.tokens_per_batch,
-            packing=packing,
-            one_row=packing and self._one_row(),
-            pad_to_multiple_of=self.pad_to_multiple_of,
-            pad_token_id=self._pad_token_id(),
-        )
-        return self.batches(split, options)
-
-    def _loader(self, batches: SplitBatches, sampler: LengthGroupedBatchSampler) -> DataLoader[Any]:
-        return batches.loader(
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # Making an iterator draws a seed; from the global generator it would change the model's dropout.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-
-    def _one_row(self) -> bool:
-        """Whether packed batches are one row: where it is asked for, or the model's attention wants it."""
-        wanted = packs_into_one_row(getattr(self._module, "model", None))
-        if wanted and self.padding_free is False:
-            raise UserError(
-                "data.padding_free=false: the model's flash attention tells packed examples apart only in a single "
-                "row. Leave padding_free out, or set model.attn_implementation to sdpa."
-            )
-        return wanted if self.padding_free is None else self.padding_free
-
-    def _pad_token_id(self) -> int:
-        # Padding is masked by position, so any id that the embedding knows will do.
-        for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if token_id is not None:
-                return int(token_id)
-        raise UserError("The tokenizer has neither a pad_token nor an eos_token. Set one of them on it.")
+        return self._loaders.evaluation("predict", "predict")
 
 
 def _says_what_rows_depend_on(kind: type) -> bool:
@@ -488,23 +372,3 @@ def _says_what_rows_depend_on(kind: type) -> bool:
         if base.__module__.partition(".")[0] != __name__.partition(".")[0]:
             return False
     return False
-
-
-def _check_batching(
-    batch_size: int | None,
-    tokens_per_batch: int | None,
-    packing: bool,
-    padding_free: bool | None,
-    group_by_length: bool | None,
-) -> None:
-    if batch_size is not None and tokens_per_batch is not None:
-        raise UserError(
-            f"data.batch_size={batch_size} and data.tokens_per_batch={tokens_per_batch} both say how large a batch "
-            "is. Leave one of them out."
-        )
-    if padding_free is not None and not packing:
-        raise UserError(f"data.padding_free={padding_free} has no effect without data.packing. Leave it out.")
-    if tokens_per_batch is not None and group_by_length not in (None, not packing):
-        given = "data.packing" if packing else "data.tokens_per_batch without data.packing"
-        does = "samples all lengths" if packing else "always groups rows by length"
-        raise UserError(f"data.group_by_length={group_by_length} has no effect: {given} {does}. Leave it out.")

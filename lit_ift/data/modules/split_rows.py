@@ -1,50 +1,69 @@
 """The rows of one split and their report: from the cache, or read and encoded now."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from lit_ift.data.cache import DamagedEntryError, RowCache
-from lit_ift.data.pipeline import EncodingOptions, ResolvedSource, encode_sources
+from lit_ift.data.cache import DamagedEntryError, code_version
+from lit_ift.data.pipeline import EncodingOptions, encode_sources
 from lit_ift.data.report.account import DataReport, unusable
-from lit_ift.data.report.builder import Check, ReportBuilder
-from lit_ift.data.rows import EncodedRow, Row
+from lit_ift.data.report.builder import ReportBuilder
+from lit_ift.data.rows import EncodedRow
 from lit_ift.data.store import StoredRows
 from lit_ift.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_ift.data.modules.conversation import ConversationDataModule, Split
 
 logger = logging.getLogger("lit_ift")
 
 
-@dataclass(frozen=True)
 class SplitRows:
     """All that decides the rows of a split.
 
     Args:
-        split: train, val, test or predict.
-        sources: where the rows come from.
-        options: how they become token ids.
-        takes: whether a row belongs to the split.
-        cache: where they are kept.
-        key: what they depend on, as plain values; None if they are not cached.
-        check: set if rows are only looked at.
-        may_be_empty: whether a run goes without the split if it has no usable row.
-        no_usable_row: makes the error for a split of which no row, or not every file, can be used.
-        may_write: whether this process verifies entries of the cache and mends them.
-        progress: text of a progress bar; None for none.
+        data: the data module, which says where the rows come from and how they become token ids.
+        split: which one.
+        depends_on: what they depend on beside its options, as plain values; None if they are not cached.
+        tokenizer_digest: the hash of what encodes them.
     """
 
-    split: str
-    sources: Sequence[ResolvedSource]
-    options: EncodingOptions
-    takes: Callable[[Row], bool]
-    cache: RowCache
-    key: Mapping[str, Any] | None
-    check: Check | None
-    may_be_empty: bool
-    no_usable_row: Callable[[DataReport], UserError]
-    may_write: bool
-    progress: str | None
+    def __init__(
+        self,
+        data: "ConversationDataModule",
+        split: "Split",
+        depends_on: Mapping[str, Any] | None,
+        tokenizer_digest: str | None,
+    ) -> None:
+        self.data, self.split = data, split
+        self.sources = data.sources_of(split)
+        needs_answer = split != "predict"
+        self.options = EncodingOptions(
+            tokenizer=data.tokenizer,
+            max_length=data.max_length,
+            truncation=data.truncation,
+            kinds=data.kinds,
+            needs_answer=needs_answer,
+            train_on=data.train_on,
+            on_bad_row=data.on_bad_row,
+        )
+        self.key: dict[str, Any] | None = None
+        if depends_on is not None:
+            self.key = {
+                "rows": depends_on,
+                "needs_answer": needs_answer,
+                "tokenizer": tokenizer_digest,
+                "max_length": data.max_length,
+                "truncation": data.truncation,
+                "train_on": data.train_on,
+                "on_bad_row": data.on_bad_row,
+                "kinds": sorted(data.kinds),
+                "code": code_version(),
+            }
+        # With a trainer, this process verifies in `prepare_data`, while the others of the machine wait.
+        self.may_write = self.key is None or data.trainer is None or data.trainer.local_rank == 0
 
     def fill_cache(self) -> None:
         """Encode the rows into the cache, unless they are there or are not cached."""
@@ -79,20 +98,20 @@ class SplitRows:
         """What the cache holds, verified once; a damaged entry is taken away, to be made again."""
         assert self.key is not None
         try:
-            found = self.cache.load(self.split, self.key, verify=self.may_write)
+            found = self.data.cache.load(self.split, self.key, verify=self.may_write)
             return None if found is None else (found[0], DataReport.from_dict(found[1]))
         except (DamagedEntryError, KeyError, TypeError, AttributeError) as error:
-            entry = self.cache.entry(self.split, self.key)
+            entry = self.data.cache.entry(self.split, self.key)
             if not self.may_write:
                 raise error if isinstance(error, UserError) else DamagedEntryError(entry, error) from error
             logger.warning("The cached data in %s is damaged, so its rows are tokenized again: %s", entry, error)
-            self.cache.remove(self.split, self.key)
+            self.data.cache.remove(self.split, self.key)
             return None
 
     def _add(self) -> None:
         assert self.key is not None
         builder = self._builder()
-        self.cache.add(self.split, self.key, self._encode(builder), lambda: self._finish(builder).as_dict())
+        self.data.cache.add(self.split, self.key, self._encode(builder), lambda: self._finish(builder).as_dict())
 
     def _builder(self) -> ReportBuilder:
         return ReportBuilder(
@@ -101,14 +120,16 @@ class SplitRows:
             max_length=self.options.max_length,
             truncation=self.options.truncation,
             weights=self._weights,
-            check=self.check,
+            check=self.data.check,
         )
 
     def _encode(self, builder: ReportBuilder) -> Iterator[EncodedRow]:
-        return encode_sources(self.sources, self.options, builder, takes=self.takes, progress=self.progress)
+        progress = f"encode {self.split}" if self.data.speaks else None
+        takes = partial(self.data.takes, self.split)
+        return encode_sources(self.sources, self.options, builder, takes=takes, progress=progress)
 
     def _finish(self, builder: ReportBuilder) -> DataReport:
         report = builder.build()
-        if unusable(report) and (report.unread or not self.may_be_empty):
-            raise self.no_usable_row(report)
+        if unusable(report) and (report.unread or not self.data.may_be_empty(self.split)):
+            raise self.data.no_usable_row(self.split, report)
         return report
