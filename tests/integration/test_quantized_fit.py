@@ -1,14 +1,13 @@
 """QLoRA runs, from the command line to an adapter that any copy of the base model takes."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from killing import Job
 from rounding import NEAR32
 from rowfiles import write_feedback
 from safetensors.torch import load_file
@@ -182,9 +181,9 @@ def test_two_ranks_equal_one(base: Path, data_file: Path, tmp_path: Path) -> Non
     more = ["--trainer.max_steps", "3", "--seed_everything", "3"]
     assert main(words(base, data_file, one, *more, "--data.init_args.batch_size", "8")) == 0
     more += ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.init_args.batch_size", "4"]
-    command = [sys.executable, "-m", "lit_ift", *words(base, data_file, two, *more)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    two.mkdir()
+    job = Job(two, words(base, data_file, two, *more), ranks=2)
+    assert job.run() == [0, 0], job.log()
     expected, found = (load_file(out / "runs/version_0/model/adapter_model.safetensors") for out in (one, two))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=NEAR32)
