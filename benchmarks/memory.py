@@ -71,7 +71,7 @@ def gathering(folder: str, output: str) -> dict[str, Any]:
     from lit_ift.distributed.load import load_skeleton, materialise
     from lit_ift.distributed.shard import Sharding, gathered, in_root, shard_model
     from lit_ift.export import export_model, verify_export
-    from lit_ift.export.file_tensors import mapped
+    from lit_ift.export.memory_mapped import mapped
     from lit_ift.export.verify import ShardedWeights, check_logits
     from lit_ift.models import load_tokenizer
 

@@ -36,7 +36,7 @@ import yaml
 
 from lit_ift import CausalLMModule, FeedbackDataModule
 from lit_ift.data import Source
-from lit_ift.data.read.records import read_records
+from lit_ift.data.read.readers import read_records
 from lit_ift.losses import PAIR_LOSSES, TOKEN_LOSSES, PairLoss, TokenLoss
 from lit_ift.losses.pair.changes import CHANGES
 from lit_ift.modules import (

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lit_ift.data.read.readers import read_records
 from lit_ift.data.read.record import Record
-from lit_ift.data.read.records import read_records
 from lit_ift.errors import RowError
 
 REAL_ROWS = Path(__file__).parent / "real_rows"

@@ -5,7 +5,7 @@ from lit_ift.callbacks.checkpoint import RunCheckpoint
 from lit_ift.callbacks.confidence import ConfidenceRecorder
 from lit_ift.callbacks.curves import LossCurves
 from lit_ift.callbacks.export import HuggingFaceExport
-from lit_ift.callbacks.half import HalfFineTuning
+from lit_ift.callbacks.half_fine_tuning import HalfFineTuning
 from lit_ift.callbacks.lost_ranks import LostRanks
 from lit_ift.callbacks.predictions import AnswerWriter
 from lit_ift.checkpoints.random_state import RandomState

@@ -160,7 +160,7 @@ def _gathered(trainer: L.Trainer, module: CausalLMModule, scratch: Path | None) 
     """
     import torch
 
-    from lit_ift.export.file_tensors import mapped
+    from lit_ift.export.memory_mapped import memory_mapped
     from lit_ift.export.verify import ShardedWeights, check_logits
 
     model = module.model
@@ -172,7 +172,7 @@ def _gathered(trainer: L.Trainer, module: CausalLMModule, scratch: Path | None) 
     problem = None
     if scratch is not None:
         try:
-            weights = mapped(entries, scratch / "weights")
+            weights = memory_mapped(entries, scratch / "weights")
         except OSError as error:
             problem = error
     for _ in entries:  # The other ranks, or what is left of it where the disk is full: all must gather to the end.

@@ -13,7 +13,7 @@ UTF8_BYTES: Final = (*range(0x80), *range(0x80, 0xC0), *range(0xC2, 0xF5))
 """Bytes that occur in UTF-8."""
 
 
-class Coverage:
+class DroppedCharacters:
     """Finds the first visible character of a text that gets no token.
 
     Control characters, white space and combining marks do not count: normalizers drop them on purpose.

@@ -21,7 +21,7 @@ from lit_ift.chat.conversation import (
     check_not_templated,
     heads_of,
 )
-from lit_ift.chat.dropped_characters import Coverage
+from lit_ift.chat.dropped_characters import DroppedCharacters
 from lit_ift.chat.example import Example
 from lit_ift.chat.markers import MARKER
 from lit_ift.chat.spans import Location, locate
@@ -110,7 +110,7 @@ class ConversationEncoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        self._coverage = Coverage(tokenizer.backend_tokenizer)
+        self._dropped_characters = DroppedCharacters(tokenizer.backend_tokenizer)
         self._templates: dict[bool, ChatTemplate] = {}
         self._controls: dict[bool, ControlTokens] = {}
         self._heads: dict[bool, tuple[str, ...]] = {}
@@ -289,9 +289,9 @@ class ConversationEncoder:
             return [tokens.range(span, text) for span in placed]
 
         self._check_single_bos(ids)
-        lost = self._coverage.lost_byte(location.text)
-        if self._coverage.needs_offsets:
-            lost = self._coverage.lost_between(text, offsets if encoding is None else encoding.offsets)
+        lost = self._dropped_characters.lost_byte(location.text)
+        if self._dropped_characters.needs_offsets:
+            lost = self._dropped_characters.lost_between(text, offsets if encoding is None else encoding.offsets)
         if lost:
             problem = f"the tokenizer has no token for {lost!r} (U+{ord(lost):04X}) and drops it"
             raise EncodingError("messages", problem, "Mend the row, leave it out, or use another tokenizer")

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import yaml
 
-from lit_ift.checkpoints.damage import check_checksums
+from lit_ift.checkpoints.checksums import check_checksums
 from lit_ift.checkpoints.run_folder import RUNS, Claims, holds_results, numbered
 from lit_ift.checkpoints.writing import read_header
 from lit_ift.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lit_ift.checkpoints.damage import check_checksums
+from lit_ift.checkpoints.checksums import check_checksums
 from lit_ift.checkpoints.shards import ShardsReader, read_tensor, tensors_in
 from lit_ift.checkpoints.writing import read_header
 from lit_ift.errors import UserError

@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils._pytree import tree_map_only
 
-from lit_ift.checkpoints.damage import check_checksums, check_small_parts, note_digest, unreadable
+from lit_ift.checkpoints.checksums import check_checksums, check_small_parts, note_digest, unreadable
 from lit_ift.checkpoints.shards import SHARDS_INDEX, SHARDS_REST, read_whole, reason_of
 from lit_ift.errors import UserError, told_as
 from lit_ift.lightning_private import writes_shards

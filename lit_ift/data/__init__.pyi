@@ -9,7 +9,7 @@ from .modules.verifiable import TaskItem, VerifiableDataModule
 from .parse.layouts import LAYOUTS, Layout
 from .parse.row_parser import RowParser, to_row
 from .read.known_datasets import KNOWN_DATASETS, KnownDataset, known_dataset
-from .read.records import Record, read_records
+from .read.readers import Record, read_records
 from .read.sources import Source
 from .report.account import DataReport, NoUsableRowError
 from .report.builder import ReportBuilder

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from lit_ift.chat.control_tokens import ControlTokens
 from lit_ift.chat.conversation import Conversation
-from lit_ift.chat.dropped_characters import Coverage
+from lit_ift.chat.dropped_characters import DroppedCharacters
 from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
 from lit_ift.chat.templates import adds_bos, check_fast, tokenizer_name
@@ -74,7 +74,7 @@ class DocumentEncoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, needs_answer: bool = True) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._coverage = Coverage(self._backend)
+        self._dropped_characters = DroppedCharacters(self._backend)
         self._controls = ControlTokens(tokenizer, ())
         self._start: list[int] = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
         self._end: list[int] = []
@@ -107,9 +107,9 @@ class DocumentEncoder:
         ]
 
     def _example(self, text: str, encoding: "Encoding", origin: str) -> Example | RowError:
-        lost = self._coverage.lost_byte(text)
-        if self._coverage.needs_offsets:
-            lost = self._coverage.lost_between(text, encoding.offsets)
+        lost = self._dropped_characters.lost_byte(text)
+        if self._dropped_characters.needs_offsets:
+            lost = self._dropped_characters.lost_between(text, encoding.offsets)
         if lost or not self._controls.id_set.isdisjoint(encoding.ids):
             what = f"{lost!r} (U+{ord(lost):04X})" if lost else "a character of it"
             return RowError(

@@ -12,7 +12,7 @@ from lit_ift.chat.example import Example
 from lit_ift.data.encode_sides import SideEncoder
 from lit_ift.data.parse.columns import ColumnMap
 from lit_ift.data.parse.row_parser import RowParser
-from lit_ift.data.read.records import OnRowError, Record, raise_row_error
+from lit_ift.data.read.readers import OnRowError, Record, raise_row_error
 from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.data.rows import Document, EncodedRow, Row, RowKind, Side
 from lit_ift.data.train_on import TrainOn, with_targets

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from lit_ift.checkpoints.damage import check_checksums
+from lit_ift.checkpoints.checksums import check_checksums
 from lit_ift.checkpoints.shards import SHARDS_REST, read_shards
 from lit_ift.checkpoints.writing import is_staged, write_together
 from lit_ift.distributed.processes import check_processes

@@ -9,7 +9,7 @@ import torch
 from lit_ift.checkpoints.weights import CheckpointWeights
 from lit_ift.distributed.load import build_skeleton, read_config, stand_ins
 from lit_ift.errors import UserError
-from lit_ift.export.file_tensors import mapped
+from lit_ift.export.memory_mapped import memory_mapped
 from lit_ift.export.run_facts import RunFacts
 from lit_ift.models.head import base_model
 from lit_ift.models.load import load_model
@@ -87,7 +87,7 @@ def checkpoint_model(
     else:
         first: dict[int, str] = {}  # Of tied weights, one is enough.
         found = {name: first.setdefault(id(entries[name]), name) for name in found}
-        written = mapped(((name, checkpoint.read(name)) for name in dict.fromkeys(found.values())), scratch)
+        written = memory_mapped(((name, checkpoint.read(name)) for name in dict.fromkeys(found.values())), scratch)
         weights = {name: written[other] for name, other in found.items()}
     model.load_state_dict(weights, strict=False, assign=True)
     base_model(model).tie_weights()

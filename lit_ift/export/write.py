@@ -237,7 +237,7 @@ def _cast(weights: Mapping[str, Any], dtype: str, file: Path) -> dict[str, Any]:
     """Weights in another dtype, held in a file so that memory holds one of them at a time."""
     import torch
 
-    from lit_ift.export.file_tensors import mapped
+    from lit_ift.export.memory_mapped import memory_mapped
 
     wanted = getattr(torch, dtype)
     # Tied weights are one tensor under two names and must stay so, or both are written.
@@ -251,5 +251,5 @@ def _cast(weights: Mapping[str, Any], dtype: str, file: Path) -> dict[str, Any]:
             tensor = weights[name].detach().cpu()
             yield name, tensor.to(wanted) if tensor.is_floating_point() else tensor
 
-    written = mapped(entries(), file)
+    written = memory_mapped(entries(), file)
     return {name: written[first] for name, first in same_as.items()}

@@ -15,7 +15,7 @@ from torch.func import vmap
 
 from lit_ift.frozen_lake.policy import Members
 from lit_ift.frozen_lake.routes import Route
-from lit_ift.losses.ift import Norm, Side, Source, ift_loss, temporal_residual
+from lit_ift.losses.ift import Norm, PropagationSide, Source, ift_loss, temporal_residual
 from lit_ift.losses.kto import kl_baseline, kto_loss
 from lit_ift.losses.pair.reference import dpo_loss, ipo_loss
 from lit_ift.losses.pair.reference_free import orpo_loss
@@ -110,7 +110,7 @@ class IFT(Objective):
     gamma: UnitInterval = 0.95
     lam_noise: NonNegative = 0.0
     source: Source = "loss"
-    side: Side = "left"
+    side: PropagationSide = "left"
     norm: Norm = "l1"
     detach_weights: bool = False
 

@@ -18,7 +18,7 @@ from lit_ift.losses.masking import masked, per_sequence_mean, target_counts
 from lit_ift.options import UnitInterval, checked
 
 Source = Literal["loss", "logps", "mask"]
-Side = Literal["left", "right"]
+PropagationSide = Literal["left", "right"]
 Norm = Literal["l1", "l2", "softmax", "log"]
 
 
@@ -51,7 +51,7 @@ def propagation_weights(
     *,
     gamma: UnitInterval = 0.95,
     source: Source = "loss",
-    side: Side = "left",
+    side: PropagationSide = "left",
     norm: Norm = "l1",
 ) -> Tensor:
     """Weights of dynamic relation propagation (arXiv:2405.11870, eq. 21 and Algorithm 1, step 3).
@@ -127,7 +127,7 @@ def ift_loss(
     *,
     gamma: UnitInterval = 0.95,
     source: Source = "loss",
-    side: Side = "left",
+    side: PropagationSide = "left",
     norm: Norm = "l1",
     detach_weights: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:

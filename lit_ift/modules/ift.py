@@ -3,7 +3,7 @@
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from lit_ift.losses.ift import Norm, Side, Source, ift_loss
+from lit_ift.losses.ift import Norm, PropagationSide, Source, ift_loss
 from lit_ift.losses.token_registry import TokenLoss
 from lit_ift.modules.inputs import TemporalResidual
 from lit_ift.modules.lambda_schedule import LambdaShape
@@ -78,7 +78,7 @@ class IFTModule(TokenModule):
         options: dict[str, Any] | None = None,
         gamma: UnitInterval = 0.95,
         source: Source = "loss",
-        side: Side = "left",
+        side: PropagationSide = "left",
         norm: Norm = "l1",
         detach_weights: bool = False,
         detach_input_embeddings: bool = True,

@@ -34,7 +34,7 @@ from lit_ift import (
     UFTModule,
 )
 from lit_ift.callbacks import HuggingFaceExport, TaskAccuracy
-from lit_ift.callbacks.half import HalfFineTuning
+from lit_ift.callbacks.half_fine_tuning import HalfFineTuning
 from lit_ift.data import TaskItem
 from lit_ift.distributed import FSDP2Strategy
 from lit_ift.distributed.shard import gathered, is_sharded

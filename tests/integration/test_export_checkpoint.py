@@ -5,13 +5,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from killing import Job
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from torch.distributed.checkpoint import save
@@ -102,7 +101,8 @@ def test_it_is_what_fit_exports(run: Path, kind: str, tmp_path: Path, capsys: An
 
 def test_of_a_sharded_run(tmp_path: Path, model_folder: Path, data_file: Path) -> None:
     command = words(tmp_path, model_folder, data_file, "--trainer.strategy", "fsdp2", "--trainer.devices", "2")
-    subprocess.run([sys.executable, "-m", "lit_ift", *command], check=True, capture_output=True, timeout=300)
+    job = Job(tmp_path, command, ranks=2)
+    assert job.run() == [0, 0], job.log()
     checkpoint = checkpoint_of(tmp_path)
     assert len(list(checkpoint.glob("*.distcp"))) == 2
     export_checkpoint(checkpoint, tmp_path / "out")
@@ -200,7 +200,7 @@ def test_a_full_disk(part: str, model_folder: Path, tmp_path: Path, monkeypatch:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    name = "checkpoint_model.mapped" if part == "weights" else "write.write_tokenizer"
+    name = "checkpoint_model.memory_mapped" if part == "weights" else "write.write_tokenizer"
     monkeypatch.setattr(f"lit_ift.export.{name}", full)
     with pytest.raises(UserError, match=r"No space left on device.*Nothing was left behind"):
         export_checkpoint(shards, tmp_path / "out")

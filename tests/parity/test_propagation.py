@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_ift.losses import ift_loss, propagation_weights
-from lit_ift.losses.ift import Norm, Side, Source
+from lit_ift.losses.ift import Norm, PropagationSide, Source
 
 DATA = Path(__file__).parent / "data"
 FIXTURE = json.loads((DATA / "propagation.json").read_text())
@@ -19,7 +19,7 @@ TOLERANCE = {"rtol": 0.0, "atol": 1e-10}
 
 def test_fixture_covers_every_option() -> None:
     options = {(c["source"], c["side"], c["norm"]) for c in FIXTURE["cases"]}
-    assert options == set(product(*map(get_args, (Source, Side, Norm))))
+    assert options == set(product(*map(get_args, (Source, PropagationSide, Norm))))
     # The authors' backward pass raises for left softmax, and the mask source has no gradient trouble.
     assert {c["norm"] for c in FIXTURE["cases"] if c["grad"] is None} == {"softmax"}
 

@@ -7,8 +7,8 @@ import pytest
 from rowfiles import read_all
 
 from lit_ift.data.parse.row_parser import RowParser
+from lit_ift.data.read.readers import read_records
 from lit_ift.data.read.record import Record
-from lit_ift.data.read.records import read_records
 from lit_ift.errors import RowError, UserError, printable
 
 EVIL = "a\x1b[31mb\x9bc\u202ed\r\x07\u2028"

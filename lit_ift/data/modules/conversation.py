@@ -18,7 +18,7 @@ from lit_ift.data.modules.loaders import Loaders, check_batching
 from lit_ift.data.modules.split_rows import SplitRows
 from lit_ift.data.modules.tokenizer_choice import TokenizerChoice
 from lit_ift.data.pipeline import OnBadRow, ResolvedSource
-from lit_ift.data.read.records import OnRowError, Record, raise_row_error
+from lit_ift.data.read.readers import OnRowError, Record, raise_row_error
 from lit_ift.data.report.account import DataReport, NoUsableRowError, announce, announce_missing_bos
 from lit_ift.data.report.builder import Check
 from lit_ift.data.requirements import check_match

@@ -12,7 +12,7 @@ from lit_ift.data.modules.conversation import ConversationDataModule, Split
 from lit_ift.data.parse.layouts import check_columns, check_layout
 from lit_ift.data.pipeline import ResolvedSource
 from lit_ift.data.read.known_datasets import known_dataset
-from lit_ift.data.read.records import OnRowError, Record, raise_row_error
+from lit_ift.data.read.readers import OnRowError, Record, raise_row_error
 from lit_ift.data.read.sources import KINDS_WITH_SPLITS, Source, as_plain, as_sources
 from lit_ift.data.report.account import DataReport
 from lit_ift.data.rows import Row

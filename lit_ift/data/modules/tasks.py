@@ -11,7 +11,7 @@ from lit_ift.chat.conversation import Message
 from lit_ift.data.modules.conversation import ConversationDataModule, Split
 from lit_ift.data.modules.verifiable import TaskItem
 from lit_ift.data.parse.messages import normalise
-from lit_ift.data.read.records import OnRowError, Record, raise_row_error
+from lit_ift.data.read.readers import OnRowError, Record, raise_row_error
 from lit_ift.errors import UserError, did_you_mean, needing
 from lit_ift.options import NonNegativeInt
 

@@ -16,8 +16,7 @@ from typing import Annotated, Any, Final
 from tqdm import tqdm
 
 from lit_ift.data.read.hub import hub_identity, pick_split
-from lit_ift.data.read.record import OnRowError, Record, raise_row_error
-from lit_ift.data.read.records import (
+from lit_ift.data.read.readers import (
     SourceKind,
     check_options,
     data_files,
@@ -26,6 +25,7 @@ from lit_ift.data.read.records import (
     read_records,
     source_kind,
 )
+from lit_ift.data.read.record import OnRowError, Record, raise_row_error
 from lit_ift.data.read.text_files import cannot_open
 from lit_ift.errors import UserError, printable, told_as
 from lit_ift.options import Positive, PositiveInt, Range

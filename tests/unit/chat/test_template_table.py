@@ -25,7 +25,7 @@ from lit_ift.chat.example import Example
 from lit_ift.chat.templates import DAY, with_fixed_day
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.parse.row_parser import to_row
-from lit_ift.data.read.records import Record, read_records
+from lit_ift.data.read.readers import Record, read_records
 from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import RowError

@@ -11,7 +11,7 @@ from lit_ift.chat.conversation import Conversation, TemplatedPromptError
 from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
 from lit_ift.data.pipeline import NUM_JUDGED, EncodingOptions, ResolvedSource, encode_sources
-from lit_ift.data.read.records import read_records
+from lit_ift.data.read.readers import read_records
 from lit_ift.data.report.builder import ReportBuilder
 from lit_ift.errors import RowError, UserError
 

@@ -11,7 +11,7 @@ from tiny import answers
 from tokenizers import processors
 
 from lit_ift.data.modules.instruction import InstructionDataModule
-from lit_ift.data.read.records import Record, raise_row_error
+from lit_ift.data.read.readers import Record, raise_row_error
 from lit_ift.data.read.sources import Source
 from lit_ift.errors import RowError, UserError
 

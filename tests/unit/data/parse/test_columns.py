@@ -8,7 +8,7 @@ from lit_ift.chat.conversation import Conversation
 from lit_ift.data.parse.columns import MEANINGS
 from lit_ift.data.parse.layouts import LAYOUTS
 from lit_ift.data.parse.row_parser import RowParser
-from lit_ift.data.read.records import Record
+from lit_ift.data.read.readers import Record
 from lit_ift.data.rows import Row
 from lit_ift.errors import RowError, UserError
 

@@ -6,7 +6,7 @@ import pytest
 
 from lit_ift.chat.conversation import Conversation
 from lit_ift.data.parse.row_parser import to_row
-from lit_ift.data.read.records import Record
+from lit_ift.data.read.readers import Record
 from lit_ift.errors import RowError
 
 USER = {"role": "user", "content": "q"}

@@ -13,7 +13,7 @@ from rowfiles import REAL_ROWS
 from lit_ift.chat.conversation import Conversation
 from lit_ift.data.parse.layouts import LAYOUTS, MAX_CACHED, Layout, candidates, misspelt
 from lit_ift.data.parse.row_parser import RowParser, to_row
-from lit_ift.data.read.records import Record
+from lit_ift.data.read.readers import Record
 from lit_ift.data.rows import SIDES, Row
 from lit_ift.errors import RowError, UserError
 

@@ -10,7 +10,7 @@ from lit_ift.chat.conversation import Conversation
 from lit_ift.data.parse.fields import MAX_NESTING
 from lit_ift.data.parse.messages import ROLES, prompt_key
 from lit_ift.data.parse.row_parser import to_row
-from lit_ift.data.read.records import Record
+from lit_ift.data.read.readers import Record
 from lit_ift.errors import RowError
 
 

@@ -17,7 +17,7 @@ from lit_ift.chat.encoder import ConversationEncoder
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.parse.row_parser import RowParser
-from lit_ift.data.read.records import read_records
+from lit_ift.data.read.readers import read_records
 from lit_ift.data.rows import EncodedRow
 from lit_ift.errors import RowError, UserError
 

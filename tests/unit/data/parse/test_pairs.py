@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rowfiles import REAL_ROWS
 
 from lit_ift.data.parse.row_parser import RowParser, to_row
-from lit_ift.data.read.records import Record
+from lit_ift.data.read.readers import Record
 from lit_ift.data.rows import Row
 from lit_ift.errors import RowError, UserError
 

@@ -14,7 +14,7 @@ from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.batch.collate import collate, collate_packed
 from lit_ift.data.parse.row_parser import to_row
-from lit_ift.data.read.records import Record
+from lit_ift.data.read.readers import Record
 from lit_ift.data.requirements import check_match
 from lit_ift.data.rows import EncodedRow
 from lit_ift.data.store import StoredRows

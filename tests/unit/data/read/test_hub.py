@@ -11,8 +11,8 @@ import pytest
 from rowfiles import ROWS
 
 from lit_ift.data.read import hub
+from lit_ift.data.read.readers import read_records
 from lit_ift.data.read.record import Record
-from lit_ift.data.read.records import read_records
 from lit_ift.errors import RowError, UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

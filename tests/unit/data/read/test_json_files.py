@@ -7,8 +7,8 @@ import pytest
 from rowfiles import ROWS, jsonl, read_all, write
 
 from lit_ift.data.read import json_files as jsonrows
+from lit_ift.data.read.readers import read_records
 from lit_ift.data.read.record import Record
-from lit_ift.data.read.records import read_records
 from lit_ift.errors import RowError, UserError
 
 

@@ -5,7 +5,7 @@ import pytest
 from lit_ift.data.parse.layouts import LAYOUTS
 from lit_ift.data.parse.row_parser import RowParser
 from lit_ift.data.read.known_datasets import KNOWN_DATASETS, known_dataset
-from lit_ift.data.read.records import Record
+from lit_ift.data.read.readers import Record
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "a"}

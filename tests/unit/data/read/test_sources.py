@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rowfiles import jsonl, write
 
 from lit_ift.data.read import sources
-from lit_ift.data.read.records import source_kind
+from lit_ift.data.read.readers import source_kind
 from lit_ift.data.read.sources import Source, as_sources
 from lit_ift.errors import RowError, UserError
 

@@ -13,8 +13,8 @@ from rowfiles import ROWS, parquet, read_all, table, write
 from lit_ift.data.read import parquet as parquet_reader
 from lit_ift.data.read import tables
 from lit_ift.data.read import text_files as textfiles
+from lit_ift.data.read.readers import read_records
 from lit_ift.data.read.record import Record
-from lit_ift.data.read.records import read_records
 from lit_ift.errors import UserError
 
 

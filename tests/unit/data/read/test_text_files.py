@@ -8,7 +8,7 @@ import pytest
 from rowfiles import compress, jsonl, read_all, write
 
 from lit_ift.data.read import text_files as textfiles
-from lit_ift.data.read.records import read_records
+from lit_ift.data.read.readers import read_records
 from lit_ift.errors import UserError
 
 

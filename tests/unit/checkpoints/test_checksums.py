@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import save
 
-from lit_ift.checkpoints.damage import check_checksums
+from lit_ift.checkpoints.checksums import check_checksums
 from lit_ift.checkpoints.resume import newest_checkpoint
 from lit_ift.checkpoints.weights import open_checkpoint
 from lit_ift.checkpoints.writing import AtomicCheckpointIO, put_in_place, read_header, staging_path

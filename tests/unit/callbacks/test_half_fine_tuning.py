@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from lit_ift.callbacks import HalfFineTuning
-from lit_ift.callbacks.half import frozen_half, layer_groups, trained_units
+from lit_ift.callbacks.half_fine_tuning import frozen_half, layer_groups, trained_units
 from lit_ift.errors import UserError
 from lit_ift.modules import CausalLMModule, IFTModule, SFTModule
 from lit_ift.modules.optim import ConstantSchedule

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _ALIGNMENT: Final = 64
 
 
-def mapped(entries: Iterable[tuple[str, Tensor]], file: Path) -> dict[str, Tensor]:
+def memory_mapped(entries: Iterable[tuple[str, Tensor]], file: Path) -> dict[str, Tensor]:
     """Write tensors to a file, one at a time, and map it into memory, from where the system may drop it again.
 
     Args:

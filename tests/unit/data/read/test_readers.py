@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rowfiles import compress, jsonl, parquet, table, write
 
-from lit_ift.data.read import records
-from lit_ift.data.read.records import data_files, read_records, source_kind
+from lit_ift.data.read import readers
+from lit_ift.data.read.readers import data_files, read_records, source_kind
 from lit_ift.errors import RowError, UserError
 
 ROW = b'{"a": 1}\n'
@@ -196,7 +196,7 @@ def test_four_thousand_files_are_listed_in_one_pass(tmp_path: Path) -> None:
         __hash__ = str.__hash__
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_without_compression", lambda path: Name(path))
+        patch.setattr(readers, "_without_compression", lambda path: Name(path))
         assert len(data_files(tmp_path)) == 4000
     assert looks < 40_000
 
