@@ -65,8 +65,8 @@ def discopop_loss(
     begins, a step narrows the margin, until it is below -2.4 τ.
 
     Use:
-        Like DPO, but with less pull where the margin is large. A search over losses that a language model wrote found
-        it (so the paper). Expect the margin to narrow first.
+        DPO where the margin is well below 0. Well above 0 the pull is e^-h, up to twice DPO's σ(-h). A search over
+        losses that a language model wrote found it (so the paper). Expect the margin to narrow first.
 
     Departures:
         Where -h exceeds 30, e^-h goes on along its tangent. The factor m is below 1e-260 there, so that both are 0.

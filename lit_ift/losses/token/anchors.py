@@ -152,7 +152,8 @@ def psft_loss(
 
     Use:
         Like ``nll``, but with a limit to how far a token moves within a few steps, as in PPO. With ``old_policy_steps``
-        1 it is NLL. The paper uses it to keep the policy fit for reinforcement learning afterwards.
+        1 it is NLL. The paper finds that it generalises better to other fields, does not lose entropy in long training,
+        and leaves a better start for what follows.
 
     Args:
         nll: -log π of each token [nats], (B, T).

@@ -85,6 +85,27 @@ def test_every_row_of_every_kind_comes_once(paths: dict[str, str], tokenizer, pa
     assert data.reports["train"].kinds == COUNTS
 
 
+def test_batches_of_evaluation_have_the_same_rows_however_training_batches_are_made(
+    paths: dict[str, str], tokenizer
+) -> None:
+    """With a number of rows of its own, evaluation heeds neither a budget of tokens nor packing."""
+
+    def rows(**options: Any) -> list[list[str]]:
+        data = FeedbackDataModule(
+            paths["preference"], val=paths["scored"], tokenizer=tokenizer, eval_batch_size=2, cache=False, **options
+        )
+        data.setup("fit")
+        return [batch["row_ids"] for batch in data.val_dataloader()]
+
+    padded = rows(batch_size=4)
+    assert sorted(row_id for batch in padded for row_id in batch if row_id) == [
+        f"{paths['scored']}:{i}" for i in range(1, 8)
+    ]
+    assert rows(batch_size=4, packing=True) == padded
+    assert rows(tokens_per_batch=400) == padded
+    assert rows(tokens_per_batch=400, packing=True) == padded
+
+
 def test_rows_are_cached_and_parts_change_no_row(paths: dict[str, str], tokenizer, tmp_path: Path) -> None:
     folders = []
     for part in (None, "x"):
