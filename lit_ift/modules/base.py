@@ -261,6 +261,7 @@ class CausalLMModule(ExampleMeanModule):
         self._build_scheduler = lr_scheduler
         self._language_model_ready = False
         self._froze_embeddings = False
+        self.others_train_embeddings = False
         self._proven: set[Callable[[Any], None]] = set()
         self._vector_names: frozenset[str] = frozenset()
         self._logit_transform = LogitTransform()
@@ -568,7 +569,10 @@ class CausalLMModule(ExampleMeanModule):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Input embeddings through the model's own embedding module, (…) -> (…, D)."""
         embeddings: Tensor = self.model.get_input_embeddings()(input_ids)
-        return embeddings.detach() if self.detach_input_embeddings else embeddings
+        if not self.detach_input_embeddings:
+            return embeddings
+        # DDP, and resuming under FSDP2, want a gradient in every step for a table that other steps train.
+        return embeddings.detach() + 0 * embeddings if self.others_train_embeddings else embeddings.detach()
 
     def hidden_states(self, inputs_embeds: Tensor, batch: Batch) -> Tensor:
         """Final hidden states of the batch's rows, (B, T, D) -> (B, T, D); the output head is not run."""

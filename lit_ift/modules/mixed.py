@@ -121,6 +121,8 @@ class MixedModule(CausalLMModule):
         self.parts: dict[str, CausalLMModule] = {
             name: self._build(name, part, of_model) for name, part in parts.items()
         }
+        # Else an untied table, which no part trains, would wait for a gradient.
+        self.detach_input_embeddings = all(part.detach_input_embeddings for part in self.parts.values())
         self.lora_rate = min(part.lora_rate for part in self.parts.values())
         by_tokens = [name for name, part in self.parts.items() if part.reduction == "token"]
         if by_tokens and len(by_tokens) < len(self.parts):
@@ -155,6 +157,7 @@ class MixedModule(CausalLMModule):
         super().prepare()
         for part in self.parts.values():
             part.share_model(self)
+            part.others_train_embeddings = self.choice is not None
             part.prepare()
 
     def _present(self, batch: Batch) -> list[tuple[str, CausalLMModule]]:

@@ -124,6 +124,14 @@ def test_rows_of_all_parts_count_alike() -> None:
     assert weights.tolist() == [sum(label != -100 for label in row.sides["answer"].labels) for row in INSTRUCTIONS]
 
 
+@pytest.mark.parametrize("objective", ["IFTModule", "SFTModule"])
+def test_embeddings_that_no_part_trains_are_frozen(objective: str) -> None:
+    model = tiny_model(tied=False)
+    parts = {"instruction": ObjectivePart("IFTModule"), "preference": ObjectivePart(objective)}
+    MixedModule(model, parts=parts).configure_model()
+    assert model.get_input_embeddings().weight.requires_grad == (objective == "SFTModule")
+
+
 def test_a_batch_that_is_not_divided_is_refused() -> None:
     with pytest.raises(UserError, match="a batch for each of the parts instruction, preference"):
         mixed(tiny_model()).check_batch(feedback_batch(INSTRUCTIONS))
