@@ -320,7 +320,7 @@ def fit(
     os.environ["LIT_IFT_DATA_CACHE"] = str(folder / "cache" / split.name)
     L.seed_everything(1, verbose=False)  # LoRA's first weights are random.
     options = dict(objective.options)
-    if objective.rows == ("gold",):
+    if objective.options.get("loss") in ("tis_dpo", "loss_sums.of_pairs"):
         options["token_weights"] = ContrastiveWeights(str(folder / "positive"), str(folder / "negative"))
     module = objective.module(
         model,

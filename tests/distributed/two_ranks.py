@@ -35,10 +35,11 @@ from lit_ift import (
 )
 from lit_ift.callbacks import HuggingFaceExport, TaskAccuracy
 from lit_ift.callbacks.half_fine_tuning import HalfFineTuning
+from lit_ift.checkpoints.random_state import RandomState
 from lit_ift.data import TaskItem
 from lit_ift.distributed import FSDP2Strategy
 from lit_ift.distributed.shard import gathered, is_sharded
-from lit_ift.modules import ObjectivePart, row_passes
+from lit_ift.modules import ObjectivePart, PartSchedule, row_passes
 from lit_ift.modules.kept_arrays import weights_digest
 from lit_ift.modules.optim import ConstantSchedule
 from lit_ift.modules.reference import ReferencePolicy
@@ -52,6 +53,25 @@ PARTS = {
     "preference": ObjectivePart("PreferenceModule", {"options": {"beta": 0.2}, "reference": "model"}, weight=0.5),
 }
 LORA = {"r": 4, "lora_alpha": 8}
+OPTIMA = {"instruction": 4.0, "preference": 0.0}
+"""By which MAXRIGHT takes now one part, now the other."""
+STOPS_AFTER = 4
+"""Optimizer steps after which a checkpoint is written: inside the second epoch of three."""
+
+
+class Saves(Callback):
+    """Writes a checkpoint after some optimizer steps.
+
+    Args:
+        path: of the checkpoint.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == STOPS_AFTER:
+            trainer.save_checkpoint(self.path)
 
 
 class Record(Callback):
@@ -103,7 +123,9 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         found = [files[kind] for kind in kinds]
         return FeedbackDataModule(found, val=found, batch_size=size // RANKS, tokenizer=untied, **options)
 
-    def fit(module: Any, data: Any, *callbacks: Callback, strategy: Any = None, **options: Any) -> dict[str, Any]:
+    def fit(
+        module: Any, data: Any, *callbacks: Callback, strategy: Any = None, resume: str | None = None, **options: Any
+    ) -> dict[str, Any]:
         given = {key: options.pop(key) for key in ("reshard_after_forward", "offload", "replicas") if key in options}
         record = Record()
         trainer = L.Trainer(
@@ -118,7 +140,7 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
             enable_model_summary=False,
             callbacks=[record, *callbacks],
         )
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=resume and True)
         weights = {name: tensor.double() for name, tensor in gathered(module.model)}
         again = trainer.validate(module, datamodule=data, verbose=False)
         return {
@@ -132,13 +154,56 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
             "data": data,
         }
 
-    def make(cls: Any, model: Any = untied, *, dtype: str | None = "float64", lr: float = 0.05, **options: Any) -> Any:
+    def resumed(name: str, module: Callable[[], Any], data: Callable[[], Any], **options: Any) -> dict[str, Any]:
+        """A run, and under ``rest`` what is left of it after a checkpoint, by another module."""
+        checkpoint = f"{out}.{name}.ckpt"
+        found = fit(module(), data(), RandomState(), Saves(checkpoint), max_epochs=3, **options)
+        rest = fit(module(), data(), RandomState(), resume=checkpoint, max_epochs=3, **options)
+        for run in (found, rest):
+            if reused := getattr(getattr(run["module"], "token_input", None), "reused", None):
+                run["predictions"] = reused._old.tokens.tolist()
+        return {**found, "rest": {key: value for key, value in rest.items() if key not in ("module", "data")}}
+
+    def reuses(kind: str, **options: Any) -> dict[str, Any]:
+        def data() -> Any:
+            return instructions(cache_dir=f"{out}.{kind}.{options}")  # So that each run predicts for itself.
+
+        def module() -> Any:
+            return make(IFTModule, lam=0.3, reuse_predictions=kind)
+
+        return resumed(f"reuse {kind} {len(options)}", module, data, **options)
+
+    def by_turns(schedule: PartSchedule, **options: Any) -> dict[str, Any]:
+        is_by_need = schedule.kind == "maxright"
+        parts = {
+            name: ObjectivePart(part.objective, part.options, 0.5, OPTIMA[name] if is_by_need else None)
+            for name, part in PARTS.items()
+        }
+        return resumed(
+            f"{schedule.kind} {len(options)}",
+            # With a state of the optimizer for all weights, IFT's embeddings among them.
+            lambda: pair(MixedModule, parts=parts, schedule=schedule, momentum=0.9),
+            lambda: answers("instruction", "preference"),
+            **options,
+        )
+
+    alright, maxright = PartSchedule("alright", seed=3), PartSchedule("maxright", evaluate_every=3)
+
+    def make(
+        cls: Any,
+        model: Any = untied,
+        *,
+        dtype: str | None = "float64",
+        lr: float = 0.05,
+        momentum: float = 0.0,
+        **options: Any,
+    ) -> Any:
         L.seed_everything(1, verbose=False)
         return cls(
             model,
             dtype=dtype,
             # Without adaptive steps, so that a wrong scale of the gradient cannot hide.
-            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr),
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=momentum),
             lr_scheduler=lambda optimizer: ConstantSchedule(optimizer, warmup=0),
             **options,
         )
@@ -238,6 +303,14 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         "kto": lambda: fit(pair(KTOModule, reference="cached"), answers("unpaired")),
         "uft": lambda: fit(pair(UFTModule, reference="cached"), answers(*files)),
         "mixed": lambda: fit(pair(MixedModule, parts=PARTS), answers("instruction", "preference")),
+        "reuse initial": lambda: reuses("initial"),
+        "reuse initial, ddp": lambda: reuses("initial", strategy="ddp"),
+        "reuse epoch": lambda: reuses("epoch"),
+        "reuse epoch, ddp": lambda: reuses("epoch", strategy="ddp"),
+        "alright": lambda: by_turns(alright),
+        "alright, ddp": lambda: by_turns(alright, strategy="ddp"),
+        "maxright": lambda: by_turns(maxright),
+        "maxright, ddp": lambda: by_turns(maxright, strategy="ddp"),
         "predict": predicts,
         "tasks": answers_questions,
         "export": lambda: exports(lora=False),

@@ -8,7 +8,7 @@ from typing import Any, Final
 import lightning as L
 import pytest
 import torch
-from precisions import OBJECTIVES, TOLERANCES, first_epoch
+from precisions import OBJECTIVES, OF_LOSSES, TOLERANCES, first_epoch
 from tiny import tiny_batch, tiny_model
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.utils.data import DataLoader
@@ -34,9 +34,9 @@ def in_float32(folder: Path) -> Any:
 
 ONE_OF_EACH: Final = (
     *("sft", "ift, noisy lambda", "sftmix", "uft", "kto", "ift + dpo", "dpo, lora"),
-    *("every pair loss", "every loss that compares pairs"),
+    *("every pair loss", "every loss that compares pairs", "every token loss"),
 )
-"""Every module and every pair loss; ``benchmarks/precisions.py`` has the rest."""
+"""Every module and every loss; ``benchmarks/precisions.py`` has the rest."""
 
 
 def test_no_module_is_left_out() -> None:
@@ -56,6 +56,24 @@ def test_every_objective_under_every_precision(folder: Path, in_float32: Any, ob
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=tolerance)
         assert math.isfinite(ours["grad_norm"])
         assert ours["grad_norm"] > 0
+
+
+ABSOLUTE: Final = {"pair ada_dpo": 0.01, "pair ipo": 1.5, "pair gipo": 1.5, "pair simpo": 0.01}
+"""How far a loss may be off besides: it is near 0, begins at 25, or has a large factor on rounded numbers."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("loss", OF_LOSSES)
+def test_every_loss_by_itself(folder: Path, in_float32: Any, loss: str, precision: str) -> None:
+    """Losses, and the first gradient, are near those in float32."""
+    expected, steps = in_float32(loss), first_epoch(folder, loss, precision)
+    assert len(steps) == len(expected) == 3
+    for i, (ours, theirs) in enumerate(zip(steps, expected, strict=True)):
+        tolerance = TOLERANCES[precision][min(i, 1)]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=tolerance, abs=ABSOLUTE.get(loss))
+        assert 0 < ours["grad_norm"] < math.inf
+    assert steps[0]["grad_norm"] == pytest.approx(expected[0]["grad_norm"], rel=0.02)
 
 
 def fit(optimizer: Any, precision: str) -> SFTModule:
