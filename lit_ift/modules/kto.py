@@ -88,10 +88,18 @@ class KTOModule(FeedbackModule):
                 "data.class_path=FeedbackDataModule, which adds them, or variant='apo_zero' or 'bco', which need none."
             )
 
+    @property
+    def row_wise(self) -> bool:
+        return not self.needs_mismatched  # The baseline is the same for all rows of a batch, and made of them.
+
     def example_losses(self, batch: Batch) -> ExampleLosses:
-        answers = self.score_answers(self.hidden_states(self.embed(batch["input_ids"]), batch), batch)
-        reference = self.reference.logps(self, batch).to(answers.logps.dtype)
-        rows = answers.rows
+        hidden = self.hidden_states(self.embed(batch["input_ids"]), batch)
+        reference = self.reference.logps(self, batch)
+        return self.judged_answers(hidden, batch, lambda answers, some: self._judge(answers, reference[some.examples]))
+
+    def _judge(self, answers: AnswerScores, reference: Tensor) -> ExampleLosses:
+        """Of rows whose answers have log-probabilities under the policy and the reference, (A,) each."""
+        reference, rows = reference.to(answers.logps.dtype), answers.rows
         chosen, rejected, single = (rows.answers(side) for side in ("chosen", "rejected", "answer"))
         is_up = rows.scores[rows.rows[single]] > 0.5
         up, down = torch.cat([chosen, single[is_up]]), torch.cat([rejected, single[~is_up]])

@@ -17,6 +17,7 @@ from lit_ift.losses.pair_sum import PairLossOption, pair_objective
 from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
 from lit_ift.modules.feedback_rows import FeedbackRows
 from lit_ift.modules.inputs import InputName, Prepared, TrueTokens, named_input
+from lit_ift.modules.one_sweep import Portion
 from lit_ift.modules.packed import owners, unpacked
 from lit_ift.modules.prompts import PromptEmbedder, pooled_prompts
 from lit_ift.modules.stepping import Batch, ExampleLosses
@@ -107,6 +108,10 @@ class PreferenceModule(FeedbackModule):
         return self.chosen_input.keeps_prompts
 
     @property
+    def row_wise(self) -> bool:
+        return self.pair_loss.row_wise
+
+    @property
     def needs_reference(self) -> bool:
         return self.pair_loss.needs_reference
 
@@ -130,9 +135,22 @@ class PreferenceModule(FeedbackModule):
         prepared = read_chosen(self.chosen_input, self, batch)
         hidden = prepared.hidden_states(self, batch)
         is_asked = any(name.endswith("_token_log_sum_sq_probs") for name in self.pair_loss.inputs)
-        answers = self.score_answers(hidden, batch, {"log_sum_sq_probs": log_sum_sq_probs} if is_asked else None)
-        inputs = self.pair_inputs(hidden, answers, batch)
-        losses, metrics = self.pair_loss(inputs)
+        statistics = {"log_sum_sq_probs": log_sum_sq_probs} if is_asked else None
+        known = self._known_inputs(hidden, batch)
+
+        def judge(answers: AnswerScores, some: Portion) -> ExampleLosses:
+            inputs = self._pair_inputs(
+                hidden, answers, batch, {n: values[some.examples] for n, values in known.items()}
+            )
+            losses, metrics = self.pair_loss(inputs)
+            return losses, {**self._own_metrics(answers, some, inputs, prepared), **metrics}
+
+        return self.judged_answers(hidden, batch, judge, statistics)
+
+    def _own_metrics(
+        self, answers: AnswerScores, some: Portion, inputs: Mapping[str, Tensor], prepared: Prepared
+    ) -> dict[str, Tensor]:
+        """What is logged of some pairs whatever the loss."""
         chosen, rejected = answers.rows.answers("chosen"), answers.rows.answers("rejected")
         own = {"logps/chosen": answers.logps[chosen].detach(), "logps/rejected": answers.logps[rejected].detach()}
         if {"reference_chosen_logps", "reference_rejected_logps"} <= set(inputs):
@@ -142,24 +160,37 @@ class PreferenceModule(FeedbackModule):
                 own["log_ratio"] = -own["kl"]
         own |= {name: torch.full_like(own["logps/chosen"], value) for name, value in prepared.metrics.items()}
         if self.chosen_input.looks_ahead:
-            first = answers.tokens if prepared.first is None else prepared.first
-            own["sft_loss"] = per_sequence_mean(first.nll, first.mask)[chosen].detach()
-        return losses, {**own, **metrics}
+            first, of = (answers.tokens, slice(None)) if prepared.first is None else (prepared.first, some.examples)
+            own["sft_loss"] = per_sequence_mean(first.nll[of], first.mask[of])[chosen].detach()
+        return own
 
     def pair_inputs(self, hidden: Tensor, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
         """The inputs that the loss asks for, by the names of ``lit_ift.losses.registry.INPUTS``."""
-        makers: dict[str, Callable[[], Mapping[str, Tensor]]] = {
-            "": lambda: self._policy_inputs(answers),
-            "reference_token": lambda: self._reference_tokens(answers, batch),
-            "reference": lambda: self._reference_sums(answers, batch),
-            "kl": lambda: self._token_kl(hidden, answers, batch),
-            "reverse_kl": lambda: self._token_kl(hidden, answers, batch, reverse=True),
-            "weights": lambda: self._weights(answers, batch),
-            "prompts": lambda: {"prompt_embeddings": self._prompt_embeddings(hidden, answers, batch)},
+        return self._pair_inputs(hidden, answers, batch, self._known_inputs(hidden, batch))
+
+    def _known_inputs(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What is known before the policy is asked, of all answers, by its name with ``{}`` for the side."""
+        makers: dict[str, Callable[[], Tensor]] = {
+            "reference_{}_logps": lambda: self.reference.logps(self, batch),
+            "reference_{}_token_logps": lambda: -self.reference.scores(self, batch).nll,
+            "{}_token_kl": lambda: self.reference.token_kl(self, hidden, batch),
+            "{}_token_reverse_kl": lambda: self.reference.token_kl(self, hidden, batch, reverse=True),
         }
+        asked = {name.replace("chosen", "{}").replace("rejected", "{}") for name in self.pair_loss.inputs}
+        return {name: make() for name, make in makers.items() if name in asked}
+
+    def _pair_inputs(
+        self, hidden: Tensor, answers: AnswerScores, batch: Batch, known: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        inputs = self._policy_inputs(answers)
+        for name, values in known.items():
+            inputs |= self._by_side(values.to(torch.promote_types(values.dtype, answers.logps.dtype)), answers, name)
         asked = self.pair_loss.inputs
-        made = {group: makers[group]() for group in dict.fromkeys(map(_group, asked))}
-        return {name: made[_group(name)][name] for name in asked}
+        if "chosen_token_weights" in asked or "rejected_token_weights" in asked:
+            inputs |= self._weights(answers, batch)
+        if "prompt_embeddings" in asked:
+            inputs["prompt_embeddings"] = self._prompt_embeddings(hidden, answers, batch)
+        return {name: inputs[name] for name in asked}
 
     def _by_side(self, values: Tensor, answers: AnswerScores, name: str) -> dict[str, Tensor]:
         """Values of all answers as the inputs of each side, with its name put for ``{}``."""
@@ -180,19 +211,6 @@ class PreferenceModule(FeedbackModule):
             gold = answers.rows.answers("gold")
             inputs |= {"gold_logps": answers.logps[gold], "gold_lengths": answers.lengths[gold]}
         return inputs
-
-    def _reference_sums(self, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
-        logps = self.reference.logps(self, batch).to(answers.logps.dtype)
-        return self._by_side(logps, answers, "reference_{}_logps")
-
-    def _reference_tokens(self, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
-        return self._by_side(-self.reference.scores(self, batch).nll, answers, "reference_{}_token_logps")
-
-    def _token_kl(
-        self, hidden: Tensor, answers: AnswerScores, batch: Batch, *, reverse: bool = False
-    ) -> dict[str, Tensor]:
-        kl = self.reference.token_kl(self, hidden, batch, reverse=reverse)
-        return self._by_side(kl, answers, "{}_token_reverse_kl" if reverse else "{}_token_kl")
 
     def _weights(self, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
         assert self.token_weights is not None
@@ -216,16 +234,3 @@ def read_chosen(token_input: TrueTokens, module: PreferenceModule, batch: Batch)
     prepared = token_input(module, {**batch, "labels": batch["labels"].where(is_chosen, IGNORE_INDEX)})
     read = prepared.embeddings.where(is_chosen[..., None], module.embed(batch["input_ids"]))
     return replace(prepared, embeddings=read)
-
-
-def _group(name: str) -> str:
-    """Which inputs are made together with this one."""
-    if name == "prompt_embeddings":
-        return "prompts"
-    if name.endswith("_kl"):
-        return "reverse_kl" if name.endswith("_reverse_kl") else "kl"
-    if name.endswith("_token_weights"):
-        return "weights"
-    if name.startswith("reference_"):
-        return "reference_token" if "_token_" in name else "reference"
-    return ""

@@ -36,6 +36,12 @@ class PairObjective(ABC):
         )
 
     @property
+    def row_wise(self) -> bool:
+        """Whether the gradient of a pair's loss is known once the log-probabilities of its own tokens are."""
+        of_whole_batch = ("_kl", "_token_weights", "prompt_embeddings")
+        return not self.in_batch and not any(name.endswith(of_whole_batch) for name in self.inputs)
+
+    @property
     def needs_gold(self) -> bool:
         """Whether rows must have a third answer."""
         return any(name.startswith("gold_") for name in self.inputs)

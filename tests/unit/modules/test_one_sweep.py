@@ -8,11 +8,19 @@ from feedback import dummy, encoded_row, feedback_batch, pairs
 from tiny import tiny_batch, tiny_model
 
 import lit_ift.modules.one_sweep as one_sweep
-from lit_ift.losses import TOKEN_LOSSES
+from lit_ift.losses import PAIR_LOSSES, TOKEN_LOSSES
 from lit_ift.losses.linear_head import HeadSweep
 from lit_ift.losses.one_sweep import swept_losses
 from lit_ift.losses.token_registry import TokenLoss
-from lit_ift.modules import CausalLMModule, IFTModule, SFTMixModule, SFTModule, UFTModule
+from lit_ift.modules import (
+    CausalLMModule,
+    IFTModule,
+    KTOModule,
+    PreferenceModule,
+    SFTMixModule,
+    SFTModule,
+    UFTModule,
+)
 from lit_ift.modules.one_sweep import hindrance
 from lit_ift.modules.window import Weighted
 
@@ -35,6 +43,9 @@ def test_the_path_of_every_token_loss(name: str) -> None:
 def run(module: CausalLMModule, batch: dict[str, Any], *, sweeps: bool) -> tuple[Any, ...]:
     module.one_sweep = sweeps
     module.prepare()
+    generator = torch.Generator().manual_seed(0)
+    for weight in module.model.parameters():  # Away from the reference, from which all margins would be rounding.
+        weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.02)
     module.zero_grad()
     losses, metrics = module.example_losses(batch)
     (losses * module.example_weights(batch)).sum().backward()
@@ -49,8 +60,9 @@ def test_one_sweep_gives_what_two_give(monkeypatch: pytest.MonkeyPatch, name: st
     swept = []
     monkeypatch.setattr(one_sweep, "swept_losses", lambda *a, **k: swept.append(1) or swept_losses(*a, **k))
     batch = tiny_batch(5, 12)
-    for module in (module_of(name), module_of(name, reduction="token")):
-        assert_same(run(module, batch, sweeps=True), run(module, batch, sweeps=False))
+    for options in ({}, {"reduction": "token"}):
+        ours, expected = (run(module_of(name, **options), batch, sweeps=sweeps) for sweeps in (True, False))
+        assert_same(ours, expected)
     assert len(swept) == 2
 
 
@@ -90,12 +102,33 @@ ROWS = [
 
 @pytest.mark.parametrize("chunk_size", [10**6, 7, 3])
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("make", [lambda model: UFTModule(model, beta=0.2)], ids=["uft"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: UFTModule(model, beta=0.2),
+        lambda model: KTOModule(model, variant="bco"),
+        lambda model: KTOModule(model, variant="apo_zero"),
+        lambda model: PreferenceModule(model, loss="dpo"),
+        lambda model: PreferenceModule(model, loss="dpo", options={"wpo": {}}),
+        lambda model: PreferenceModule(model, loss="ipo", options={"ld_dpo": {"alpha": 0.5}}, reference="model"),
+        lambda model: PreferenceModule(model, loss="simpo", input="temporal_residual", input_options={"lam": 0.3}),
+        lambda model: PreferenceModule(model, loss=[{"name": "dpo"}, {"name": "propagation", "weight": 0.2}]),
+    ],
+    ids=["uft", "bco", "apo_zero", "dpo", "wpo", "ld_dpo", "simpo fused", "dpo and propagation"],
+)
 def test_objectives_on_whole_answers(monkeypatch: pytest.MonkeyPatch, make: Any, packed: bool, chunk_size: int) -> None:
     monkeypatch.setattr(one_sweep, "chunk_size_for", lambda _: chunk_size)
     rows = [row for row in ROWS if row.kind in make(tiny_model()).kinds]
     batch = feedback_batch(rows, packed=packed)
+    assert hindrance(make(tiny_model())) is None
     assert_same(run(make(tiny_model()), batch, sweeps=True), run(make(tiny_model()), batch, sweeps=False))
+
+
+@pytest.mark.parametrize("name", [name for name in PAIR_LOSSES if name != "tis_dpo"])
+def test_the_path_of_every_pair_loss(name: str) -> None:
+    module = PreferenceModule(tiny_model(), loss=name)
+    divergences = any(asked.endswith("_kl") for asked in module.pair_loss.inputs)
+    assert (hindrance(module) is None) == (not divergences and not module.pair_loss.in_batch)
 
 
 def test_the_logits_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
