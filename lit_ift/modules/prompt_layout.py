@@ -7,6 +7,7 @@ Shapes: B rows of T tokens as the batch has them, E examples, N = B T places cou
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Final
 
 import numpy as np
 import torch
@@ -23,6 +24,11 @@ from lit_ift.modules.packed import is_packed, owners
 from lit_ift.modules.stepping import Batch
 
 Numbers = NDArray[np.int64]
+
+_TRIED: Final = 96
+"""Widths that are tried, from that of the longest part to twice that of the batch, times parts."""
+_ROOM: Final = 1.03
+"""Positions of rows of equal length for each token."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ def _layout(
     first[prompt_of[::-1]] = np.arange(len(prompt_of))[::-1]  # Any example of a prompt would do.
     prompts = [np.arange(starts[e], starts[e] + shared[e]) for e in first]
     answers = [np.arange(a + b, a + max(b, c)) for a, b, c in zip(starts, shared, lengths, strict=True)]
-    sizes = np.array([len(tokens) for tokens in prompts])
+    sizes = [len(tokens) for tokens in prompts]
 
     prompt_rows = _arranged(prompts, [[]] * num_prompts, sizes, shape[1], hidden_size)
     answer_rows = _arranged(answers, [[p] for p in prompt_of.tolist()], sizes, shape[1], hidden_size)
@@ -200,44 +206,55 @@ def _positions(batch: Batch) -> Numbers:
 
 
 def _arranged(
-    parts: Sequence[Numbers], needs: Sequence[list[int]], sizes: Numbers, width: int, hidden_size: int
+    parts: Sequence[Numbers], needs: Sequence[list[int]], sizes: Sequence[int], width: int, hidden_size: int
 ) -> list[list[int]]:
     """Put parts into rows, in the way that costs least of a few.
 
     A position costs what its linear layers do, about 24 D² operations a layer, and 4 D for each key.
     """
     lengths = [len(part) for part in parts]
-    longest = max(max(lengths), 1)
-    choices = [_filled(lengths, needs, sizes, *limits) for limits in product((longest, width), (width, 4 * width))]
+    total, longest = sum(lengths), max(max(lengths), 1)
+    tries = min(8, max(3, _TRIED // len(parts)))
+    widths = [int(w) for w in np.linspace(longest, max(longest, 2 * width), tries)]
+    # In as many rows of equal length, with some room, for parts do not fill rows wholly.
+    even = [max(longest, int(_ROOM * total / -(-total // w))) for w in widths if total]
+    limits = product(sorted({width, *widths, *even}), (width, 2 * width) if any(needs) else (0,))
+    choices = [_filled(lengths, needs, sizes, *limit) for limit in limits]
 
-    def cost(rows: list[list[int]]) -> int:
+    def cost(rows: list[list[int]]) -> float:
         own = max(sum(lengths[k] for k in row) for row in rows)
-        keys = max(int(sizes[list({p for k in row for p in needs[k]})].sum()) for row in rows)
-        return len(rows) * own * (6 * hidden_size + own + keys)
+        keys = max(sum(sizes[p] for p in {p for k in row for p in needs[k]}) for row in rows)
+        # A prompt alone in its row takes causal attention, which leaves out half of it.
+        is_halved = not any(needs) and all(len(row) <= 1 for row in rows)
+        return len(rows) * own * (6 * hidden_size + (own / 2 if is_halved else own + keys))
 
     return min(choices, key=cost)
 
 
 def _filled(
-    lengths: Sequence[int], needs: Sequence[list[int]], sizes: Numbers, width: int, keys: int
+    lengths: Sequence[int], needs: Sequence[list[int]], sizes: Sequence[int], width: int, keys: int
 ) -> list[list[int]]:
     """First-fit decreasing, into rows of at most ``width`` tokens whose prompts have at most ``keys`` together."""
-    rows: list[tuple[list[int], set[int]]] = []
+    rows: list[list[int]] = []
+    attended: list[set[int]] = []
     used: list[tuple[int, int]] = []
     for part in sorted((k for k, length in enumerate(lengths) if length), key=lambda k: -lengths[k]):
-        for i, (members, prompts) in enumerate(rows):
-            own = used[i][0] + lengths[part]
-            others = used[i][1] + sum(int(sizes[p]) for p in needs[part] if p not in prompts)
-            if own <= width and others <= keys:
-                members.append(part)
-                prompts.update(needs[part])
-                used[i] = own, others
+        for i, (own, others) in enumerate(used):
+            if own + lengths[part] > width:
+                continue
+            more = sum(sizes[p] for p in needs[part] if p not in attended[i])
+            if others + more <= keys:
                 break
         else:
-            rows.append(([part], set(needs[part])))
-            used.append((lengths[part], sum(int(sizes[p]) for p in needs[part])))
+            i, own, others, more = len(rows), 0, 0, sum(sizes[p] for p in needs[part])
+            rows.append([])
+            attended.append(set())
+            used.append((0, 0))
+        rows[i].append(part)
+        attended[i].update(needs[part])
+        used[i] = own + lengths[part], others + more
     # There is always a pass, for ranks that share a sharded model make the same passes.
-    return [members for members, _ in rows] or [[]]
+    return rows or [[]]
 
 
 def _width(rows: Sequence[Sequence[int]], parts: Sequence[Numbers]) -> int:
