@@ -49,6 +49,7 @@ class Range:
 Positive = Annotated[float, Range(gt=0)]
 NonNegative = Annotated[float, Range(ge=0)]
 UnitInterval = Annotated[float, Range(ge=0, le=1)]
+Share = Annotated[float, Range(gt=0, le=1)]
 PositiveInt = Annotated[int, Range(ge=1)]
 NonNegativeInt = Annotated[int, Range(ge=0)]
 

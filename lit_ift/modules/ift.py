@@ -7,10 +7,10 @@ from lit_ift.losses.ift import Norm, PropagationSide, Source, ift_loss
 from lit_ift.losses.token_registry import TokenLoss
 from lit_ift.modules.inputs import TemporalResidual
 from lit_ift.modules.lambda_schedule import LambdaShape
-from lit_ift.modules.predict import Prediction, Share
+from lit_ift.modules.predict import Prediction
 from lit_ift.modules.reuse import Reuse
 from lit_ift.modules.token_module import TokenModule
-from lit_ift.options import NonNegative, Positive, PositiveInt, UnitInterval
+from lit_ift.options import NonNegative, Positive, PositiveInt, Share, UnitInterval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,11 +18,11 @@ from lit_ift.losses.ift import temporal_residual
 from lit_ift.losses.logprobs import Select, TokenScores, greedy, target_mask
 from lit_ift.modules.lambda_schedule import LambdaSchedule, LambdaShape
 from lit_ift.modules.packed import in_batch_order, is_packed
-from lit_ift.modules.predict import Prediction, Share, prediction_rule
+from lit_ift.modules.predict import Prediction, prediction_rule
 from lit_ift.modules.reuse import Reuse, ReusedPredictions
 from lit_ift.modules.shared_prompts import SharedPrompts
 from lit_ift.modules.stepping import Batch
-from lit_ift.options import CheckedOptions, NonNegative, Positive, PositiveInt, UnitInterval
+from lit_ift.options import CheckedOptions, NonNegative, Positive, PositiveInt, Share, UnitInterval
 
 if TYPE_CHECKING:
     from lit_ift.modules.base import CausalLMModule

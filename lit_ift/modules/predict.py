@@ -1,14 +1,13 @@
 """How IFT turns the first pass's logits into the tokens that it mixes in."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lit_ift.losses.logprobs import Select, greedy
-from lit_ift.options import Positive, PositiveInt, Range, checked
+from lit_ift.options import Positive, PositiveInt, Share, checked
 
-Share = Annotated[float, Range(gt=0, le=1)]
 Prediction = Literal["greedy", "top-k", "sampled"]
 
 
