@@ -64,7 +64,7 @@ def run_metadata(
         "config": _without_none(config),
         "metrics": metrics,
         "data_report": reports,
-        "stop_token_ids": _turn_ends(reports.get("train") or {}, tokenizer),
+        "stop_token_ids": turn_ends(reports.get("train") or {}, tokenizer),
     }
     objective = None if module_class is None else module_class.removesuffix("Module").lower()
     if objective:
@@ -81,7 +81,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in kept.items() if v is not None and v != {}}
 
 
-def _turn_ends(report: Mapping[str, Any], tokenizer: Any) -> list[int]:
+def turn_ends(report: Mapping[str, Any], tokenizer: Any) -> list[int]:
     """Control tokens that trained turns end in, which a report's summary has by their text."""
     ends = report.get("turn_ends") or {}
     return sorted(i for i in control_ids(tokenizer) if tokenizer.decode([i], skip_special_tokens=False) in ends)

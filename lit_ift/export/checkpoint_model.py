@@ -1,22 +1,81 @@
 """The model of a training checkpoint, its weights on the disk."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lit_ift.checkpoints.weights import CheckpointWeights
+from lit_ift.checkpoints.weights import CheckpointWeights, open_checkpoint
 from lit_ift.distributed.load import build_skeleton, read_config, stand_ins
 from lit_ift.errors import UserError
 from lit_ift.export.memory_mapped import memory_mapped
-from lit_ift.export.run_facts import RunFacts
+from lit_ift.export.run_facts import RunFacts, tokenizer_of
 from lit_ift.models.head import base_model
 from lit_ift.models.load import load_model
 from lit_ift.models.lora import add_lora, is_adapter_weight
+from lit_ift.models.obtain import obtain_model
 from lit_ift.models.source import ModelSource
 from lit_ift.models.tying import holds_apart, say_untied
 from lit_ift.models.weight_names import in_words, weight_faults
+
+
+@dataclass(frozen=True)
+class TrainedCheckpoint:
+    """A checkpoint, and where the model and the tokenizer of its run are.
+
+    Attributes:
+        weights: on the disk.
+        facts: of the run.
+        base: what the user calls the model that training started from.
+        source: of that model.
+        tokenizer_source: of its tokenizer.
+    """
+
+    weights: CheckpointWeights
+    facts: RunFacts
+    base: str
+    source: ModelSource
+    tokenizer_source: ModelSource
+
+    @classmethod
+    def find(
+        cls, checkpoint: Path, *, config: Path | None = None, model: str | None = None, tokenizer: str | None = None
+    ) -> "TrainedCheckpoint":
+        """Look at a checkpoint; the arguments are those of ``export_checkpoint``.
+
+        Raises:
+            UserError: the checkpoint is none or damaged, or its model is not known or not there.
+        """
+        found = open_checkpoint(checkpoint)
+        facts = RunFacts.of(found, config)
+        base = model or facts.module.get("model")
+        if not isinstance(base, str):
+            raise UserError(
+                f"{checkpoint} does not say which model the run started from, which may have been given ready-made. "
+                "Name a folder or hub id with the same configuration: --model"
+            )
+        source = obtain_model(
+            base, revision=facts.module.get("revision") if base == facts.module.get("model") else None
+        )
+        tokenizer_spec = tokenizer or facts.module.get("tokenizer") or base
+        tokenizer_source = source if tokenizer_spec == base else obtain_model(tokenizer_spec)
+        return cls(found, facts, base, source, tokenizer_source)
+
+    def build(self, scratch: Path, *, trust_remote_code: bool) -> tuple[Any, Any]:
+        """The trained model and its tokenizer; see ``checkpoint_model`` for ``scratch`` and errors."""
+        tokenizer = tokenizer_of(self.facts, self.tokenizer_source, trust_remote_code=trust_remote_code)
+        added = bool(self.facts.module.get("added_tokens"))
+        model = checkpoint_model(
+            self.weights,
+            self.facts,
+            scratch,
+            source=self.source,
+            trust_remote_code=trust_remote_code,
+            num_tokens=max(tokenizer.get_vocab().values()) + 1 if added else 0,
+        )
+        return model, tokenizer
 
 
 def checkpoint_model(

@@ -4,16 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lit_ift.checkpoints.weights import open_checkpoint
 from lit_ift.errors import UserError
 from lit_ift.export.card import run_metadata
-from lit_ift.export.checkpoint_model import checkpoint_model
+from lit_ift.export.checkpoint_model import TrainedCheckpoint
 from lit_ift.export.merge import merge_adapter
-from lit_ift.export.run_facts import RunFacts, tokenizer_of
 from lit_ift.export.verify import verify_export
 from lit_ift.export.write import check_free, export_model
 from lit_ift.models.lora import is_adapted
-from lit_ift.models.obtain import obtain_model
 from lit_ift.staging import scratch_folder
 
 
@@ -57,30 +54,11 @@ def export_checkpoint(
         raise UserError(f"max_shard_size={max_shard_size} is no size such as 500MB or 5GB.")
     output = Path(output).expanduser()
     check_free(output, overwrite=False)
-    found = open_checkpoint(checkpoint)
-    facts = RunFacts.of(found, config)
-    spec = model or facts.module.get("model")
-    if not isinstance(spec, str):
-        raise UserError(
-            f"{checkpoint} does not say which model the run started from, which may have been given ready-made. Name "
-            "a folder or hub id with the same configuration: --model"
-        )
-    revision = facts.module.get("revision") if spec == facts.module.get("model") else None
-    source = obtain_model(spec, revision=revision)
-    tokenizer_spec = tokenizer or facts.module.get("tokenizer") or spec
-    tokenizer_source = source if tokenizer_spec == spec else obtain_model(tokenizer_spec)
+    trained = TrainedCheckpoint.find(checkpoint, config=config, model=model, tokenizer=tokenizer)
+    facts = trained.facts
     try:
         with scratch_folder(output) as scratch:
-            trained_with = tokenizer_of(facts, tokenizer_source, trust_remote_code=trust_remote_code)
-            added = bool(facts.module.get("added_tokens"))
-            rebuilt = checkpoint_model(
-                found,
-                facts,
-                scratch / "weights",
-                source=source,
-                trust_remote_code=trust_remote_code,
-                num_tokens=max(trained_with.get_vocab().values()) + 1 if added else 0,
-            )
+            rebuilt, trained_with = trained.build(scratch / "weights", trust_remote_code=trust_remote_code)
             is_adapter = is_adapted(rebuilt)
             if merge and not is_adapter:
                 raise UserError(f"{checkpoint} holds a whole model: there is nothing to merge. Leave --merge out.")
@@ -88,11 +66,11 @@ def export_checkpoint(
                 rebuilt,
                 scratch / "adapter" if merge else output,
                 tokenizer=trained_with,
-                tokenizer_source=tokenizer_source.files,
+                tokenizer_source=trained.tokenizer_source.files,
                 metadata=run_metadata(
                     module_class=facts.module_class,
-                    base_model=spec,
-                    source=source,
+                    base_model=trained.base,
+                    source=trained.source,
                     config=facts.config,
                     metrics=facts.metrics(),
                     reports=facts.header.get("data_reports") or {},
@@ -101,7 +79,7 @@ def export_checkpoint(
                 dtype=None if merge else dtype,
                 max_shard_size=max_shard_size,
             )
-            figures = verify_export(rebuilt, folder, trained_with, tokenizer_source=tokenizer_source.files)
+            figures = verify_export(rebuilt, folder, trained_with, tokenizer_source=trained.tokenizer_source.files)
             if merge:
                 del rebuilt
                 figures = merge_adapter(folder, output, dtype=dtype)
@@ -110,4 +88,4 @@ def export_checkpoint(
             f"{output}: the export cannot be written: {error}. Nothing was left behind. Free space or name another "
             "folder."
         ) from error
-    return {**figures, "is_adapter": is_adapter and not merge, "step": int(found.header["global_step"])}
+    return {**figures, "is_adapter": is_adapter and not merge, "step": int(facts.header["global_step"])}

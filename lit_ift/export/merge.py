@@ -39,20 +39,11 @@ def merge_adapter(adapter: Path, output: Path, *, base: str | None = None, dtype
     import torch
 
     adapter, output = Path(adapter).expanduser(), Path(output).expanduser()
-    name = _base_name(adapter, base)
+    name = adapter_base(adapter, base)
     check_free(output, overwrite=False)
     stored = dtype or _checkpoint_dtype(name)
-    exact = "float64" if stored == "float64" else "float32"
-    try:
-        model = load_adapter(adapter, dtype=exact, base=name)
-    except UserError:
-        raise
-    except Exception as error:  # peft's loader raises whatever its files make it stumble over.
-        raise UserError(
-            f"{adapter}: the adapter does not fit its base model {name}: {type(error).__name__}: {error} "
-            "Name the model that it was trained on with --model."
-        ) from error
-    generation = _generation_config(adapter)
+    model = open_adapter(adapter, name, dtype="float64" if stored == "float64" else "float32")
+    generation = adapter_generation_config(adapter)
     expected = check_logits(model)
     untie_adapted(model)
     merged = model.merge_and_unload()
@@ -67,7 +58,7 @@ def merge_adapter(adapter: Path, output: Path, *, base: str | None = None, dtype
         )
     if generation is not None:
         merged.generation_config = generation
-    source = str(adapter) if original_files(str(adapter)) else name
+    source = adapter_tokenizer(adapter, name)
     tokenizer = load_tokenizer(source)
     metadata: ExportMetadata = {"base_model": name, "name": output.name}
     files = source if not source.endswith(".gguf") else None
@@ -76,7 +67,39 @@ def merge_adapter(adapter: Path, output: Path, *, base: str | None = None, dtype
     return {**figures, "max_abs_logit_diff": gap, "logit_tolerance": tolerance}
 
 
-def _base_name(adapter: Path, base: str | None) -> str:
+def open_adapter(adapter: Path, base: str, *, dtype: str) -> Any:
+    """An adapter on its base model.
+
+    Args:
+        adapter: its folder, as ``adapter_base`` has checked it.
+        base: folder, file or hub id of the base model.
+        dtype: of the base model's weights.
+
+    Raises:
+        UserError: the base model cannot be had, or the adapter does not fit it.
+    """
+    try:
+        return load_adapter(adapter, dtype=dtype, base=base)
+    except UserError:
+        raise
+    except Exception as error:  # peft's loader raises whatever its files make it stumble over.
+        raise UserError(
+            f"{adapter}: the adapter does not fit its base model {base}: {type(error).__name__}: {error} "
+            "Name the model that it was trained on with --model."
+        ) from error
+
+
+def adapter_tokenizer(adapter: Path, base: str) -> str:
+    """Where the tokenizer of an adapter is: in its folder, or with its base model where the folder has none."""
+    return str(adapter) if original_files(str(adapter)) else base
+
+
+def adapter_base(adapter: Path, base: str | None = None) -> str:
+    """What the base model of an adapter is called: ``base``, or what the folder says.
+
+    Raises:
+        UserError: the folder holds no whole LoRA adapter, it does not say so, or peft is not installed.
+    """
     if not adapter.is_dir():
         raise UserError(f"{adapter}: there is no such folder. Name the folder of an adapter.")
     if not (adapter / "adapter_config.json").is_file():
@@ -87,7 +110,7 @@ def _base_name(adapter: Path, base: str | None) -> str:
         )
     if not (adapter / "adapter_model.safetensors").is_file():
         raise UserError(f"{adapter}: adapter_model.safetensors is missing: the adapter is incomplete.")
-    with needing("peft", "lora", "Merging"):
+    with needing("peft", "lora", "An adapter"):
         from peft import PeftConfig
     try:
         config = PeftConfig.from_pretrained(str(adapter))
@@ -113,7 +136,7 @@ def _checkpoint_dtype(base: str) -> str:
     return str(found).removeprefix("torch.") if found is not None else "float32"
 
 
-def _generation_config(adapter: Path) -> Any:
+def adapter_generation_config(adapter: Path) -> Any:
     """What the adapter's folder says of generation, with the tokens that end a turn; None if nothing."""
     from transformers import GenerationConfig
 

@@ -52,10 +52,10 @@ class RunFacts:
         header = checkpoint.header
         logged = (header.get("logged") or {}).get("folder")
         folders = [checkpoint.path.resolve().parent.parent, *([Path(logged)] if logged else [])]
-        found = next((file for folder in folders if (file := _config_in(folder)) is not None), None)
+        found = next((file for folder in folders if (file := config_in(folder)) is not None), None)
         file = config or found
-        values = {} if file is None else _read_yaml(file)
-        of_module, of_data = (_options(values.get(name)) for name in ("model", "data"))
+        values = {} if file is None else read_config(file)
+        of_module, of_data = (options_of(values.get(name)) for name in ("model", "data"))
         saved = dict(header.get("hyper_parameters") or {}), dict(header.get("datamodule_hyper_parameters") or {})
         class_path = (values.get("model") or {}).get("class_path") or saved[0].get("_class_path")
         return cls(
@@ -86,12 +86,21 @@ def tokenizer_of(facts: RunFacts, source: ModelSource, *, trust_remote_code: boo
     add_tokens(tokenizer, facts.module.get("added_tokens") or ())
     name = facts.data.get("chat_template")
     if name is not None:
-        template = resolve_chat_template(name)
-        tokenizer.chat_template = with_bos(template, tokenizer) if is_built_in_template(name) else template
+        tokenizer.chat_template = template_for(name, tokenizer)
     return tokenizer
 
 
-def _config_in(folder: Path) -> Path | None:
+def template_for(name: str, tokenizer: Any) -> str:
+    """The chat template of a name, a file or a text, as a tokenizer is given it.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    template = resolve_chat_template(name)
+    return with_bos(template, tokenizer) if is_built_in_template(name) else template
+
+
+def config_in(folder: Path) -> Path | None:
     """The configuration that was saved last in a run's folder."""
 
     def number(file: Path) -> int:
@@ -102,7 +111,12 @@ def _config_in(folder: Path) -> Path | None:
     return newest if newest is not None and number(newest) >= 0 else None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """The configuration of a run.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -112,7 +126,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _options(part: Any) -> dict[str, Any]:
+def options_of(part: Any) -> dict[str, Any]:
+    """The options of a class in a configuration; none if the configuration names no class there."""
     options = part.get("init_args", {}) if isinstance(part, Mapping) else {}
     return dict(options) if isinstance(options, Mapping) else {}
 
