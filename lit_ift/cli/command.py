@@ -36,6 +36,8 @@ COMMANDS: Final = {
     "predict": Command("let a model answer the prompts of the predict data", "training"),
     "export": Command("write the model of a checkpoint as a Hugging Face folder", "models"),
     "merge": Command("make a whole model of a LoRA adapter and its base model", "models"),
+    "chat": Command("talk to a trained model on the terminal, and compare it with its base", "talk"),
+    "generate": Command("let a trained model answer the prompts of a file", "talk"),
     "data": Command("look at the data first: check, preview, build", None),
     "data check": Command("say what became of every row; fail if a threshold is exceeded", "data"),
     "data preview": Command("print rows in colour: what is trained on, prompt, padding", "data"),

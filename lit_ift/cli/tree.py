@@ -27,6 +27,8 @@ examples:
   lit-ift data check --config configs/ift/smollm2-135m.yaml
   lit-ift export checkpoints/runs/version_0/checkpoints/last.ckpt model
   lit-ift merge checkpoints/runs/version_0/model merged
+  lit-ift chat checkpoints/runs/version_0
+  lit-ift generate checkpoints/runs/version_0 questions.jsonl answers.jsonl
   lit-ift frozen-lake --config configs/frozen-lake/default.yaml
 """,
     "data": """\
