@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from lit_ift.data.rows import Document
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, told_as
 from lit_ift.generation.engine import Engine, GenerationOptions
 from lit_ift.generation.prompts import Prompt
 from lit_ift.staging import replaced_file
@@ -201,12 +201,10 @@ def _alpaca_eval(prompt: Prompt, text: str, generator: str) -> dict[str, str]:
     return {"instruction": prompt.question, "output": text, "generator": generator}
 
 
-@contextmanager
-def _written_to(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error}. Free space or name another file.") from error
+def _written_to(output: Path) -> AbstractContextManager[None]:
+    return told_as(
+        OSError, lambda error: UserError(f"{output} cannot be written: {error}. Free space or name another file.")
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, told_as
 from lit_ift.options import NonNegative, PositiveInt, Share, check_options
 
 MAX_NEW_TOKENS: Final = 512
@@ -38,10 +38,8 @@ class GenerationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        try:
+        with told_as(ValueError, lambda error: UserError(f"{error}.")):
             check_options(GenerationOptions, vars(self))
-        except ValueError as error:
-            raise UserError(f"{error}.") from None
         if self.is_sampled:
             return
         if idle := [name for name in ("top_p", "top_k") if getattr(self, name) is not None]:

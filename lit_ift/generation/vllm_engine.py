@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lit_ift.errors import UserError
+from lit_ift.errors import UserError, needing
 from lit_ift.export.merge import adapter_base
 from lit_ift.generation.engine import GenerationOptions
 from lit_ift.generation.find import ModelPlace
@@ -24,13 +24,9 @@ class VllmEngine:
     """
 
     def __init__(self, place: ModelPlace, load: LoadOptions) -> None:
-        try:
+        with needing("vllm", "vllm", "engine=vllm"):
             import vllm
             from vllm.lora.request import LoRARequest
-        except ImportError as error:
-            raise UserError(
-                f"engine=vllm needs vLLM ({error}): pip install 'lit-ift[vllm]', or leave --engine out."
-            ) from error
         if place.kind == "checkpoint":
             raise UserError(
                 f"{place.path}: vLLM does not read checkpoints. Export it first: lit-ift export {place.path} FOLDER"
