@@ -35,7 +35,7 @@ def small_game(**options: Any) -> Game:
 
 def members_of(game: Game, seeds: list[int], rates: int = 1, hidden: int = 8) -> Members:
     """Untrained policies that see cells one-hot."""
-    return Members(cell_features(game.lake, "one_hot"), hidden, "relu", seeds, rates)
+    return Members(cell_features(game.lake, "one_hot"), hidden, seeds, rates)
 
 
 def lesson_of(game: Game, policy: Members, updates: int = 10) -> Lesson:

@@ -82,8 +82,7 @@ def make_game(options: LakeOptions, seed: int) -> Game:
         UserError: the map cannot be played or has no such routes.
     """
     lake = make_lake(options.map, slippery=options.slippery)
-    best = optimal_policy(lake, options.discount)
-    optimal = optimal_policy(lake, options.discount, ties=options.ties)
-    chosen = optimal_route(lake, best, options.horizon, seed)
-    rejected = suboptimal_route(lake, options.suboptimal, chosen, best, options.horizon, seed)
+    optimal = optimal_policy(lake, options.discount)
+    chosen = optimal_route(lake, optimal, options.horizon, seed)
+    rejected = suboptimal_route(lake, options.suboptimal, chosen, optimal, options.horizon, seed)
     return Game(lake, optimal, chosen, rejected, options.discount, options.horizon)

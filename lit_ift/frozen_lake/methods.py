@@ -7,7 +7,7 @@ T moves, F features.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ from lit_ift.losses.kto import kl_baseline, kto_loss
 from lit_ift.losses.pair.reference import dpo_loss, ipo_loss
 from lit_ift.losses.pair.reference_free import orpo_loss
 from lit_ift.losses.sft import sft_loss
-from lit_ift.losses.uft import Discrepancy, uft_loss
+from lit_ift.losses.uft import uft_loss
 from lit_ift.modules.lambda_schedule import LambdaSchedule
-from lit_ift.options import NonNegative, Positive, Range, UnitInterval, check_options
+from lit_ift.options import NonNegative, Positive, UnitInterval, check_options
 
 if TYPE_CHECKING:
     from lit_ift.frozen_lake.game import Game
@@ -156,12 +156,10 @@ class DPO(PairObjective):
 
     Args:
         beta: β [1/nat].
-        label_smoothing: ε in [0, 0.5).
     """
 
     loss = staticmethod(dpo_loss)
     beta: Positive = 0.1
-    label_smoothing: Annotated[float, Range(ge=0, lt=0.5)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -182,12 +180,10 @@ class IPO(PairObjective):
 
     Args:
         beta: β [1/nat].
-        average: compare log-ratios per move, not per route.
     """
 
     loss = staticmethod(ipo_loss)
     beta: Positive = 0.1
-    average: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,13 +196,9 @@ class KTO(Objective):
 
     Args:
         beta: β [1/nat].
-        desirable_weight: λ_D.
-        undesirable_weight: λ_U.
     """
 
     beta: Positive = 0.1
-    desirable_weight: NonNegative = 1.0
-    undesirable_weight: NonNegative = 1.0
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         pair = lesson.pair(policy)
@@ -215,7 +207,7 @@ class KTO(Objective):
 
         def of_member(logps: Tensor, reference: Tensor) -> Tensor:
             kl = kl_baseline(logps, reference)  # A mean over both rows, whichever is mismatched with which.
-            return kto_loss(logps, reference, torch.tensor([True, False]), kl, **vars(self))[0].mean()
+            return kto_loss(logps, reference, torch.tensor([True, False]), kl, beta=self.beta)[0].mean()
 
         # The baseline belongs to a batch, here the two routes of one member.
         losses: Tensor = vmap(of_member)(logps, reference)
@@ -230,16 +222,14 @@ class UFT(Objective):
 
     Args:
         beta: β of the implicit reward [1/nat]; at the paper's 0.01 six moves hardly move the reward.
-        discrepancy: ``mse`` or ``bce``.
     """
 
     beta: Positive = 0.1
-    discrepancy: Discrepancy = "mse"
 
     def losses(self, policy: Members, lesson: Lesson, step: int) -> Tensor:
         pair = lesson.pair(policy)
         losses = []
         for side, score in (("chosen", 1.0), ("rejected", 0.0)):
             reward = self.beta * (pair[f"{side}_logps"] - pair[f"reference_{side}_logps"])
-            losses.append(uft_loss(reward, torch.full_like(reward, score), discrepancy=self.discrepancy)[0])
+            losses.append(uft_loss(reward, torch.full_like(reward, score))[0])
         return torch.stack(losses).mean(0)

@@ -17,7 +17,6 @@ from lit_ift.frozen_lake.world import ACTIONS, Lake
 from lit_ift.modules.optim import CosineSchedule
 
 Features = Literal["one_hot", "coordinates"]
-Activation = Literal["relu", "tanh"]
 
 
 class Members(nn.Module):
@@ -30,10 +29,9 @@ class Members(nn.Module):
 
     features: Tensor
 
-    def __init__(self, features: Tensor, hidden: int, activation: Activation, seeds: Sequence[int], rates: int) -> None:
+    def __init__(self, features: Tensor, hidden: int, seeds: Sequence[int], rates: int) -> None:
         super().__init__()
         self.register_buffer("features", features)
-        self.activation = {"relu": torch.relu, "tanh": torch.tanh}[activation]
         self.seeds = list(seeds)
         self.rates = rates
         weights = [_initial(features.shape[1], hidden, seed) for seed in self.seeds]
@@ -62,7 +60,7 @@ class Members(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Log-probabilities of actions [nats], (M, T, F) -> (M, T, A)."""
         first, first_bias, second, second_bias = self.weights()
-        hidden = self.activation(torch.baddbmm(first_bias, inputs, first))
+        hidden = torch.baddbmm(first_bias, inputs, first).relu()
         logits: Tensor = torch.baddbmm(second_bias, hidden, second)
         return logits.log_softmax(-1)
 

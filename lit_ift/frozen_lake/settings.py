@@ -6,9 +6,8 @@ from typing import Annotated, Final, Literal
 
 from lit_ift.frozen_lake.methods import DPO, IFT, IPO, KTO, ORPO, SFT, UFT, Objective, Options
 from lit_ift.frozen_lake.onpolicy import PPO, OpenUnitInterval, Reinforce
-from lit_ift.frozen_lake.policy import Activation, Features
+from lit_ift.frozen_lake.policy import Features
 from lit_ift.frozen_lake.routes import Suboptimal
-from lit_ift.frozen_lake.world import Ties
 from lit_ift.options import NonNegative, Positive, PositiveInt, Range
 
 Metric = Literal["mse_trajectory", "mse_all", "success_greedy", "success_sampled", "return", "success_perturbed"]
@@ -40,7 +39,6 @@ class LakeOptions(Options):
         map: ``4x4`` or ``8x8``, gymnasium's maps, or own rows of S, F, H and G.
         slippery: moves go astray to either side in one case of three each.
         discount: what a reward is worth one move later, in (0, 1).
-        ties: of several optimal actions in a cell take the ``first`` (left, down, right, up), or share: ``uniform``.
         suboptimal: the sub-optimal route: ``longer`` to the goal, or into a ``hole``.
         horizon: moves that a game may last; gymnasium's limit is 100 for its 4x4 map, 200 for 8x8.
     """
@@ -48,7 +46,6 @@ class LakeOptions(Options):
     map: str | list[str] = "4x4"
     slippery: bool = False
     discount: OpenUnitInterval = 0.99
-    ties: Ties = "first"
     suboptimal: Suboptimal = "longer"
     horizon: PositiveInt = 100
 
@@ -59,13 +56,11 @@ class PolicyOptions(Options):
 
     Args:
         features: what it sees of a cell: ``one_hot``, or its ``coordinates``, row and column in [-1, 1].
-        hidden: units of the hidden layer.
-        activation: ``relu`` or ``tanh``.
+        hidden: units of the hidden layer, which have the activation ``relu``.
     """
 
     features: Features = "one_hot"
     hidden: PositiveInt = 32
-    activation: Activation = "relu"
 
 
 @dataclass(frozen=True)

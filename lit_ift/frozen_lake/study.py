@@ -74,7 +74,7 @@ class _Run:
     def members(self, seeds: list[int], rates: int = 1) -> Members:
         policy = self.settings.policy
         features = cell_features(self.game.lake, policy.features)
-        return Members(features, policy.hidden, policy.activation, seeds, rates)
+        return Members(features, policy.hidden, seeds, rates)
 
     def fit(self, policy: Members, loss: Loss, rates: list[float], updates: int, *callbacks: L.Callback) -> None:
         train(PolicyModule(policy, loss, rates, updates, self.settings.protocol.warmup), callbacks)

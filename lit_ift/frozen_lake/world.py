@@ -5,7 +5,7 @@ S cells, row by row; A = 4 actions in gymnasium's order: left, down, right, up; 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from lit_ift.errors import UserError, needing
 from lit_ift.frozen_lake.result import Array
 
-Ties = Literal["first", "uniform"]
 Integers = NDArray[np.int64]
 
 ACTIONS: Final = ("left", "down", "right", "up")
@@ -133,11 +132,11 @@ def value_iteration(lake: Lake, discount: float) -> tuple[Array, Array]:
         values = new
 
 
-def optimal_policy(lake: Lake, discount: float, *, ties: Ties = "first") -> Array:
+def optimal_policy(lake: Lake, discount: float) -> Array:
     """The optimal policy as a matrix of probabilities, (S, A); rows of cells that are not judged are uniform.
 
-    Of several optimal actions in a cell, ``first`` takes the first in the order left, down, right, up, so that the
-    policy is deterministic, as the route to be imitated is; ``uniform`` shares between them.
+    Of several optimal actions in a cell it takes the first in the order left, down, right, up, so that it is
+    deterministic, as the route to be imitated is.
 
     Raises:
         UserError: the discount is so small that somewhere the goal is worth nothing.
@@ -149,8 +148,6 @@ def optimal_policy(lake: Lake, discount: float, *, ties: Ties = "first") -> Arra
             "for a computer to tell good moves from bad ones. Take a discount nearer to 1."
         )
     best = of_moves >= of_moves.max(axis=1, keepdims=True) * (1 - EQUAL)
-    policy: Array = best / best.sum(axis=1, keepdims=True)
-    if ties == "first":
-        policy = np.eye(len(ACTIONS))[best.argmax(axis=1)]
+    policy: Array = np.eye(len(ACTIONS))[best.argmax(axis=1)]
     policy[~lake.judged] = 1 / len(ACTIONS)
     return policy

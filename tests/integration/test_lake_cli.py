@@ -57,7 +57,7 @@ def test_an_own_map_from_the_command_line() -> None:
     ("words", "code", "message"),
     [
         (["--ift.lamb", "0.3"], 2, "Did you mean '--ift.lam'"),
-        (["--lake.ties", "last"], 2, "ties"),
+        (["--lake.suboptimal", "last"], 2, "suboptimal"),
         (["--methods", "[sft, simpo]"], 1, "must name at least one of sft, ift"),
         (["--ift.lam", "1.5"], 1, "ift.lam=1.5 must be at least 0 and at most 1"),
         (["--ift_noisy.gamma", "2"], 1, "ift_noisy.gamma=2.0 must be"),

@@ -86,7 +86,7 @@ def test_learning_rates_warm_up_and_fall() -> None:
 
 def test_it_is_a_lightning_module_with_rmsprop() -> None:
     game = small_game()
-    policy = Members(cell_features(game.lake, "coordinates"), 4, "tanh", [0, 1], 3)
+    policy = Members(cell_features(game.lake, "coordinates"), 4, [0, 1], 3)
     module = PolicyModule(policy, loss_of(SFT(), lesson_of(game, policy)), [1, 2, 3], 5, 0.1)
     assert isinstance(module, L.LightningModule)
     optimizer = module.configure_optimizers()["optimizer"]
