@@ -23,9 +23,8 @@ from typing import Any
 import lightning as L
 import torch
 from batches import Batch, Rows, facts_of, instruction_rows, padded_to, trained_tokens
-from peers import HAS_TRL, AuthorsIFT, adamw, option_of, trl_sft
+from peers import HAS_TRL, AuthorsIFT, adamw, trl_sft
 from side_by_side import MODEL, ROWS, numbered, options_of, quiet, save, seconds_of, short, take_turns, wanted
-from step_time import SHARING
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
@@ -113,10 +112,8 @@ def authors_step(authors: AuthorsIFT, optimizer: Optimizer, batches: list[Batch]
 
 def own_modules() -> dict[str, tuple[type[CausalLMModule], dict[str, Any]]]:
     """What this package trains."""
-    modules: dict[str, tuple[type[CausalLMModule], dict[str, Any]]] = {"SFT": (SFTModule, {}), "IFT": (IFTModule, {})}
-    if (name := option_of(IFTModule, *SHARING)) is not None:
-        modules["IFT, prompts shared"] = IFTModule, {name: True}
-    return modules
+    shared = IFTModule, {"share_prompts": True}
+    return {"SFT": (SFTModule, {}), "IFT": (IFTModule, {}), "IFT, prompts shared": shared}
 
 
 def contestants(

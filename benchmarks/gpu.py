@@ -9,7 +9,7 @@ At most 12 cells in four parts, in this order, so that a run that is cut is of u
 1. 7B, bf16-true, 4,096 tokens: SFT, IFT, TRL's SFT
 2. 1B, bf16-mixed (weights in float32), 4,096 tokens: SFT, IFT, TRL's SFT
 3. 1B, bf16-mixed, pairs of 2 x 2,048 tokens, reference precomputed: DPO, TRL's DPO
-4. 135M, bf16-mixed, 1,024 tokens: SFT, IFT, IFT with predictions reused, TRL's SFT
+4. 135M, bf16-mixed, 1,024 tokens: SFT, IFT, IFT with prompts shared, TRL's SFT
 
 Weights are random, rows are full, half of each is trained on, and a step is forward, backward and fused AdamW. The
 contestants of a part share one model and take turns, some --seconds each. TRL's part is its fused head
@@ -17,8 +17,9 @@ contestants of a part share one model and take turns, some --seconds each. TRL's
 
 MFU = tokens a second x FLOPs a token / peak. A forward pass takes 2 FLOPs a weight of the layers and token, and
 2 L D T for attention (causal: half of 4 L D T); the head takes 2 D V at trained tokens only. A step of SFT or DPO is 3
-forward passes, of IFT 4 (8 instead of 6 FLOPs a weight and token; less with shared prompts). Recomputed activations and
-logits do not count. --peak is that of the device [TFLOP/s], of H100 and H200 SXM by default.
+forward passes, of IFT 4 (8 instead of 6 FLOPs a weight and token), or 3.5 with prompts shared, which are half of each
+row. Recomputed activations and logits do not count. --peak is that of the device [TFLOP/s], of H100 and H200 SXM by
+default.
 
 Needs torch 2.11, transformers, lightning, lazy-loader and pyarrow, and for TRL trl, accelerate, datasets, dill,
 multiprocess, xxhash and pandas. What a machine with torch and transformers alone lacks of these fits into 64 MiB of
@@ -37,7 +38,6 @@ import torch
 from memory_step import make_batch, pair_batch
 from peers import HAS_TRL, Batch, Loss, adamw, own_loss
 from side_by_side import options_of, quiet, save, synchronize, take_turns, wanted
-from step_time import TrueTokens
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -77,9 +77,9 @@ PARTS: Final = {
     "7B": Part(SHAPES["7B"], "bf16-true", 2, 4096, ("SFT", "IFT", "TRL SFT")),
     "1B": Part(SHAPES["1B"], "bf16-mixed", 4, 4096, ("SFT", "IFT", "TRL SFT")),
     "1B, pairs": Part(SHAPES["1B"], "bf16-mixed", 4, 2048, ("DPO", "TRL DPO")),
-    "135M": Part(SHAPES["135M"], "bf16-mixed", 32, 1024, ("SFT", "IFT", "IFT, predictions reused", "TRL SFT")),
+    "135M": Part(SHAPES["135M"], "bf16-mixed", 32, 1024, ("SFT", "IFT", "IFT, prompts shared", "TRL SFT")),
 }
-PASSES: Final = {"IFT": 4}
+PASSES: Final = {"IFT": 4, "IFT, prompts shared": 3.5}
 """Forward passes that a step counts as; 3 for all others."""
 
 
@@ -103,7 +103,7 @@ def make_model(shape: Shape, precision: str, tokens: int, device: str) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def flops_a_token(shape: Shape, tokens: int, trained_share: float, passes: int) -> float:
+def flops_a_token(shape: Shape, tokens: int, trained_share: float, passes: float) -> float:
     """FLOPs of a step a token, as the docstring of this file counts them."""
     per_head = shape.hidden // shape.heads
     attention = shape.hidden * per_head * (2 * shape.heads + 2 * shape.key_value_heads)
@@ -151,10 +151,7 @@ def loss_of(name: str, model: Any) -> Loss:
         return own_loss(PreferenceModule(model, reference="cached"))
     if name == "SFT":
         return own_loss(SFTModule(model))
-    module = IFTModule(model, reuse_predictions="initial" if "reused" in name else None)
-    if "reused" in name:
-        module.token_input.reused = TrueTokens()
-    return own_loss(module)
+    return own_loss(IFTModule(model, share_prompts="shared" in name))
 
 
 def context(precision: str, device: str) -> AbstractContextManager[Any]:

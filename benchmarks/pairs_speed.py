@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from batches import Batch, cut_after_prompt, facts_of, pair_rows
-from peers import HAS_TRL, adamw, option_of, own_loss, take_step, trl_dpo_loss
+from peers import HAS_TRL, adamw, own_loss, take_step, trl_dpo_loss
 from side_by_side import MODEL, ROWS, numbered, options_of, quiet, save, seconds_of, short, take_turns, wanted
-from step_time import SHARING
 
 from lit_ift import CausalLMModule, PreferenceModule, SFTModule
 
@@ -49,9 +48,10 @@ def contestants(
     """By name, what takes a step of a round."""
     model = module.model
     optimizer = adamw(model)
-    modules = {"DPO": PreferenceModule(model, reference="cached")}
-    if (name := option_of(PreferenceModule, *SHARING)) is not None:
-        modules["DPO, prompts shared"] = PreferenceModule(model, reference="cached", **{name: True})
+    modules = {
+        "DPO": PreferenceModule(model, reference="cached"),
+        "DPO, prompts shared": PreferenceModule(model, reference="cached", share_prompts=True),
+    }
     steps: dict[str, tuple[Any, Any, list[Batch]]] = {}
     for name, one in modules.items():
         one.train()
@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace, module: CausalLMModule, part: str, file
     with tempfile.TemporaryDirectory() as folder:
         runners = contestants(options, Path(folder), module, batches, groups)
         found = take_turns(runners, options.rounds, minutes=options.minutes)
-    save(options, SCRIPT, part, found, references=("DPO", "TRL DPO"), facts=facts)
+    save(options, SCRIPT, part, found, references=("DPO", "DPO, prompts shared", "TRL DPO"), facts=facts)
 
 
 def main() -> None:

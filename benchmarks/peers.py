@@ -4,7 +4,6 @@ import __future__
 
 import ast
 import copy
-import inspect
 import subprocess
 import typing
 from collections.abc import Callable
@@ -165,12 +164,3 @@ def _cumsums() -> dict[str, Any]:
         "discounted_cumsum_left": lambda values, gamma: discounted_cumsum(values, gamma),
         "discounted_cumsum_right": lambda values, gamma: discounted_cumsum(values, gamma, reverse=True),
     }
-
-
-def option_of(kind: type, *names: str) -> str | None:
-    """The first of the names that a module has as an option."""
-    found: set[str] = set()
-    for cls in kind.__mro__:
-        if "__init__" in vars(cls):
-            found |= set(inspect.signature(cls.__init__).parameters)
-    return next((name for name in names if name in found), None)

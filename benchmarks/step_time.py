@@ -9,7 +9,7 @@ tokens. What an IFT step can cost at least beside one of SFT, (3 + s)/3 with s t
 encoded once), is told with each part, and the target, 1.03 times that.
 
 Contestants: SFT and IFT of this package; IFT that reuses predictions (here the true tokens stand for them: time does
-not depend on which ids are mixed in); IFT with shared prompts, where the module has it; a transformers model that gets
+not depend on which ids are mixed in); IFT with shared prompts; a transformers model that gets
 labels; the loss of TRL's SFTTrainer, on a model of its own; and with --authors, a clone of
 https://github.com/TsinghuaC3I/Intuitive-Fine-Tuning, their loss on the batch padded to --max-length. Peers take part in
 every third round, the authors' code in every tenth. Other options of IFTModule are compared with
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from batches import Batch, facts_of, instruction_rows, padded_to
-from peers import HAS_TRL, AuthorsIFT, Loss, adamw, option_of, own_loss, plain_loss, take_step, trl_sft_loss
+from peers import HAS_TRL, AuthorsIFT, Loss, adamw, own_loss, plain_loss, take_step, trl_sft_loss
 from side_by_side import MODEL, ROWS, numbered, options_of, quiet, save, seconds_of, short, take_turns, wanted
 from torch import Tensor
 
@@ -33,8 +33,6 @@ from lit_ift import IFTModule, SFTModule
 from lit_ift.losses.logprobs import target_mask
 
 SCRIPT = "step_time"
-SHARING = ("share_prompts", "shared_prompts", "share_prompt")
-"""Names that the option of shared prompts may have."""
 
 
 class TrueTokens:
@@ -51,8 +49,7 @@ def own(model: Any, more: dict[str, dict[str, Any]]) -> dict[str, Loss]:
     reusing = IFTModule(model, reuse_predictions="initial")
     reusing.token_input.reused = TrueTokens()
     modules = {"SFT": SFTModule(model), "IFT": IFTModule(model), "IFT, predictions reused": reusing}
-    if (name := option_of(IFTModule, *SHARING)) is not None:
-        modules["IFT, prompts shared"] = IFTModule(model, **{name: True})
+    modules["IFT, prompts shared"] = IFTModule(model, share_prompts=True)
     modules |= {f"IFT, {label}": IFTModule(model, **options) for label, options in more.items()}
     for module in modules.values():
         module.train()
