@@ -195,6 +195,16 @@ OBJECTIVES: Final[dict[str, Objective]] = {
     "ipo": pair_loss("ipo", options={"beta": 0.02}),
     "simpo": pair_loss("simpo", options={"beta": 0.5}),
     "orpo": pair_loss("orpo"),
+    "ift and simpo in one pass": Objective(
+        PreferenceModule,
+        {
+            "loss": [{"name": "propagation"}, {"name": "simpo", "beta": 0.5}],
+            "input": "temporal_residual",
+            "input_options": {"lam": 0.3},
+        },
+        ("preference",),
+        lr=0.05,
+    ),
     "every pair loss": Objective(
         PreferenceModule,
         {"loss": "loss_sums.of_pairs", "reference": "model"},
