@@ -30,10 +30,11 @@ LIT_IFT = (sys.executable, "-m", "lit_ift")
 def seconds(command: list[str], folder: Path) -> float:
     """How long a command takes, which must end well."""
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    # Else the model would be looked for in the current folder.
+    checkpoints = os.environ.get("LIT_IFT_CHECKPOINTS", str(ROOT / "checkpoints"))
+    given = {**os.environ, "PYTHONPATH": path, "LIT_IFT_CHECKPOINTS": checkpoints}
     start = time.perf_counter()
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=given)
     taken = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
