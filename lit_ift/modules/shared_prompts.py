@@ -13,7 +13,7 @@ from lit_ift.modules.prompt_layout import layout_of
 from lit_ift.modules.stepping import Batch
 
 if TYPE_CHECKING:
-    from lit_ift.modules.base import CausalLMModule
+    from lit_ift.modules.language_model import LanguageModelModule
 
 
 class SharedPrompts:
@@ -25,7 +25,7 @@ class SharedPrompts:
         batch: padded or packed.
     """
 
-    def __init__(self, module: "CausalLMModule", embeddings: Tensor, batch: Batch) -> None:
+    def __init__(self, module: "LanguageModelModule", embeddings: Tensor, batch: Batch) -> None:
         self._model = module.model
         self._layout = layout = layout_of(batch, embeddings.shape[-1])
         self._hidden, self._kept = read_prompts(

@@ -103,8 +103,8 @@ def test_instantiates(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         loaded.append(model)
         return tiny_model(dtype=torch.float32)
 
-    monkeypatch.setattr("lit_ift.modules.base.load_model", stub)
-    monkeypatch.setattr("lit_ift.modules.base.obtain_model", lambda spec, **_: ModelSource(spec, None, spec))
+    monkeypatch.setattr("lit_ift.modules.language_model.load_model", stub)
+    monkeypatch.setattr("lit_ift.modules.language_model.obtain_model", lambda spec, **_: ModelSource(spec, None, spec))
     cli = DryCLI.run()
     assert type(cli.model).__name__ == objective_of(words)
     cli.model.configure_model()

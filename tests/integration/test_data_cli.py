@@ -111,7 +111,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("lit_ift.modules.base.load_model", refuse)
+    monkeypatch.setattr("lit_ift.modules.language_model.load_model", refuse)
     monkeypatch.setattr("torch.nn.Module.__init__", refuse)
 
 

@@ -221,7 +221,7 @@ def test_int8_keeps_examples_apart(tmp_path: Path) -> None:
 
 
 def test_fsdp2_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_ift.modules.base.sharding_of", lambda trainer: object())
+    monkeypatch.setattr("lit_ift.modules.language_model.sharding_of", lambda trainer: object())
     module = SFTModule("no/such-model", lora={"r": 2}, quantization="nf4")
     with pytest.raises(UserError, match=r"Quantized weights \(nf4\).*FSDP2.*strategy=ddp"):
         module.configure_model()

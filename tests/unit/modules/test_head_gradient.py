@@ -25,7 +25,7 @@ def head_gradient(
         chunks += 1
 
     size = 10**9 if chunk_size is None else chunk_size
-    monkeypatch.setattr("lit_ift.modules.base.chunk_size_for", lambda _: size)
+    monkeypatch.setattr("lit_ift.modules.language_model.chunk_size_for", lambda _: size)
     monkeypatch.setattr("lit_ift.modules.sftmix.chunk_size_for", lambda _: size)
     module.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):

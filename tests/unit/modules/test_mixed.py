@@ -150,7 +150,7 @@ def test_a_part_takes_an_object_as_class_path_and_init_args(
     for seed, name in enumerate(("positive", "negative"), start=1):
         tiny_model(seed=seed).save_pretrained(tmp_path / name)
     arguments = {"positive": str(tmp_path / "positive"), "negative": str(tmp_path / "negative"), "mu": 0.5}
-    monkeypatch.setattr("lit_ift.modules.base.load_model", load_here)
+    monkeypatch.setattr("lit_ift.modules.language_model.load_model", load_here)
     options = {"loss": "tis_dpo", "options": {"beta": 0.2}, "reference": "model"}
     weights = {"class_path": "lit_ift.modules.ContrastiveWeights", "init_args": arguments}
     part = {"objective": "PreferenceModule", "options": {**options, "token_weights": weights}}
@@ -220,7 +220,7 @@ def test_the_reference_of_a_part_is_loaded_as_the_model_is(monkeypatch: pytest.M
         loaded.append(options | {"model": model.path, "revision": model.revision})
         return tiny_model()
 
-    monkeypatch.setattr("lit_ift.modules.base.load_model", load)
+    monkeypatch.setattr("lit_ift.modules.language_model.load_model", load)
     options = {"revision": "v2", "dtype": "float64", "attn_implementation": "eager", "trust_remote_code": True}
     parts = {"preference": ObjectivePart("PreferenceModule", {"reference": "model"})}
     MixedModule("policy", parts=parts, **options).configure_model()
