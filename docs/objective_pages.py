@@ -66,6 +66,9 @@ PAGE_NAMES = {("pair", "sft"): "sft_on_pairs"}
 RUN_NAMES = {"nll": "sft", "sft_on_pairs": "sft on pairs"}
 """Names in the table of short runs that are not those of the pages."""
 
+MAXIMUM_LIKELIHOOD = ("nll", "sft", "sft_on_pairs", "sft_token_mean")
+"""Pages without a paper."""
+
 EXTRA = {
     "deformed_log": " --model.init_args.options '{alpha: 0.5}'",
     "anchored": " --model.init_args.reference model",
@@ -100,6 +103,8 @@ def pages(overview: str) -> dict[str, str]:
 def _page(page: str, objective: Objective, overview: str) -> str:
     doc = _sections(objective.schema)
     summary, _, body = doc["body"].partition("\n\n")
+    # Modules have their metrics there.
+    body, _, logged = body.partition("\nLogged ")
     papers = list(dict.fromkeys(re.findall(r"arXiv:(\d{4}\.\d{5})", doc["body"] + doc.get("Args", ""))))
     found = [
         f"# `{objective.name}`" if objective.is_loss else f"# {objective.module}",
@@ -107,12 +112,14 @@ def _page(page: str, objective: Objective, overview: str) -> str:
         ("Papers: " if len(papers) > 1 else "Paper: ")
         + ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in papers)
         if papers
+        else "Paper: none, it is maximum likelihood"
+        if page in MAXIMUM_LIKELIHOOD
         else "",
         _section("When to use it", doc.get("Use", "")),
-        _section("What it computes", body),
+        _section("What it computes", body.strip()),
         _given(objective) if objective.is_loss else "",
         _options(objective.schema, doc.get("Args", "")),
-        _section("Losses and metrics", doc.get("Returns", "")),
+        _section("Losses and metrics", f"Logged {logged}" if logged else doc.get("Returns", "")),
         "## Run it\n\n```bash\n" + _command(page, objective) + "\n```",
         _departures(objective),
         _from_tables(objective, overview),
@@ -214,7 +221,10 @@ def _from_tables(objective: Objective, overview: str) -> str:
         text = checked[0].splitlines()[-1].strip("| ").split("|")[1].strip()
         parts.append(f"## Checked against\n\n{text[0].upper()}{text[1:]}. [How](../objectives.md#checked-against)")
     if runs := _lines(overview, "Short runs on real rows", objective.run):
-        parts += ["## Short run", *runs, "[What was run](../objectives.md#short-runs-on-real-rows)"]
+        what = (
+            "The loss is that of held-out rows. A run of eight steps shows that an objective learns; it compares none. "
+        )
+        parts += ["## Short run", *runs, f"{what}[What was run](../objectives.md#short-runs-on-real-rows)"]
     return "\n\n".join(parts)
 
 

@@ -3,7 +3,9 @@
 Run: python docs/write_objectives.py
 """
 
+import csv
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,8 @@ from lit_ift.losses import PAIR_LOSSES, TOKEN_LOSSES
 from lit_ift.losses.marks import is_in_batch
 
 PAGE = Path(__file__).with_name("objectives.md")
+RUNS = Path(__file__).with_name("short_runs.csv")
+"""What `benchmarks/objectives.py` wrote."""
 
 
 def loss_table(losses: Mapping[str, Callable[..., Any]]) -> str:
@@ -35,11 +39,28 @@ def loss_table(losses: Mapping[str, Callable[..., Any]]) -> str:
     return "\n".join(lines)
 
 
+def run_table() -> str:
+    """A line for each short run; the accuracy of pairs, or the nll where it is not the loss itself."""
+    lines = [
+        "| objective | rows | steps | loss before | after | nll before | after | accuracy before | after |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    with RUNS.open(newline="", encoding="utf-8") as file:
+        for run in csv.DictReader(file):
+            names = [f"{measure}_{when}" for measure in ("loss", "nll", "accuracy") for when in ("before", "after")]
+            digits = ["2f" if name.startswith("accuracy") else "3f" for name in names]
+            values = [float(run[name]) for name in names]
+            shown = ["" if math.isnan(v) else f"{v:.{d}}" for v, d in zip(values, digits, strict=True)]
+            lines.append(f"| `{run['objective']}` | {run['rows']} | {run['steps']} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def written(page: str) -> str:
     """The page with its generated parts made anew."""
     parts = {
         "token losses": loss_table(TOKEN_LOSSES),
         "pair losses": loss_table(PAIR_LOSSES),
+        "later short runs": run_table(),
     }
     for part, text in parts.items():
         begin, end = f"<!-- {part}: written by docs/write_objectives.py -->\n", f"\n<!-- end of {part} -->"

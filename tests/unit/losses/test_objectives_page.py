@@ -41,6 +41,18 @@ def test_the_page_of_each_objective_is_current() -> None:
     assert written == current, "run: python docs/write_objectives.py"
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("\nPaper", "\n## When to use it\n", "\n## What it computes\n", "\n## Losses and metrics\n"),
+        *("\n## Run it\n\n```bash\nlit-ift fit ", "\n## Short run\n\n|", "\n<details>\n<summary><code>"),
+    ],
+)
+def test_every_page_has_every_part(part: str) -> None:
+    pages = write_objectives.files((DOCS / "objectives.md").read_text(encoding="utf-8"))
+    assert [path.name for path, text in pages.items() if part not in text] == []
+
+
 def test_every_objective_says_when_to_use_it_and_every_departure_is_on_a_page() -> None:
     pages = write_objectives.files((DOCS / "objectives.md").read_text(encoding="utf-8")).values()
     assert len(pages) == len(TOKEN_LOSSES) + len(PAIR_LOSSES) + 5
