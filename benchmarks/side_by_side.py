@@ -245,24 +245,42 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line), "")
 
 
+LIBRARIES = ("lightning.pytorch", "lightning.fabric", "lit_ift", "trl", "transformers", "datasets")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, notes or warnings of the libraries."""
+    """No progress bars, notes or warnings of the libraries; afterwards they speak as before."""
     import logging
     import warnings
 
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+    from transformers.utils import logging as of_transformers
 
-    disable_progress_bar()
-    set_verbosity_error()
-    if "datasets" in sys.modules:
-        sys.modules["datasets"].disable_progress_bars()
+    loggers = [logging.getLogger(library) for library in LIBRARIES]
+    levels, had_bars = [logger.level for logger in loggers], of_transformers.is_progress_bar_enabled()
+    datasets = sys.modules.get("datasets")
+    had_more_bars = datasets is not None and not datasets.utils.are_progress_bars_disabled()
+    of_tqdm = os.environ.get("TQDM_DISABLE")
+    of_transformers.disable_progress_bar()
+    if had_more_bars:
+        datasets.disable_progress_bars()
     os.environ["TQDM_DISABLE"] = "1"
-    for library in ("lightning.pytorch", "lightning.fabric", "lit_ift", "trl", "transformers", "datasets"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if had_bars:
+            of_transformers.enable_progress_bar()
+        if had_more_bars:
+            datasets.enable_progress_bars()
+        del os.environ["TQDM_DISABLE"]
+        if of_tqdm is not None:
+            os.environ["TQDM_DISABLE"] = of_tqdm
 
 
 def numbered(names: Sequence[str]) -> dict[str, str]:
