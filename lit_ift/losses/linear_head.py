@@ -100,16 +100,20 @@ class HeadSweep:
         """Gradient of the hidden states from that of the logits, (n, V) -> (n, D)."""
         return gradient.to(self.dtype) @ self.weight
 
-    def add_to_weights(self, gradient: Tensor, chunk: slice, sums: Sequence[Tensor]) -> None:
-        """Add a chunk's gradient of `LinearHead.trained` to ``sums``, which are float32 or better."""
-        parameters = self.head.trained
-        for parameter, total in zip(parameters, sums, strict=True):
+    def add_to_weights(self, gradient: Tensor, chunk: slice, sums: list[Tensor | None]) -> None:
+        """Add a chunk's gradient of `LinearHead.trained` to ``sums``, float32 or better; None before the first chunk.
+
+        Products of half precision are added up in float32, whatever the number of chunks.
+        """
+        for i, parameter in enumerate(self.head.trained):
+            total = sums[i]
             if parameter is not self.head.weight:
-                total += gradient.sum(0)
-            elif total.dtype == self.dtype:
+                sums[i] = gradient.sum(0) if total is None else total.add_(gradient.sum(0))
+            elif total is not None and total.dtype == self.dtype:
                 total.addmm_(gradient.T, self.hidden[chunk])
-            else:  # Products of half precision are added up in float32, whatever the number of chunks.
-                total += gradient.to(self.dtype).T @ self.hidden[chunk]
+            else:  # Without zeros to begin with, whose memory would have to be written first.
+                product = at_least_float32(gradient.to(self.dtype).T @ self.hidden[chunk])
+                sums[i] = product if total is None else total.add_(product)
 
 
 @dataclass

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lit_ift.losses.linear_head import ChunkLogits, HeadScores, HeadSweep, LinearHead, chunks
-from lit_ift.losses.masking import at_least_float32
 
 Judge = Callable[[range, HeadScores, Tensor], Tensor]
 """Gives losses of some groups (g,) from what the head says of their positions, and their nll (n,) with gradient."""
@@ -74,7 +73,7 @@ class _SweptLosses(torch.autograd.Function):
         *trained: Tensor,
     ) -> Tensor:
         of_hidden = torch.empty_like(sweep.hidden)
-        of_weights = [at_least_float32(parameter.new_zeros(parameter.shape)) for parameter in trained]
+        of_weights: list[Tensor | None] = [None] * len(trained)
         losses = []
         for groups, start, stop in _runs(lengths, chunk_size):
             cut = list(chunks(start, stop, chunk_size))
@@ -92,7 +91,8 @@ class _SweptLosses(torch.autograd.Function):
                 sweep.add_to_weights(gradient, chunk, of_weights)
         ctx.save_for_backward(of_hidden, weights)
         ctx.hidden_dtype, ctx.dtypes = hidden.dtype, [parameter.dtype for parameter in trained]
-        ctx.of_weights = of_weights  # Not among the saved tensors, so that the backward pass may scale them in place.
+        # Not among the saved tensors, so that the backward pass may scale them in place.
+        ctx.of_weights = [torch.zeros_like(p) if g is None else g for g, p in zip(of_weights, trained, strict=True)]
         return torch.cat(losses)
 
     @staticmethod
