@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/write_tables.py [--results FOLDER]
 
-``benchmarks/README.md`` gets every result with its machine, versions, command and date; README.md and docs/measured.md
-the ratios that sum them up. What stands between the markers is replaced.
+``benchmarks/README.md`` gets every result with its machine, versions, command and date;
+docs/measured.md the ratios, README.md a few of these. What stands between the markers is replaced.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from side_by_side import RESULTS, ROOT, load, ratio_text, table
 
 PAGES: Final = {
     ROOT / "benchmarks" / "README.md": "all",
-    ROOT / "README.md": "short",
+    ROOT / "README.md": "brief",
     ROOT / "docs" / "measured.md": "short",
 }
 
@@ -67,11 +67,15 @@ HEADLINES: Final = (
 )
 
 
-def short_table(results: Sequence[Mapping[str, Any]]) -> str:
+BRIEF: Final = {("IFT", "SFT"), ("TRL SFT", "SFT"), ("TRL DPO", "DPO, prompts shared")}
+"""Contestants and references that README tells of."""
+
+
+def short_table(results: Sequence[Mapping[str, Any]], headlines: Sequence[Headline] = HEADLINES) -> str:
     """Ratios with their 95 % intervals and what was aimed at, and how they were taken."""
-    lines = ["| ratio of medians (95 % interval) | rows | measured | aim |", "| --- | --- | --: | --: |"]
+    lines = ["| median ratio (95 % interval) | rows | rounds | measured | aim |", "| --- | --- | --: | --: | --: |"]
     used: list[Mapping[str, Any]] = []
-    for headline in HEADLINES:
+    for headline in headlines:
         for result in results:
             told = result["summary"].get(headline.name, {}).get("ratio_to", {})
             if result["script"] != headline.script or headline.reference not in told:
@@ -79,7 +83,10 @@ def short_table(results: Sequence[Mapping[str, Any]]) -> str:
             aim = headline.target.format(**result["facts"]) if headline.target else ""
             share = result["facts"].get("response_share")
             rows = result["part"] if share is None else f"{result['part']}, s = {share:.2f}"
-            lines.append(f"| {headline.text} | {rows} | {ratio_text(told[headline.reference])} | {aim} |")
+            rounds = min(result["summary"][name]["rounds"] for name in (headline.name, headline.reference))
+            ratio = told[headline.reference]
+            measured = ratio_text(ratio) if rounds > 1 else f"{ratio[0]:.3g}"  # One round has no spread.
+            lines.append(f"| {headline.text} | {rows} | {rounds} | {measured} | {aim} |")
             used.append(result)
     if not used:
         return "Nothing has been measured yet."
@@ -131,7 +138,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     results = load(parser.parse_args().results)
     for page, kind in PAGES.items():
-        content = all_tables(results) if kind == "all" else short_table(results)
+        some = [h for h in HEADLINES if kind == "short" or (h.name, h.reference) in BRIEF]
+        content = all_tables(results) if kind == "all" else short_table(results, some)
         up = "../" * (len(page.relative_to(ROOT).parts) - 1)
         content = content.replace("(BENCHMARKS)", f"({up}benchmarks/README.md)")
         page.write_text(replaced(page.read_text(encoding="utf-8"), kind, content), encoding="utf-8")
