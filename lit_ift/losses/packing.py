@@ -43,6 +43,19 @@ def unpack(values: Tensor, sequence_ids: Tensor, num_examples: int, *, fill: flo
     return rows.index_put((owners, columns), values[inside][order])
 
 
+def example_order(mask: Tensor, sequence_ids: Tensor) -> Tensor:
+    """Where the trained tokens, example after example, stand in the row-major order of packed rows.
+
+    Args:
+        mask: true where the token after a position is trained on, (P, T-1).
+        sequence_ids: int64, the example that each token belongs to, -1 for none, (P, T).
+
+    Returns:
+        Indices into that order, (N,) int64.
+    """
+    return sequence_ids[:, 1:][mask].argsort(stable=True)
+
+
 def unpack_scores(scores: TokenScores, sequence_ids: Tensor) -> TokenScores:
     """The scores that the examples of packed rows would have in rows of their own.
 
@@ -64,7 +77,7 @@ def unpack_scores(scores: TokenScores, sequence_ids: Tensor) -> TokenScores:
     num_examples = count_examples(sequence_ids)
     predictions = scores.predictions
     if len(predictions):
-        predictions = predictions[owners[scores.mask].argsort(stable=True)]
+        predictions = predictions[example_order(scores.mask, sequence_ids)]
     return TokenScores(
         nll=unpack(scores.nll, steps, num_examples),
         mask=unpack(scores.mask, steps, num_examples),
@@ -84,5 +97,4 @@ def packed_order(values: Tensor, mask: Tensor, sequence_ids: Tensor) -> Tensor:
     Returns:
         ``values`` in the row-major order of ``mask``, (N, ...).
     """
-    order = sequence_ids[:, 1:][mask].argsort(stable=True)
-    return values[order.argsort()]
+    return values[example_order(mask, sequence_ids).argsort()]

@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_ift.losses.linear_head import HeadScores
 from lit_ift.losses.logprobs import Select, Statistic, TokenScores, chunk_size_for, placed, target_mask
 from lit_ift.losses.one_sweep import swept_losses
+from lit_ift.losses.packing import example_order
 from lit_ift.modules.packed import is_packed, unpacked
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.window import Weighted
@@ -97,7 +98,7 @@ def judged(
     states, targets = hidden[:, :-1][in_batch], batch["labels"][:, 1:][in_batch]
     mask = target_mask(unpacked(batch)["labels"])
     if is_packed(batch):
-        order = batch["sequence_ids"][:, 1:][in_batch].argsort(stable=True)
+        order = example_order(in_batch, batch["sequence_ids"])
         states, targets = states[order], targets[order]
     ends, lengths = _rows(mask, rows)
     statistics = statistics or {}
