@@ -129,12 +129,12 @@ class FeedbackModule(ReferenceModule):
     def example_weights(self, batch: Batch) -> Tensor:
         """1 for each row whose answers all have trained tokens, else 0, (R,) float32."""
         counts = target_counts(target_mask(unpacked(batch)["labels"]))
-        rows = FeedbackRows.of(batch, len(counts))
+        rows = FeedbackRows.of(batch)
         return torch.ones(len(rows), device=counts.device).scatter_reduce(0, rows.rows, (counts > 0).float(), "amin")
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
-        rows = FeedbackRows.of(batch, len(unpacked(batch)["labels"]))
+        rows = FeedbackRows.of(batch)
         wrong = [kind for kind in ROW_KINDS if kind not in self.kinds and bool(rows.kind(kind).any())]
         if wrong:
             raise UserError(
@@ -154,7 +154,7 @@ class FeedbackModule(ReferenceModule):
     ) -> AnswerScores:
         """Score whole answers from the batch's hidden states, (B, T, D); for statistics see ``score_tokens``."""
         tokens = self.score(hidden, batch, select=None, statistics=statistics)
-        return AnswerScores.of(tokens, FeedbackRows.of(batch, len(tokens.nll)))
+        return AnswerScores.of(tokens, FeedbackRows.of(batch))
 
     def judged_answers(
         self,
@@ -171,7 +171,7 @@ class FeedbackModule(ReferenceModule):
             judge: called once with all rows, or several times with some, where the objective is ``row_wise``.
             statistics: see ``score_tokens``.
         """
-        rows = FeedbackRows.of(batch, len(unpacked(batch)["labels"]))
+        rows = FeedbackRows.of(batch)
 
         def judge_rows(tokens: TokenScores, some: Portion) -> ExampleLosses:
             return judge(AnswerScores.of(tokens, rows.portion(some)), some)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from lit_ift.data.rows import ANSWER_SIDES, ROW_KINDS, RowKind
+from lit_ift.losses.packing import count_examples
 from lit_ift.modules.one_sweep import Portion
+from lit_ift.modules.packed import is_packed
 from lit_ift.modules.stepping import Batch
 
 FIRST_SIDES: Final = [ANSWER_SIDES.index("answer"), ANSWER_SIDES.index("chosen")]
@@ -39,11 +41,12 @@ class FeedbackRows:
     sides: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, num_answers: int) -> "FeedbackRows":
+    def of(cls, batch: Batch) -> "FeedbackRows":
         """Read from a batch; one without feedback has an instruction row for each of its examples."""
         if is_feedback(batch):
             return cls(batch["row_kinds"], batch["scores"], batch["answer_rows"], batch["answer_sides"])
         device = batch["input_ids"].device
+        num_answers = count_examples(batch["sequence_ids"]) if is_packed(batch) else len(batch["input_ids"])
         kinds = torch.full((num_answers,), ROW_KINDS.index("instruction"), device=device)
         sides = torch.full((num_answers,), ANSWER_SIDES.index("answer"), device=device)
         scores = torch.full((num_answers,), torch.nan, device=device)

@@ -9,7 +9,6 @@ from lit_ift.errors import UserError
 from lit_ift.losses.kto import Variant, kl_baseline, kto_loss
 from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
 from lit_ift.modules.feedback_rows import FeedbackRows
-from lit_ift.modules.packed import unpacked
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.window import Weighted
 from lit_ift.options import NonNegative, Positive
@@ -77,11 +76,11 @@ class KTOModule(FeedbackModule):
     def example_weights(self, batch: Batch) -> Tensor:
         """The number of judged answers of each row whose answers all have trained tokens, else 0, (R,) float32."""
         weights = super().example_weights(batch)
-        return weights * (1 + FeedbackRows.of(batch, len(unpacked(batch)["labels"])).kind("preference").float())
+        return weights * (1 + FeedbackRows.of(batch).kind("preference").float())
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
-        rows = FeedbackRows.of(batch, len(unpacked(batch)["labels"]))
+        rows = FeedbackRows.of(batch)
         if self.needs_mismatched and not len(rows.answers("mismatched")):
             raise UserError(
                 "The batch has no mismatched answers, which the KL baseline is estimated from. Use "

@@ -18,7 +18,7 @@ from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
 from lit_ift.modules.feedback_rows import FeedbackRows
 from lit_ift.modules.inputs import InputName, Prepared, TrueTokens, named_input
 from lit_ift.modules.one_sweep import Portion
-from lit_ift.modules.packed import owners, unpacked
+from lit_ift.modules.packed import owners
 from lit_ift.modules.prompts import PromptEmbedder, pooled_prompts
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.token_weights import ContrastiveWeights
@@ -229,7 +229,7 @@ def read_chosen(token_input: TrueTokens, module: PreferenceModule, batch: Batch)
     """What the policy reads of a batch: of chosen answers the input, of the others the true tokens."""
     if type(token_input) is TrueTokens:
         return token_input(module, batch)
-    rows = FeedbackRows.of(batch, len(unpacked(batch)["labels"]))
+    rows = FeedbackRows.of(batch)
     is_chosen = torch.isin(owners(batch), rows.answers("chosen"))
     prepared = token_input(module, {**batch, "labels": batch["labels"].where(is_chosen, IGNORE_INDEX)})
     read = prepared.embeddings.where(is_chosen[..., None], module.embed(batch["input_ids"]))
