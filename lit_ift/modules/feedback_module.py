@@ -149,13 +149,6 @@ class FeedbackModule(ReferenceModule):
                 "need scores in [0, 1]; thumbs are 0 or 1."
             )
 
-    def score_answers(
-        self, hidden: Tensor, batch: Batch, statistics: Mapping[str, Statistic] | None = None
-    ) -> AnswerScores:
-        """Score whole answers from the batch's hidden states, (B, T, D); for statistics see ``score_tokens``."""
-        tokens = self.score(hidden, batch, select=None, statistics=statistics)
-        return AnswerScores.of(tokens, FeedbackRows.of(batch))
-
     def judged_answers(
         self,
         hidden: Tensor,

@@ -139,9 +139,8 @@ class PreferenceModule(FeedbackModule):
         known = self._known_inputs(hidden, batch)
 
         def judge(answers: AnswerScores, some: Portion) -> ExampleLosses:
-            inputs = self._pair_inputs(
-                hidden, answers, batch, {n: values[some.examples] for n, values in known.items()}
-            )
+            of_some = {name: values[some.examples] for name, values in known.items()}
+            inputs = self.pair_inputs(hidden, answers, batch, of_some)
             losses, metrics = self.pair_loss(inputs)
             return losses, {**self._own_metrics(answers, some, inputs, prepared), **metrics}
 
@@ -164,9 +163,27 @@ class PreferenceModule(FeedbackModule):
             own["sft_loss"] = per_sequence_mean(first.nll[of], first.mask[of])[chosen].detach()
         return own
 
-    def pair_inputs(self, hidden: Tensor, answers: AnswerScores, batch: Batch) -> dict[str, Tensor]:
-        """The inputs that the loss asks for, by the names of ``lit_ift.losses.registry.INPUTS``."""
-        return self._pair_inputs(hidden, answers, batch, self._known_inputs(hidden, batch))
+    def pair_inputs(
+        self, hidden: Tensor, answers: AnswerScores, batch: Batch, known: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The inputs that the loss asks for, by the names of ``lit_ift.losses.registry.INPUTS``.
+
+        Args:
+            hidden: of the batch's rows, (B, T, D).
+            answers: of all pairs of the batch, or of some of them.
+            batch: what was read.
+            known: what `_known_inputs` says of these answers; by default, of all answers of the batch.
+        """
+        known = self._known_inputs(hidden, batch) if known is None else known
+        inputs = self._policy_inputs(answers)
+        for name, values in known.items():
+            inputs |= self._by_side(values.to(torch.promote_types(values.dtype, answers.logps.dtype)), answers, name)
+        asked = self.pair_loss.inputs
+        if "chosen_token_weights" in asked or "rejected_token_weights" in asked:
+            inputs |= self._weights(answers, batch)
+        if "prompt_embeddings" in asked:
+            inputs["prompt_embeddings"] = self._prompt_embeddings(hidden, answers, batch)
+        return {name: inputs[name] for name in asked}
 
     def _known_inputs(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What is known before the policy is asked, of all answers, by its name with ``{}`` for the side."""
@@ -178,19 +195,6 @@ class PreferenceModule(FeedbackModule):
         }
         asked = {name.replace("chosen", "{}").replace("rejected", "{}") for name in self.pair_loss.inputs}
         return {name: make() for name, make in makers.items() if name in asked}
-
-    def _pair_inputs(
-        self, hidden: Tensor, answers: AnswerScores, batch: Batch, known: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        inputs = self._policy_inputs(answers)
-        for name, values in known.items():
-            inputs |= self._by_side(values.to(torch.promote_types(values.dtype, answers.logps.dtype)), answers, name)
-        asked = self.pair_loss.inputs
-        if "chosen_token_weights" in asked or "rejected_token_weights" in asked:
-            inputs |= self._weights(answers, batch)
-        if "prompt_embeddings" in asked:
-            inputs["prompt_embeddings"] = self._prompt_embeddings(hidden, answers, batch)
-        return {name: inputs[name] for name in asked}
 
     def _by_side(self, values: Tensor, answers: AnswerScores, name: str) -> dict[str, Tensor]:
         """Values of all answers as the inputs of each side, with its name put for ``{}``."""

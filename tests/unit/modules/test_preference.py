@@ -19,6 +19,8 @@ from lit_ift.errors import UserError
 from lit_ift.losses.registry import PAIR_LOSSES, PairLoss
 from lit_ift.losses.token_registry import TOKEN_LOSSES, TokenLoss
 from lit_ift.modules import ContrastiveWeights, MixedModule, ObjectivePart, PreferenceModule, SFTModule
+from lit_ift.modules.feedback_module import AnswerScores
+from lit_ift.modules.feedback_rows import FeedbackRows
 from lit_ift.modules.reference import ReferencePolicy
 
 
@@ -357,7 +359,7 @@ def test_prompts_are_embedded_by_another_model(tmp_path: Path, packed: bool) -> 
     rows = pairs(3)
     batch = feedback_batch(rows, packed=packed)
     hidden = module.hidden_states(module.embed(batch["input_ids"]), batch)
-    answers = module.score_answers(hidden, batch)
+    answers = AnswerScores.of(module.score(hidden, batch, select=None), FeedbackRows.of(batch))
     found = module.pair_inputs(hidden, answers, batch)["prompt_embeddings"]
     for row, embedding in zip(rows, found, strict=True):
         text = tokenizer.decode(row.sides["chosen"].input_ids[:4], skip_special_tokens=True)
