@@ -130,9 +130,7 @@ def _scored(sweep: HeadSweep, cut: Sequence[slice]) -> tuple[HeadScores, ChunkLo
 def _common_factor(gradient: Tensor, weights: Tensor) -> Tensor:
     """The number that times the weights is the gradient of the losses, a scalar."""
     factor = (gradient * weights).sum() / weights.square().sum().clamp(min=torch.finfo(weights.dtype).tiny)
-    unlike = (gradient - factor * weights).abs().amax() > 1e-4 * gradient.abs().amax() if len(weights) else None
-    if unlike is None:
-        return factor
+    unlike = (gradient - factor * weights).abs().amax() > 1e-4 * gradient.abs().amax()
     if not gradient.is_cuda and bool(unlike):
         raise RuntimeError(
             "The gradient of these losses was made for their sum weighted by example_weights, and another sum of them "
