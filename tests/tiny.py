@@ -84,6 +84,30 @@ def tiny_model(
     return model
 
 
+IMPLEMENTATIONS = [(name, kind) for name in CONFIGS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
+"""Architectures with each implementation of attention that they have."""
+
+
+def called_with(model: Any, **changes: Any) -> Any:
+    """Let the decoder be called otherwise than it is; a callable is given the arguments as they were."""
+
+    def change(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, **{k: v(kwargs) if callable(v) else v for k, v in changes.items()}}
+
+    model.get_decoder().register_forward_pre_hook(change, with_kwargs=True)
+    return model
+
+
+QUIET_TRAINER: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Options of a Trainer that trains and does nothing else."""
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with a ChatML template; its padding token is its end-of-turn token."""
     specials = ["<unk>", "<|im_start|>", "<|im_end|>"]

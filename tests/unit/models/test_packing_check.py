@@ -4,12 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIGS, tiny_model
+from tiny import IMPLEMENTATIONS, called_with, tiny_model
 
 from lit_ift.errors import UserError
 from lit_ift.models.packing_check import check_packing, packs_into_one_row
-
-IMPLEMENTATIONS = [(name, kind) for name in CONFIGS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
 
 
 @pytest.mark.slow
@@ -24,16 +22,6 @@ def test_passes_under_autocast() -> None:
         check_packing(tiny_model(dtype=torch.float32))
 
 
-def break_with(model: Any, **changes: Any) -> Any:
-    """Let the decoder be called otherwise than the check does; a callable is given the argument as it was."""
-
-    def change(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, **{k: v(kwargs) if callable(v) else v for k, v in changes.items()}}
-
-    model.get_decoder().register_forward_pre_hook(change, with_kwargs=True)
-    return model
-
-
 def ones(kwargs: dict[str, Any]) -> torch.Tensor:
     return torch.ones(kwargs["inputs_embeds"].shape[:2], dtype=torch.long)
 
@@ -43,7 +31,7 @@ def ones(kwargs: dict[str, Any]) -> torch.Tensor:
 def test_a_model_that_mixes_examples_is_refused(name: str, dtype: torch.dtype) -> None:
     # Both switch off what transformers does for packed rows, without an error.
     for changes in ({"attention_mask": ones}, {"use_cache": True}):
-        model = break_with(tiny_model(name, dtype=dtype), **changes)
+        model = called_with(tiny_model(name, dtype=dtype), **changes)
         with pytest.raises(UserError, match=r"with attn_implementation='sdpa' does not keep packed examples apart"):
             check_packing(model)
 
@@ -57,7 +45,7 @@ def test_so_is_a_freshly_drawn_one_in_which_attention_hardly_matters(dtype: torc
                 parameter.div_(8.0)
     check_packing(model)
     with pytest.raises(UserError, match="does not keep packed examples apart"):
-        check_packing(break_with(model, attention_mask=ones))
+        check_packing(called_with(model, attention_mask=ones))
 
 
 def test_a_leak_below_rounding_is_seen_by_changing_the_other_examples() -> None:
@@ -76,7 +64,7 @@ def test_a_leak_below_rounding_is_seen_by_changing_the_other_examples() -> None:
 def test_a_model_that_counts_positions_its_own_way_is_refused() -> None:
     own = {"position_ids": lambda kwargs: kwargs["position_ids"] * 2 if "position_ids" in kwargs else None}
     with pytest.raises(UserError, match="does not keep packed examples apart"):
-        check_packing(break_with(tiny_model("gpt2", dtype=torch.float32), **own))
+        check_packing(called_with(tiny_model("gpt2", dtype=torch.float32), **own))
 
 
 def test_a_model_that_gives_no_numbers_is_refused() -> None:

@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIGS, tiny_model
+from tiny import IMPLEMENTATIONS, called_with, tiny_model
 from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoConfig, MambaConfig
 
 from lit_ift.errors import UserError
 from lit_ift.models.shared_prompts_check import check_shared_prompts
-
-IMPLEMENTATIONS = [(name, kind) for name in CONFIGS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
 
 
 @pytest.mark.slow
@@ -43,14 +41,6 @@ def test_other_ways_to_tell_positions_are_refused(name: str) -> None:
         check_shared_prompts(model)
 
 
-def break_with(model: Any, **changes: Any) -> Any:
-    def change(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, **{k: v(kwargs) for k, v in changes.items()}}
-
-    model.get_decoder().register_forward_pre_hook(change, with_kwargs=True)
-    return model
-
-
 def sees_all(kwargs: dict[str, Any]) -> Any:
     mask = kwargs.get("attention_mask")
     return None if mask is None else torch.ones_like(mask)
@@ -67,7 +57,7 @@ def sees_all(kwargs: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_model_that_does_otherwise_is_refused(name: str, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="cannot share prompts"):
-        check_shared_prompts(break_with(tiny_model(name, dtype=torch.float32), **changes))
+        check_shared_prompts(called_with(tiny_model(name, dtype=torch.float32), **changes))
 
 
 def test_a_window_longer_than_the_check_is_tried_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 from feedback import answer_logps, dummy, encoded_row, feedback_batch, pairs
-from tiny import tiny_model
+from tiny import QUIET_TRAINER, tiny_model
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
@@ -56,11 +56,7 @@ def fit(
 ) -> L.Trainer:
     checkpoint = options.pop("ckpt_path", None)
     trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET_TRAINER,
         accumulate_grad_batches=accumulate,
         **{"max_epochs": 1, **options},
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from rounding import CLOSE32
-from tiny import CONFIGS, VOCABULARY_SIZE, tiny_model, tiny_tokenizer
+from tiny import CONFIGS, QUIET_TRAINER, VOCABULARY_SIZE, tiny_model, tiny_tokenizer
 from torch import Tensor
 from torch.optim import SGD
 from torch.utils.data import DataLoader
@@ -208,11 +208,7 @@ def test_training_takes_the_same_steps(module_class: type, tmp_path: Path) -> No
         steps = Steps()
         trainer = L.Trainer(
             default_root_dir=tmp_path,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **QUIET_TRAINER,
             accumulate_grad_batches=2,
             max_steps=5,
             callbacks=[steps],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from feedback import answer_logps, encoded_row, feedback_batch, pairs
-from tiny import tiny_model
+from tiny import QUIET_TRAINER, tiny_model
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
@@ -87,11 +87,7 @@ def fit(
         for k in range(accumulate):
             batches.append({name: feedback_batch(step[name][k::accumulate]) for name in NAMES})
     trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET_TRAINER,
         accumulate_grad_batches=accumulate,
         callbacks=[recorder],
         **{"max_epochs": 1, **options},

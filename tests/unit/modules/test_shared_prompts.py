@@ -10,7 +10,7 @@ import torch
 from feedback import dummy, encoded_row, feedback_batch, pairs
 from lightning.pytorch.callbacks import Callback
 from rounding import CLOSE32
-from tiny import CONFIGS, VOCABULARY_SIZE, tiny_model
+from tiny import CONFIGS, QUIET_TRAINER, VOCABULARY_SIZE, tiny_model
 from torch import Tensor
 from torch.optim import SGD
 from torch.utils.data import DataLoader
@@ -176,11 +176,7 @@ def test_a_run_goes_on_with_shared_prompts(tmp_path: Path) -> None:
         )
         losses = Losses()
         trainer = L.Trainer(
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **QUIET_TRAINER,
             max_epochs=epochs,
             callbacks=[losses],
         )
