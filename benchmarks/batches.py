@@ -61,17 +61,13 @@ class Rows:
         return [dict(collate_feedback(group, pad_token_id=self.pad_token_id)) for group in groups], groups
 
 
+ROWS_THAT_FIT: Final[dict[str, Any]] = {"truncation": "drop", "on_bad_row": "skip", "cache": False}
+"""Longer rows and unusable ones are left out."""
+
+
 def instruction_rows(file: str, tokenizer: Any, *, max_length: int, max_rows: int, low_share: bool = False) -> Rows:
     """Rows that are not longer than `max_length`; of a low share, those with few response tokens."""
-    data = InstructionDataModule(
-        file,
-        tokenizer=tokenizer,
-        max_length=max_length,
-        truncation="drop",
-        on_bad_row="skip",
-        cache=False,
-        max_rows=max_rows,
-    )
+    data = InstructionDataModule(file, tokenizer=tokenizer, max_length=max_length, max_rows=max_rows, **ROWS_THAT_FIT)
     found = _rows(data, tokenizer)
     if not low_share:
         return found
@@ -81,15 +77,7 @@ def instruction_rows(file: str, tokenizer: Any, *, max_length: int, max_rows: in
 
 def pair_rows(file: str, tokenizer: Any, *, max_length: int, max_rows: int, longest_prompts: int | None = None) -> Rows:
     """Pairs that are not longer than `max_length`; of these, those that have most of their tokens in the prompt."""
-    data = FeedbackDataModule(
-        file,
-        tokenizer=tokenizer,
-        max_length=max_length,
-        truncation="drop",
-        on_bad_row="skip",
-        cache=False,
-        max_rows=max_rows,
-    )
+    data = FeedbackDataModule(file, tokenizer=tokenizer, max_length=max_length, max_rows=max_rows, **ROWS_THAT_FIT)
     data.kinds = frozenset({"preference"})
     found = _rows(data, tokenizer)
     if longest_prompts is None:

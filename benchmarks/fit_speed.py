@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from batches import Batch, Rows, facts_of, instruction_rows, padded_to, trained_tokens
-from peers import HAS_TRL, AuthorsIFT, adamw, trl_sft
+from peers import HAS_TRL, AuthorsIFT, adamw, loaded, trl_sft
 from side_by_side import MODEL, ROWS, numbered, options_of, quiet, save, seconds_of, short, take_turns, wanted
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -185,9 +184,7 @@ def main() -> None:
     if not todo:
         return
     with quiet():
-        torch.manual_seed(0)
-        module = SFTModule(options.model)
-        module.configure_model()
+        module = loaded(options.model)
         for part, file in todo.items():
             measure(options, module, part, file)
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from batches import Batch, cut_after_prompt, facts_of, pair_rows
-from peers import HAS_TRL, adamw, own_loss, take_step, trl_dpo_loss
+from peers import HAS_TRL, adamw, loaded, own_loss, take_step, trl_dpo_loss
 from side_by_side import MODEL, ROWS, numbered, options_of, quiet, save, seconds_of, short, take_turns, wanted
 
-from lit_ift import CausalLMModule, PreferenceModule, SFTModule
+from lit_ift import CausalLMModule, PreferenceModule
 
 SCRIPT = "pairs_speed"
 
@@ -103,9 +103,7 @@ def main() -> None:
     if not todo:
         return
     with quiet():
-        torch.manual_seed(0)
-        module = SFTModule(options.model)
-        module.configure_model()
+        module = loaded(options.model)
         for part, (file, long) in todo.items():
             measure(options, module, part, file, long=long)
 

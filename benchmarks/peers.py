@@ -37,6 +37,16 @@ def take_step(loss: Loss, optimizer: Optimizer, batch: Batch) -> None:
     optimizer.zero_grad()
 
 
+def loaded(model: str) -> Any:
+    """A module that holds the model which all contestants begin from."""
+    from lit_ift import SFTModule  # Processes that measure memory import no more than they need.
+
+    torch.manual_seed(0)
+    module = SFTModule(model)
+    module.configure_model()
+    return module
+
+
 def own_loss(module: Any) -> Loss:
     """The mean loss of a module of this package, made as a Trainer's steps make it."""
     module.one_sweep = True  # As where a Trainer trains: all rows have the same weight in the mean.

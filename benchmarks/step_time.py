@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from batches import Batch, facts_of, instruction_rows, padded_to
-from peers import HAS_TRL, AuthorsIFT, Loss, adamw, own_loss, plain_loss, take_step, trl_sft_loss
+from peers import HAS_TRL, AuthorsIFT, Loss, adamw, loaded, own_loss, plain_loss, take_step, trl_sft_loss
 from side_by_side import MODEL, ROWS, numbered, options_of, quiet, save, seconds_of, short, take_turns, wanted
 from torch import Tensor
 
@@ -121,9 +121,7 @@ def main() -> None:
     if not todo:
         return
     with quiet():
-        torch.manual_seed(0)
-        module = SFTModule(options.model)
-        module.configure_model()
+        module = loaded(options.model)
         module.model.to("cuda" if torch.cuda.is_available() else "cpu")
         for part, (file, low_share) in todo.items():
             measure(options, module, part, file, low_share=low_share)
