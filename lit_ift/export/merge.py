@@ -76,7 +76,7 @@ def open_adapter(adapter: Path, base: str, *, dtype: str) -> Any:
         dtype: of the base model's weights.
 
     Raises:
-        UserError: the base model cannot be had, or the adapter does not fit it.
+        UserError: the base model is not found or cannot be loaded, or the adapter does not fit it.
     """
     try:
         return load_adapter(adapter, dtype=dtype, base=base)

@@ -65,7 +65,7 @@ class OpenedModel:
         """The model before training: an adapter is switched off meanwhile; of a whole model the base is loaded once.
 
         Raises:
-            UserError: it is not known, cannot be had, or lacks tokens that the trained model has.
+            UserError: nothing names the base model, it cannot be loaded, or it lacks tokens that the trained model has.
         """
         if is_adapted(self.model):
             with adapters_off(self.model):

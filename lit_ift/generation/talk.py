@@ -74,7 +74,7 @@ class Talk:
         """Answer a question in the conversation so far.
 
         If the history is too long for the model's context, its oldest questions are dropped with their answers.
-        Ctrl-C ends the answer, of which what was written stays.
+        Ctrl-C ends the answer. The part that was written so far stays in the conversation.
 
         Raises:
             UserError: the question alone is too long, or the chat template cannot write the conversation.
@@ -102,7 +102,7 @@ class Talk:
             The question, the base model's answer and the trained model's.
 
         Raises:
-            UserError: nothing was asked yet, or the base model cannot be had.
+            UserError: nothing was asked yet, or the base model cannot be loaded.
         """
         asked = self.messages[:-1]
         if question is not None:

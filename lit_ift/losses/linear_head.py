@@ -77,7 +77,7 @@ class HeadSweep:
         self.bias = None if head.bias is None else head.bias.detach().to(self.dtype)
 
     def scores(self, chunk: slice) -> tuple[HeadScores, "ChunkLogits"]:
-        """Score a chunk of positions; and its logits, of which `ChunkLogits.gradient` makes their gradient."""
+        """Score a chunk of positions. The second result makes the gradient of the chunk's logits."""
         targets = self.targets[chunk]
         logits = at_least_float32(torch.nn.functional.linear(self.hidden[chunk], self.weight, self.bias))
         slope = None

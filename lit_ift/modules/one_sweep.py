@@ -32,7 +32,7 @@ class Portion:
 
     Attributes:
         rows: which.
-        examples: their examples, of which a row of feedback has several.
+        examples: the examples of these rows; a row of feedback has several.
     """
 
     rows: slice

@@ -123,7 +123,7 @@ class TokenModule(ReferenceModule):
         return self.token_loss({"nll": nll, "mask": mask, **inputs})
 
     def _inputs_of(self, scores: TokenScores) -> dict[str, Tensor]:
-        """What the loss asks for besides nll and mask and is known once tokens are scored, by its name."""
+        """The inputs that follow from the scores of tokens, by name; nll and mask are not among them."""
         inputs = dict(scores.statistics)
         if "token_logps" in self.token_loss.inputs:
             inputs["token_logps"] = -scores.nll
@@ -132,7 +132,7 @@ class TokenModule(ReferenceModule):
         return inputs
 
     def _known_inputs(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """What it asks for that can be had before tokens are scored, one row an example."""
+        """The inputs that are known before tokens are scored, by name; one row an example."""
         asked, inputs = self.token_loss.inputs, dict[str, Tensor]()
         if "data_weights" in asked and "data_weights" in batch:
             inputs["data_weights"] = unpacked(batch)["data_weights"][:, 1:]

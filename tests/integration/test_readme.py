@@ -86,7 +86,7 @@ def test_lit_ift_commands(
         budget = ("updates", "tuning_seeds", "seeds", "points")
         small = [word for name in budget for word in (f"--protocol.{name}", "2")]
         small += ["--protocol.learning_rates", "[0.01]", "--start.updates", "2", "--reinforce.games", "2"]
-        # tests/configs runs it with all methods, of which each game takes as long to draw as the rest.
+        # tests/configs runs it with all methods. Drawing one game takes as long as everything else.
         assert main([*shlex.split(command)[1:], *small, "--ppo.games", "2", "--methods", "[sft, ift]"]) == 0
         assert (here / "checkpoints/frozen-lake/summary.png").is_file()
         games = {path.name for path in (here / "checkpoints/frozen-lake").glob("play-*.gif")}
