@@ -1,0 +1,1 @@
+"""Measure trained models on tasks: scores with standard errors, and paired differences between models."""
