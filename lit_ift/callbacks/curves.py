@@ -1,9 +1,7 @@
 """Training curves as a picture and a table."""
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,15 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from lit_ift.callbacks.panels import draw_panels
 from lit_ift.lightning_private import metrics_of_this_step
 
 
 class LossCurves(Callback):
     """Draws loss and metrics against the optimizer step when ``fit`` ends, also when it ends by an error.
 
-    Writes ``<log_dir>/curves.png``, and the numbers behind it to ``curves.csv`` (step, metric, value).
+    Writes ``<log_dir>/curves.png``, and the numbers behind it to ``curves.csv`` (step, metric, value). Long lines are
+    smoothed, with the values in pale behind them. What never changed has no panel: its value stands below.
 
     Args:
         metrics: what to draw, a panel each; names of one panel are joined by ``+``, as in
@@ -94,34 +94,3 @@ class LossCurves(Callback):
         path = self.folder / "curves.png"
         draw_panels(self.points, self.panels, path)
         rank_zero_info(f"Training curves: {path}")
-
-
-def filled_panels(points: dict[str, list[tuple[int, float]]], panels: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The metrics that each panel's names and patterns stand for; panels without points are left out."""
-    found = [
-        [name for pattern in panel for name, values in points.items() if values and fnmatchcase(name, pattern)]
-        for panel in panels
-    ]
-    return [panel for panel in found if panel]
-
-
-def draw_panels(points: dict[str, list[tuple[int, float]]], panels: Sequence[Sequence[str]], path: Path) -> None:
-    """Draw each panel's metrics against the step and save a PNG; panels without points are left out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawn = filled_panels(points, panels)
-    columns = min(3, max(1, len(drawn)))
-    rows = math.ceil(len(drawn) / columns) or 1
-    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for position, panel in enumerate(drawn, start=1):
-        axes = figure.add_subplot(rows, columns, position)
-        for name in panel:
-            steps, values = zip(*points[name], strict=True)
-            marker = "o" if len(steps) < 12 else None
-            axes.plot(steps, values, label=name, marker=marker, markersize=4, linewidth=1.6)
-        axes.set_xlabel("optimizer step")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=130)

@@ -13,7 +13,7 @@ from tiny import tiny_batch, tiny_model, tiny_tokenizer
 from torch.utils.data import DataLoader
 
 from lit_ift.callbacks import HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
-from lit_ift.callbacks.curves import filled_panels
+from lit_ift.callbacks.panels import filled_panels
 from lit_ift.chat import Conversation, Example
 from lit_ift.data import EncodedRow, ReportBuilder, Row, TaskItem, TasksDataModule
 from lit_ift.data.modules.verifiable import VerifiableDataModule
