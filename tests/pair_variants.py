@@ -65,7 +65,7 @@ def some_inputs(pairs: int = 5, seed: int = 0, *, longest: int = 6) -> dict[str,
         inputs |= {f"{side}_lengths": lengths.double(), f"{side}_mask": mask}
         for name in (f"{side}_token_logps", f"reference_{side}_token_logps", f"{side}_token_log_sum_sq_probs"):
             inputs[name] = (4 * below_zero(pairs, longest) - 0.01) * mask
-        for name in (f"{side}_token_kl", f"{side}_token_reverse_kl", f"{side}_token_weights"):
+        for name in (f"{side}_token_kl", f"{side}_token_reverse_kl", f"{side}_token_weights", f"{side}_data_weights"):
             inputs[name] = -below_zero(pairs, longest) * mask
     inputs["gold_lengths"] = torch.randint(1, longest + 1, (pairs,), generator=draw).double()
     inputs["preference"] = 1 + 0.5 * below_zero(pairs)

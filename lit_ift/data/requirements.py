@@ -81,8 +81,8 @@ def check_rows(split: str, rows: StoredRows, indices: npt.NDArray[np.int64], tak
         split: for messages.
         rows: of the split.
         indices: of the rows that go there, ascending.
-        taker: has ``kinds`` and perhaps ``needs_gold``, ``takes_data_weights`` and ``uses_soft_labels``, of which it
-            is warned if no pair has one.
+        taker: has ``kinds`` and perhaps ``needs_gold``, ``losses_without_weights`` (without it, its losses take none)
+            and ``uses_soft_labels``, of which it is warned if no pair has one.
         name: of the taker, for messages.
 
     Raises:
@@ -103,11 +103,13 @@ def check_rows(split: str, rows: StoredRows, indices: npt.NDArray[np.int64], tak
             f"{REMEDIES[kind]}."
         )
     weighted = rows.weighted[indices]
-    if weighted.any() and not getattr(taker, "takes_data_weights", False):
+    heedless: list[str] | None = getattr(taker, "losses_without_weights", None)
+    if weighted.any() and heedless != []:
+        named = f" ({', '.join(heedless)})" if heedless else ""
         raise UserError(
-            f"data.{split}: the loss of {name} takes no weights of turns, but {int(weighted.sum()):,} rows have some, "
-            f"the first of them {rows[int(indices[weighted.argmax()])].row_id}. Choose a loss that takes data_weights, "
-            "such as nll, or write true or false instead of the weights."
+            f"data.{split}: the loss of {name}{named} takes no weights of turns, but {int(weighted.sum()):,} rows have "
+            f"some, the first of them {rows[int(indices[weighted.argmax()])].row_id}. Choose losses that take "
+            "data_weights, such as nll, or write true or false instead of the weights."
         )
     pairs = kinds == ROW_KINDS.index("preference")
     if getattr(taker, "uses_soft_labels", False) and pairs.any() and not rows.scored[indices][pairs].any():

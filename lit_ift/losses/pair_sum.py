@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_ift.losses.logprobs import Statistic
 from lit_ift.losses.pair.changes import CHANGES
 from lit_ift.losses.pair.chosen_tokens import ChosenTokenLoss
 from lit_ift.losses.pair.objective import PairObjective
@@ -48,6 +49,14 @@ class SummedPairLoss(PairObjective):
         self.name = " + ".join(self.labels)
         self.inputs = list(dict.fromkeys(name for loss in self.losses for name in loss.inputs))
         self.in_batch = any(loss.in_batch for loss in self.losses)
+
+    @property
+    def losses_without_weights(self) -> list[str]:
+        return list(dict.fromkeys(name for loss in self.losses for name in loss.losses_without_weights))
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        return {name: made for loss in self.losses for name, made in loss.statistics.items()}
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         weighted: list[Tensor] = []

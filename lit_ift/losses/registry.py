@@ -79,6 +79,8 @@ PER_TOKEN: Final[dict[str, str]] = {
     "rejected_token_log_sum_sq_probs": "the same of the rejected answer",
     "chosen_token_weights": "weight of each token of the chosen answer, no gradient, 0 off the mask",
     "rejected_token_weights": "the same of the rejected answer",
+    "chosen_data_weights": "factor that the data gives to each token of the chosen answer; 1 where it gives none",
+    "rejected_data_weights": "the same of the rejected answer",
     "chosen_mask": "true at trained tokens of the chosen answer",
     "rejected_mask": "the same of the rejected answer",
 }

@@ -37,7 +37,7 @@ OF_TOKEN_LOGPS: Final[dict[str, str]] = {
     "nll": "-log-probability of each token, with gradient, 0 off the mask",
     "token_logps": "its log-probability, with gradient, 0 off the mask",
     "mask": "true at trained tokens",
-    "data_weights": "factor that the data gives to a token's loss; only where a row of the batch has some",
+    "data_weights": "factor that the data gives to a token's loss; 1 where it gives none",
 }
 """Inputs that are the token log-probabilities, and what belongs to the tokens, (B, T)."""
 

@@ -38,6 +38,12 @@ def unpacked(batch: Batch) -> Batch:
     }
 
 
+def data_weights(batch: Batch) -> Tensor:
+    """How much the loss of each token counts in a batch that says so, where its scores are, (B, L-1) float32."""
+    weights: Tensor = unpacked(batch)["data_weights"][:, 1:]
+    return weights
+
+
 def owners(batch: Batch) -> Tensor:
     """The example that each position of the batch's own rows belongs to, -1 at padding, (B, T) int64."""
     if is_packed(batch):

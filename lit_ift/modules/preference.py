@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from lit_ift.constants import IGNORE_INDEX
-from lit_ift.losses.logprobs import log_sum_sq_probs
 from lit_ift.losses.masking import per_sequence_mean
 from lit_ift.losses.pair_sum import PairLossOption, pair_objective
 from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
 from lit_ift.modules.feedback_rows import FeedbackRows
 from lit_ift.modules.inputs import InputName, Prepared, TrueTokens, named_input
 from lit_ift.modules.one_sweep import Portion
-from lit_ift.modules.packed import owners
+from lit_ift.modules.packed import data_weights, owners
 from lit_ift.modules.prompts import PromptEmbedder, pooled_prompts
 from lit_ift.modules.stepping import Batch, ExampleLosses
 from lit_ift.modules.token_weights import ContrastiveWeights
@@ -112,6 +111,11 @@ class PreferenceModule(FeedbackModule):
         return self.pair_loss.row_wise
 
     @property
+    def losses_without_weights(self) -> list[str]:
+        """Names of the losses that make no use of weights that rows may have."""
+        return self.pair_loss.losses_without_weights
+
+    @property
     def needs_reference(self) -> bool:
         return self.pair_loss.needs_reference
 
@@ -134,8 +138,6 @@ class PreferenceModule(FeedbackModule):
     def example_losses(self, batch: Batch) -> ExampleLosses:
         prepared = read_chosen(self.chosen_input, self, batch)
         hidden = prepared.hidden_states(self, batch)
-        is_asked = any(name.endswith("_token_log_sum_sq_probs") for name in self.pair_loss.inputs)
-        statistics = {"log_sum_sq_probs": log_sum_sq_probs} if is_asked else None
         known = self._known_inputs(hidden, batch)
 
         def judge(answers: AnswerScores, some: Portion) -> ExampleLosses:
@@ -144,7 +146,7 @@ class PreferenceModule(FeedbackModule):
             losses, metrics = self.pair_loss(inputs)
             return losses, {**self._own_metrics(answers, some, inputs, prepared), **metrics}
 
-        return self.judged_answers(hidden, batch, judge, statistics)
+        return self.judged_answers(hidden, batch, judge, self.pair_loss.statistics)
 
     def _own_metrics(
         self, answers: AnswerScores, some: Portion, inputs: Mapping[str, Tensor], prepared: Prepared
@@ -193,6 +195,8 @@ class PreferenceModule(FeedbackModule):
             "{}_token_kl": lambda: self.reference.token_kl(self, hidden, batch),
             "{}_token_reverse_kl": lambda: self.reference.token_kl(self, hidden, batch, reverse=True),
         }
+        if "data_weights" in batch:
+            makers["{}_data_weights"] = lambda: data_weights(batch)
         asked = {name.replace("chosen", "{}").replace("rejected", "{}") for name in self.pair_loss.inputs}
         return {name: make() for name, make in makers.items() if name in asked}
 
@@ -206,6 +210,8 @@ class PreferenceModule(FeedbackModule):
             **self._by_side(answers.lengths, answers, "{}_lengths"),
             **self._by_side(-answers.tokens.nll, answers, "{}_token_logps"),
             **self._by_side(answers.tokens.mask, answers, "{}_mask"),
+            # Unless the batch has others.
+            **self._by_side(torch.ones_like(answers.tokens.nll), answers, "{}_data_weights"),
             "log_ratio_mean": answers.logps.new_full((len(answers.rows),), self.log_ratios.mean),
             "preference": answers.rows.scores.nan_to_num(1.0).to(answers.logps.dtype),
         }

@@ -13,7 +13,7 @@ from lit_ift.modules.base import token_accuracy
 from lit_ift.modules.inputs import TrueTokens
 from lit_ift.modules.old_policy import OldPolicy
 from lit_ift.modules.one_sweep import Portion, judged
-from lit_ift.modules.packed import unpacked
+from lit_ift.modules.packed import data_weights, unpacked
 from lit_ift.modules.reference_module import ReferenceModule
 from lit_ift.modules.stepping import Batch, ExampleLosses
 
@@ -45,9 +45,9 @@ class TokenModule(ReferenceModule):
         super().__init__(*args, **kwargs)
 
     @property
-    def takes_data_weights(self) -> bool:
-        """Whether rows may have weights of tokens."""
-        return self.token_loss.takes_data_weights
+    def losses_without_weights(self) -> list[str]:
+        """Names of the losses that make no use of weights that rows may have."""
+        return [] if self.token_loss.takes_data_weights else [self.token_loss.name]
 
     @property
     def row_wise(self) -> bool:
@@ -127,6 +127,8 @@ class TokenModule(ReferenceModule):
         inputs = dict(scores.statistics)
         if "token_logps" in self.token_loss.inputs:
             inputs["token_logps"] = -scores.nll
+        if "data_weights" in self.token_loss.inputs:  # Unless the batch has others.
+            inputs["data_weights"] = torch.ones_like(scores.nll)
         if self.old_policy is not None:  # Unless another is given, the old policy is the present one.
             inputs["old_token_logps"] = -scores.nll.detach()
         return inputs
@@ -135,7 +137,7 @@ class TokenModule(ReferenceModule):
         """The inputs that are known before tokens are scored, by name; one row an example."""
         asked, inputs = self.token_loss.inputs, dict[str, Tensor]()
         if "data_weights" in asked and "data_weights" in batch:
-            inputs["data_weights"] = unpacked(batch)["data_weights"][:, 1:]
+            inputs["data_weights"] = data_weights(batch)
         if "reference_logps" in asked:
             inputs["reference_logps"] = self.reference.logps(self, batch)
         if "reference_token_logps" in asked:

@@ -174,8 +174,8 @@ def hints(report: DataReport) -> list[str]:
         refusing = ", ".join(name for name, loss in TOKEN_LOSSES.items() if "data_weights" not in taken(loss))
         found.append(
             f"{counted(report.rows_weighted, 'row')} weight a turn by another number than 1. Losses that take no such "
-            f"weights refuse these rows: {refusing} (IFT's), SFTMix's, and all losses of pairs, thumbs and scores. "
-            "For those, write true or false instead."
+            f"weights refuse these rows: {refusing} (IFT's), SFTMix's, and all losses of pairs, thumbs and scores but "
+            "token losses on chosen answers. For those, write true or false instead."
         )
     if report.rows_with_lookalikes:
         found.append(

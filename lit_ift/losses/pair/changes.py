@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lit_ift.losses.logprobs import Statistic
 from lit_ift.losses.masking import per_sequence_mean
 from lit_ift.losses.pair.objective import PairObjective
 from lit_ift.options import CheckedOptions, UnitInterval
@@ -51,7 +52,18 @@ def policy_weights(token_logps: Tensor, token_log_sum_sq_probs: Tensor, mask: Te
     return per_sequence_mean(token_logps.detach() - token_log_sum_sq_probs, mask)
 
 
-class LengthDesensitised(CheckedOptions, PairObjective):
+class ChangedLoss(CheckedOptions, PairObjective):
+    """A pair loss that is told something else, or whose value counts otherwise."""
+
+    def __init__(self, loss: PairObjective) -> None:
+        self.name, self.in_batch, self._loss = loss.name, loss.in_batch, loss
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        return {**self._loss.statistics, **super().statistics}
+
+
+class LengthDesensitised(ChangedLoss):
     """A pair loss on log-probabilities of which the longer answer's surplus counts less (LD-DPO, arXiv:2409.06411).
 
     Those of the reference, where the loss takes any, are changed alike, so that they are needed token by token.
@@ -66,7 +78,8 @@ class LengthDesensitised(CheckedOptions, PairObjective):
     """
 
     def __init__(self, loss: PairObjective, *, alpha: UnitInterval) -> None:
-        self.name, self.in_batch, self._loss, self._alpha = loss.name, loss.in_batch, loss, alpha
+        super().__init__(loss)
+        self._alpha = alpha
         sums = [f"{prefix}{side}_logps" for prefix in ("", "reference_") for side in SIDES]
         self._tokens = {name: name.replace("_logps", "_token_logps") for name in sums if name in loss.inputs}
         if not self._tokens:
@@ -85,7 +98,7 @@ class LengthDesensitised(CheckedOptions, PairObjective):
         return self._loss({**inputs, **{name: changed(name) for name in self._tokens}})
 
 
-class PolicyWeighted(CheckedOptions, PairObjective):
+class PolicyWeighted(ChangedLoss):
     """A pair loss times how likely the policy itself would have given both answers (WPO, arXiv:2406.11827).
 
     ``loss · w_chosen · w_rejected``, ``w = exp(mean_t [log π(y_t) - log Σ_v π(v)²])``; no gradient flows into the
@@ -102,7 +115,8 @@ class PolicyWeighted(CheckedOptions, PairObjective):
     _asked = ("token_logps", "token_log_sum_sq_probs", "mask")
 
     def __init__(self, loss: PairObjective, *, clamp: bool = True) -> None:
-        self.name, self.in_batch, self._loss, self._clamp = loss.name, loss.in_batch, loss, clamp
+        super().__init__(loss)
+        self._clamp = clamp
         self.inputs = list(dict.fromkeys([*loss.inputs, *(f"{side}_{what}" for side in SIDES for what in self._asked)]))
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,6 +6,7 @@ from typing import Final
 
 from torch import Tensor
 
+from lit_ift.losses.logprobs import Statistic
 from lit_ift.losses.pair.objective import PairObjective
 from lit_ift.losses.schema import LossFunction, taken
 from lit_ift.losses.token_registry import TOKEN_LOSSES, TokenLoss
@@ -14,19 +15,23 @@ OF_CHOSEN: Final[dict[str, str]] = {
     "nll": "chosen_token_logps",
     "token_logps": "chosen_token_logps",
     "mask": "chosen_mask",
+    "data_weights": "chosen_data_weights",
+    "token_entropies": "chosen_token_entropies",
+    "token_top_entropies": "chosen_token_top_{top_k}_entropies",
     "token_log_sum_sq_probs": "chosen_token_log_sum_sq_probs",
     "reference_token_logps": "reference_chosen_token_logps",
     "reference_token_kl": "chosen_token_kl",
     "reference_logps": "reference_chosen_logps",
 }
-"""Inputs of token losses that pairs have, and what they are called there; the nll with the other sign."""
+"""Inputs of token losses that pairs have, and what they are called there: options of the loss by their names, so that
+two losses may differ in them; the nll with the other sign."""
 
 
 class ChosenTokenLoss(PairObjective):
     """A token loss that judges the chosen answers, and leaves the rejected ones to other terms.
 
     Args:
-        loss: takes no inputs but those in `OF_CHOSEN`, and weights of tokens, which pairs have none of.
+        loss: takes no inputs but those in `OF_CHOSEN`.
 
     Raises:
         ValueError: the loss asks for more.
@@ -40,8 +45,12 @@ class ChosenTokenLoss(PairObjective):
                 f"The token loss {loss.name!r} asks for {', '.join(lacking)}, which chosen answers of pairs come "
                 f"without. Take one of {', '.join(fit)}."
             )
-        self._names = {name: OF_CHOSEN[name] for name in loss.inputs if name in OF_CHOSEN}
+        self._names = {name: OF_CHOSEN[name].format(**loss.values) for name in loss.inputs if name in OF_CHOSEN}
         self.inputs = list(dict.fromkeys(self._names.values()))
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        return {self._names[name].removeprefix("chosen_token_"): made for name, made in self._loss.statistics.items()}
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self._loss({name: -inputs[own] if name == "nll" else inputs[own] for name, own in self._names.items()})

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lit_ift.losses.logprobs import Statistic, log_sum_sq_probs
+
 
 class PairObjective(ABC):
     """Losses of pairs from the inputs that it names.
@@ -22,6 +24,18 @@ class PairObjective(ABC):
     @abstractmethod
     def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses of shape (P,) and detached metrics of shape (P,) from the inputs that it asks for."""
+
+    @property
+    def losses_without_weights(self) -> list[str]:
+        """Names of the losses that make no use of the weights that the data gives to tokens of an answer."""
+        sides = [side for side in ("chosen", "rejected", "gold") if any(side in name for name in self.inputs)]
+        return [] if all(f"{side}_data_weights" in self.inputs for side in sides) else [self.name]
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """What it asks for of the policy's distributions, by name without ``<side>_token_``, for `score_tokens`."""
+        is_asked = any(name.endswith("_token_log_sum_sq_probs") for name in self.inputs)
+        return {"log_sum_sq_probs": log_sum_sq_probs} if is_asked else {}
 
     @property
     def needs_reference(self) -> bool:

@@ -1,6 +1,7 @@
 """Pairs through one forward pass give what each answer alone gives."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from lit_ift.data import FeedbackDataModule
 from lit_ift.data.batch.collate import collate, collate_packed
+from lit_ift.data.requirements import check_match
 from lit_ift.data.rows import EncodedRow
+from lit_ift.data.store import StoredRows
 from lit_ift.errors import UserError
 from lit_ift.losses.registry import PAIR_LOSSES, PairLoss
 from lit_ift.losses.token_registry import TOKEN_LOSSES, TokenLoss
@@ -157,14 +160,17 @@ def test_ift_and_a_contrast_are_one_pass_over_pairs(given: dict[str, Any], packe
     assert ("sft_loss" in metrics) == (given["input"] != "true_tokens")
 
 
-FIT = [name for name in TOKEN_LOSSES if name not in ("eaft", "psft")]
+FIT = [name for name in TOKEN_LOSSES if name != "psft"]
 
 
 @pytest.mark.parametrize("loss", FIT)
 def test_a_token_loss_on_pairs_is_that_of_the_chosen_answers(loss: str) -> None:
     model, rows = tiny_model(), pairs(3)
     options = {"alpha": 0.5} if loss == "deformed_log" else {}
-    kind: dict[str, Any] = {"reference": "model"} if TokenLoss(loss, options).needs_reference else {}
+    token_loss = TokenLoss(loss, options)
+    if token_loss.takes_data_weights:
+        rows[1:] = [with_weights(row, 0.5) for row in rows[1:]]
+    kind: dict[str, Any] = {"reference": "model"} if token_loss.needs_reference else {}
     alone = SFTModule(model, loss=loss, options=options, **kind)
     module = PreferenceModule(model, loss=[{"name": loss, **options}], **kind)
     if kind:
@@ -175,6 +181,43 @@ def test_a_token_loss_on_pairs_is_that_of_the_chosen_answers(loss: str) -> None:
     torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-12)
     for name in set(own) - {"token_accuracy"}:
         torch.testing.assert_close(metrics[f"{loss}/{name}"], own[name], rtol=1e-9, atol=1e-12)
+
+
+def with_weights(row: EncodedRow, weight: float) -> EncodedRow:
+    """The same pair, whose answers have tokens that count less, and the rejected ones still less."""
+    lengths = {side: len(example.input_ids) for side, example in row.sides.items()}
+    factors = {"chosen": weight, "rejected": weight / 2}
+    sides = {
+        side: replace(example, weights=[1.0, *[factors[side]] * (lengths[side] - 1)])
+        for side, example in row.sides.items()
+    }
+    return replace(row, sides=sides)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_of_turns_are_factors_of_the_token_losses_of_chosen_answers(packed: bool) -> None:
+    model, rows = tiny_model(), pairs(3)
+    weighted = list(StoredRows.in_memory([rows[0], with_weights(rows[1], 0.5), with_weights(rows[2], 0.25)]))
+    plain, slopes = gradients(PreferenceModule(model, loss="nll"), feedback_batch(rows, packed=packed))
+    losses, found = gradients(PreferenceModule(model, loss="nll"), feedback_batch(weighted, packed=packed))
+    torch.testing.assert_close(losses, plain * torch.tensor([1.0, 0.5, 0.25]))
+    assert not torch.allclose(found["lm_head.weight"], slopes["lm_head.weight"])
+
+
+def test_rows_with_weights_are_refused_by_the_name_of_the_loss_that_takes_none() -> None:
+    rows = StoredRows.in_memory([*pairs(2), with_weights(pairs(1)[0], 0.5)])
+    check_match(
+        "train", rows, [], PreferenceModule(tiny_model(), loss=[{"name": "nll"}, {"name": "dft", "weight": 0.5}])
+    )
+    for loss, named in (
+        ("orpo", "orpo"),
+        (
+            [{"name": "nll"}, {"name": "simpo"}, {"name": "propagation"}, {"name": "simpo", "beta": 1.0}],
+            "simpo, propagation",
+        ),
+    ):
+        with pytest.raises(UserError, match=rf"PreferenceModule \({named}\) takes no weights of turns, but 1 rows"):
+            check_match("train", rows, [], PreferenceModule(tiny_model(), loss=loss))
 
 
 def test_noise_is_on_chosen_answers_alone() -> None:

@@ -256,9 +256,11 @@ def test_a_loss_without_weights_refuses_rows_that_have_some(tokenizer: PreTraine
 
     class Module:
         kinds = frozenset({"instruction"})
-        takes_data_weights = False
 
     with pytest.raises(UserError, match=r"Module takes no weights of turns, but 1 rows have some.* rows.jsonl:7"):
         check_match("train", rows, [], Module())
-    Module.takes_data_weights = True
+    Module.losses_without_weights = ["cool"]  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"Module \(cool\) takes no weights of turns"):
+        check_match("train", rows, [], Module())
+    Module.losses_without_weights = []  # type: ignore[attr-defined]
     check_match("train", rows, [], Module())
