@@ -68,7 +68,7 @@ def generate(
     top_p: Share | None = None,
     top_k: PositiveInt | None = None,
     seed: int = 0,
-    batch_size: PositiveInt = 32,
+    batch_size: PositiveInt | None = None,
     format: Literal["rows", "alpaca_eval"] = "rows",
     generator: str | None = None,
     overwrite: bool = False,
@@ -98,7 +98,7 @@ def generate(
         top_p: draw from the smallest set of tokens that holds this probability; as the model says by default.
         top_k: draw from so many of the likeliest tokens; as the model says by default.
         seed: of the draws.
-        batch_size: answers generated at a time.
+        batch_size: answers generated at a time, by transformers; 32 by default.
         format: rows have prompt and completion, as lit-ift reads them; alpaca_eval has instruction, output, generator.
         generator: name of the model in alpaca_eval; that of its folder by default.
         overwrite: replace the output, and drop kept answers of another call.
@@ -115,8 +115,9 @@ def generate(
     """
     if generator is not None and format != "alpaca_eval":
         raise ArgumentError(None, "--generator is written to alpaca_eval alone: add --format alpaca_eval")
-    if engine == "vllm" and device is not None:
-        raise ArgumentError(None, "--device is for transformers: vLLM chooses its own")
+    for name, value in {"device": device, "batch_size": batch_size}.items():
+        if engine == "vllm" and value is not None:
+            raise ArgumentError(None, f"--{name} is for transformers: vLLM chooses its own")
     from lit_ift.data.read.sources import Source
     from lit_ift.generation import answer_file as files
     from lit_ift.generation.engine import GenerationOptions
@@ -125,7 +126,8 @@ def generate(
     from lit_ift.generation.prompts import read_prompts
     from lit_ift.generation.run import answered
 
-    options = GenerationOptions(max_new_tokens, temperature, top_p, top_k, num_answers, batch_size, seed)
+    at_a_time = GenerationOptions.batch_size if batch_size is None else batch_size
+    options = GenerationOptions(max_new_tokens, temperature, top_p, top_k, num_answers, at_a_time, seed)
     files.check_output(output, overwrite=overwrite)
     place = find_model(trained)
     rows = read_prompts(Source(prompts, max_rows=max_rows, split=split, layout=layout, columns=columns))

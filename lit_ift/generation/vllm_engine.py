@@ -11,7 +11,7 @@ from lit_ift.generation.opened import LoadOptions, tokenizer_of_place
 
 
 class VllmEngine:
-    """Answers by vLLM, which loads the model itself and makes its own batches (``batch_size`` is not heeded).
+    """Answers by vLLM, which loads the model itself and makes its own batches (the command refuses ``batch_size``).
 
     What is not said of sampling is as vLLM has it, not as the model's generation config does.
 

@@ -211,6 +211,9 @@ def test_bad_input(model_folder: Path, questions: Path, tmp_path: Path, capsys: 
 
 
 def fails_without_device(model: Path, questions: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    for name, value in (("--batch_size", 16), ("--device", "cpu")):
+        assert lit_ift("generate", model, questions, output, "--engine", "vllm", name, value) == 2
+        assert f"{name} is for transformers" in capsys.readouterr().err
     assert lit_ift("generate", model, questions, output, "--engine", "vllm") == 1
     return capsys.readouterr().err
 
