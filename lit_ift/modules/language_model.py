@@ -48,7 +48,7 @@ from lit_ift.modules.generate import MAX_NEW_TOKENS
 from lit_ift.modules.optim import (
     vector_names,
 )
-from lit_ift.modules.packed import is_packed, scores_by_example
+from lit_ift.modules.packed import is_packed, needed_mask, scores_by_example
 from lit_ift.modules.precision import convert_weights, float32_by_default, keep_batches_exact, uncached_casts
 from lit_ift.modules.shared_prompts import SharedPrompts
 from lit_ift.modules.stepping import Batch
@@ -308,7 +308,7 @@ class LanguageModelModule(OptimizedModule):
         asked = {} if balancing is None else {"output_router_logits": True}
         output = decoder(self.model)(
             inputs_embeds=inputs_embeds,
-            attention_mask=batch.get("attention_mask"),
+            attention_mask=needed_mask(batch),
             use_cache=False,
             **positions,
             **asked,

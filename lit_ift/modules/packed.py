@@ -53,6 +53,17 @@ def owners(batch: Batch) -> Tensor:
     return torch.arange(len(mask), device=mask.device)[:, None].where(mask, -1)
 
 
+def needed_mask(batch: Batch) -> Tensor | None:
+    """The attention mask that the model has to be given, (B, T); None where each row's padding follows its tokens.
+
+    No token attends to what comes after it, so nothing trained sees such padding. Without a mask attention takes its
+    causal kernel, which leaves out half of the work.
+    """
+    mask: Tensor | None = batch.get("attention_mask")
+    pads_before = mask is not None and bool((mask[:, 1:] > mask[:, :-1]).any())
+    return mask if pads_before else None
+
+
 def scores_by_example(scores: TokenScores, batch: Batch) -> TokenScores:
     """Scores of the batch's rows as (B, L-1), with the predictions in that order."""
     return unpack_scores(scores, batch["sequence_ids"]) if is_packed(batch) else scores
