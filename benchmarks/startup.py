@@ -79,7 +79,7 @@ def main() -> None:
     """Measure each part and write its result."""
     parser = options_of(__doc__)
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--without-answers", nargs="*", default=["--tasks.enabled", "false"], help=argparse.SUPPRESS)
+    parser.add_argument("--without-answers", nargs="*", default=["--samples.enabled", "false"], help=argparse.SUPPRESS)
     parser.set_defaults(rounds=7)
     options = parser.parse_args()
     parts: dict[str, Callable[[Any, Path], dict[str, list[str]]]] = {"commands": commands, "quickstart": quickstart}

@@ -17,6 +17,7 @@ MODULES: Final = {
     "lit_ift.resume": "lit_ift.checkpoints.resume",
     "lit_ift.strategies": "lit_ift.distributed",
     "lit_ift.strategies.fsdp": "lit_ift.distributed.strategy",
+    "lit_ift.callbacks.answers": "lit_ift.callbacks.samples",
     "lit_ift.callbacks.half": "lit_ift.callbacks.half_fine_tuning",
     "lit_ift.callbacks.random_state": "lit_ift.checkpoints.random_state",
     "lit_ift.data.chat": "lit_ift.chat.encoder",

@@ -1,6 +1,5 @@
 """What a run leaves behind: checkpoints, curves, answers, a Hugging Face folder."""
 
-from lit_ift.callbacks.answers import TaskAccuracy
 from lit_ift.callbacks.checkpoint import RunCheckpoint
 from lit_ift.callbacks.confidence import ConfidenceRecorder
 from lit_ift.callbacks.curves import LossCurves
@@ -8,6 +7,7 @@ from lit_ift.callbacks.export import HuggingFaceExport
 from lit_ift.callbacks.half_fine_tuning import HalfFineTuning
 from lit_ift.callbacks.lost_ranks import LostRanks
 from lit_ift.callbacks.predictions import AnswerWriter
+from lit_ift.callbacks.samples import Samples
 from lit_ift.checkpoints.random_state import RandomState
 
 __all__ = [
@@ -19,5 +19,5 @@ __all__ = [
     "LostRanks",
     "RandomState",
     "RunCheckpoint",
-    "TaskAccuracy",
+    "Samples",
 ]

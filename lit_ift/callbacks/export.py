@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_ift.callbacks.answers import TaskAccuracy
+from lit_ift.callbacks.samples import Samples
 from lit_ift.checkpoints.writing import why_not_writable
 from lit_ift.distributed.shard import gathered, is_sharded
 from lit_ift.errors import UserError
@@ -133,7 +133,7 @@ class HuggingFaceExport(Callback):
 
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, TaskAccuracy):
+            if isinstance(callback, Samples):
                 for task, row in callback.accuracies().items():
                     metrics |= {f"tasks/{task}, {when}": share for when, share in row.items()}
         reports = getattr(getattr(trainer, "datamodule", None), "reports", {})

@@ -3,7 +3,7 @@
 import errno
 import re
 import sys
-from argparse import ArgumentError, ArgumentParser
+from argparse import SUPPRESS, ArgumentError, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_ift.callbacks import (
     AnswerWriter,
@@ -24,7 +24,7 @@ from lit_ift.callbacks import (
     LossCurves,
     LostRanks,
     RunCheckpoint,
-    TaskAccuracy,
+    Samples,
 )
 from lit_ift.callbacks.loggers import RunTable
 from lit_ift.callbacks.progress import ParameterCount, ProgressLines, TextProgress
@@ -52,7 +52,7 @@ OUTPUT_ROOT = "checkpoints"
 CALLBACKS: Final[dict[str, type[L.Callback]]] = {
     "checkpoint": RunCheckpoint,
     "curves": LossCurves,
-    "tasks": TaskAccuracy,
+    "samples": Samples,
     "export": HuggingFaceExport,
     "predictions": AnswerWriter,
     "lost_ranks": LostRanks,
@@ -114,6 +114,7 @@ class LitIFTCLI(LightningCLI):
         take_paths_as_they_are(parser)
         for group, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, group)
+        parser.add_argument("--tasks", type=dict[str, Any], default={}, help=SUPPRESS)  # As `samples` was called.
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         usage, description = f"lit-ift {subcommand} --config FILE [options]", COMMANDS[subcommand].sentence
@@ -131,6 +132,10 @@ class LitIFTCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if old := config.pop("tasks"):
+            rank_zero_warn("The options tasks.* are now samples.*; the old name goes in the next release.")
+            for name, value in old.items():
+                config.samples[name] = value
         with told_as(ValueError, lambda error: UserError(f"The configuration cannot be used: {error}")):
             check_objects(config, self.parser)
             fsdp2 = fsdp2_instead(config.trainer.strategy, config.trainer.num_nodes)

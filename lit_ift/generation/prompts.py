@@ -40,13 +40,14 @@ def read_prompts(source: Source) -> list[Prompt]:
         UserError: there are no rows.
     """
     parser = RowParser(layout=source.layout, columns=source.columns, score_range=source.score_range, needs_answer=False)
-    prompts = [_prompt(parser.parse(record)) for record in source.records("test")]
+    prompts = [prompt_of(parser.parse(record)) for record in source.records("test")]
     if not prompts:
         raise UserError(f"{source.path}: there are no rows, so there is nothing to answer.")
     return prompts
 
 
-def _prompt(row: Row) -> Prompt:
+def prompt_of(row: Row) -> Prompt:
+    """What stands before the first answer of a row; of a pair, the chosen answer is the expected one."""
     side = next(iter(row.sides.values()))
     if isinstance(side, Document) or side.is_prompt:
         return Prompt(row.origin, side, None)

@@ -276,6 +276,10 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
         """Note the optimizer's options as configured, so that a checkpoint does not overrule them on resuming."""
         self._configured_options = configured_options(optimizer)
 
+    def restart_clock(self) -> None:
+        """Keep time that went into something else than training out of ``train/tokens_per_s``."""
+        self._window.restart_clock()
+
     # Evaluation --------------------------------------------------------------------------------------------------
 
     def _evaluate(self, batch: Batch, batch_idx: int) -> None:

@@ -33,7 +33,7 @@ from lit_ift import (
     SFTModule,
     UFTModule,
 )
-from lit_ift.callbacks import HuggingFaceExport, TaskAccuracy
+from lit_ift.callbacks import HuggingFaceExport, Samples
 from lit_ift.callbacks.half_fine_tuning import HalfFineTuning
 from lit_ift.checkpoints.random_state import RandomState
 from lit_ift.data import TaskItem
@@ -231,10 +231,10 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         return {"answers": {row["row_id"]: row["answer"] for batch in found or [] for row in batch}}
 
     def answers_questions() -> dict[str, Any]:
-        callback = TaskAccuracy(max_new_tokens=4, batch_size=2)
+        callback = Samples(["Say b", "Say c"], every_n_steps=1, max_new_tokens=4, batch_size=2, show=5)
         data = Questions(train=rows, val=rows, batch_size=8 // RANKS)
-        fit(make(SFTModule), data, callback, max_steps=1)
-        return {"answers": {f"{a.row_id} {i}": a.answer for i in (0, 1) for a in (callback.before, callback.after)[i]}}
+        steps = fit(make(SFTModule), data, callback, max_steps=2)["steps"]
+        return {"answers": {f"{a.row_id} {a.step}": a.answer for a in callback.shown}, "steps": steps}
 
     def exports(lora: bool) -> dict[str, Any]:
         folder = f"{out}.{'adapter' if lora else 'model'}"

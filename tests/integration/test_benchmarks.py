@@ -135,7 +135,7 @@ def test_commands_of_startup(model_folder: Path, tmp_path: Path, monkeypatch: py
 
     startup = script("startup")
     monkeypatch.chdir(tmp_path)
-    options = Namespace(model=str(model_folder), without_answers=["--tasks.enabled", "false"])
+    options = Namespace(model=str(model_folder), without_answers=["--samples.enabled", "false"])
     calls = [*startup.commands(options, tmp_path).values()]
     calls += [[*words, "--print_config"] for words in startup.quickstart(options, tmp_path).values()]
     own = [words[len(startup.LIT_IFT) :] for words in calls if "lit_ift" in words]

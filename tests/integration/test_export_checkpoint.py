@@ -29,7 +29,7 @@ def words(folder: Path, model: Path, data: Path, *more: str) -> list[str]:
     """A run of two steps with a checkpoint after the last."""
     start = ["fit", "--model", "IFTModule", "--model.init_args.model", str(model)]
     start += ["--data", "InstructionDataModule", "--data.init_args.train", str(data)]
-    start += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--tasks.enabled", "false"]
+    start += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--samples.enabled", "false"]
     return [*start, "--trainer.default_root_dir", str(folder), *more]
 
 

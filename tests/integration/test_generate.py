@@ -36,7 +36,7 @@ def run(request: Any, tmp_path_factory: pytest.TempPathFactory, model_folder: Pa
     folder = tmp_path_factory.mktemp("run")
     words = ["fit", "--model", "SFTModule", "--model.init_args.model", model_folder, "--data", "InstructionDataModule"]
     words += ["--data.init_args.train", data_file, "--trainer.max_steps", 3, "--trainer.accelerator", "cpu"]
-    words += ["--tasks.enabled", "false", "--trainer.default_root_dir", folder]
+    words += ["--samples.enabled", "false", "--trainer.default_root_dir", folder]
     words += ["--model.init_args.optimizer", "torch.optim.AdamW", "--model.init_args.optimizer.init_args.lr", 0.05]
     words += ["--data.init_args.chat_template", "chatml"]
     if request.param == "lora":

@@ -128,7 +128,7 @@ def test_fit_with_lora_from_the_command_line(tmp_path: Path, model_folder: Path,
     words = ["fit", "--model", "IFTModule", "--model.init_args.model", str(model_folder)]
     words += ["--model.init_args.lora.r", "4", "--model.init_args.lora.lora_alpha", "8"]
     words += ["--data", "InstructionDataModule", "--data.init_args.train", str(data_file)]
-    words += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--tasks.enabled", "false"]
+    words += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--samples.enabled", "false"]
     words += ["--trainer.default_root_dir", str(tmp_path), "--export.dirpath", str(tmp_path / "adapter")]
     assert main(words) == 0
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from lit_ift.cli import main
@@ -34,9 +35,13 @@ def metrics(path: Path) -> dict[tuple[int, str], float]:
 @pytest.mark.filterwarnings("ignore:lit_ift.modules.optim is now:FutureWarning")
 def test_training_goes_on_as_the_old_code_did(here: Path) -> None:
     config = "checkpoints/runs/version_0/config.yaml"
-    code = main(["fit", "--config", config, "--trainer.max_epochs", "2", "--ckpt_path", CHECKPOINT])
-    assert code == 0
+    words = ["--trainer.max_epochs", "2", "--ckpt_path", CHECKPOINT, "--tasks.show", "3"]
+    with pytest.warns(UserWarning, match=r"tasks\.\* are now samples\.\*"):
+        assert main(["fit", "--config", config, *words]) == 0
     [table] = (path for path in here.glob("checkpoints/runs/*/metrics.csv") if "version_0" not in path.parts)
+    composed = yaml.safe_load((table.parent / "config.yaml").read_text())
+    assert "tasks" not in composed
+    assert (composed["samples"]["show"], composed["samples"]["items_per_task"]) == (3, 32)
     ours, theirs = metrics(table), metrics(OLD / "resumed_metrics.csv")
     assert len(theirs) == 4 * 7 + 5  # Four steps and a validation.
     assert {key: ours[key] for key in theirs} == pytest.approx(theirs, rel=1e-4)

@@ -59,7 +59,7 @@ def words(base: Path, data: Path, out: Path, *more: str) -> list[str]:
         "cpu",
         "--trainer.log_every_n_steps",
         "1",
-        "--tasks.enabled",
+        "--samples.enabled",
         "false",
     ]
     return [*start, "--trainer.default_root_dir", str(out), *more]

@@ -24,7 +24,7 @@ def test_two_steps_of_the_quickstart(
         "data.init_args.train_size": 8,
         "data.init_args.val_size": 4,
         "data.init_args.batch_size": 12,
-        "tasks.items_per_task": 4,
+        "samples.items_per_task": 4,
         "trainer.default_root_dir": tmp_path,
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]

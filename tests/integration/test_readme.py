@@ -56,7 +56,7 @@ def tiny(command: str, model_folder: Path) -> list[str]:
         "data.init_args.max_length": 512,  # The tiny tokenizer has one token a byte.
     }
     if "quickstart" in command:
-        options |= {"tasks.items_per_task": 2, "data.init_args.train_size": 16, "data.init_args.val_size": 4}
+        options |= {"samples.items_per_task": 2, "data.init_args.train_size": 16, "data.init_args.val_size": 4}
     else:
         options |= {"data.init_args.batch_size": 4, "data.init_args.val_fraction": 0.3}
         if "init_args.train " not in command:

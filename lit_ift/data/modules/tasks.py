@@ -111,7 +111,7 @@ class TasksDataModule(ConversationDataModule):
         """The first `limit_per_task` validation questions of each task (all for None)."""
         if not self.has_split("val"):
             raise UserError(
-                "There are no validation questions to evaluate on. Set data.val_size, or tasks.enabled=false."
+                "There are no validation questions to evaluate on. Set data.val_size, or samples.items_per_task=0."
             )
         return [
             TaskItem(task, self._prompt(entry), entry["answer"], _row_id(task, "val", index))

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tiny import tiny_batch, tiny_model, tiny_tokenizer
 from torch.utils.data import DataLoader
 
-from lit_ift.callbacks import HuggingFaceExport, LossCurves, RunCheckpoint, TaskAccuracy
+from lit_ift.callbacks import HuggingFaceExport, LossCurves, RunCheckpoint, Samples
 from lit_ift.callbacks.panels import filled_panels
 from lit_ift.chat import Conversation, Example
 from lit_ift.data import EncodedRow, ReportBuilder, Row, TaskItem, TasksDataModule
@@ -134,7 +134,7 @@ def test_accuracy_counts_full_scores_only(tmp_path: Path, capsys: pytest.Capture
         {"spell_backward": {"min_word_len": 3, "max_word_len": 5}}, train_size=4, val_size=2, tokenizer=tiny_tokenizer()
     )
     assert isinstance(data, VerifiableDataModule)
-    accuracy = TaskAccuracy(items_per_task=2, max_new_tokens=2)
+    accuracy = Samples(items_per_task=2, max_new_tokens=2)
     run = trainer(tmp_path, accuracy)
     module = SFTModule(tiny_model(dtype=torch.float32))
     run.fit(module, datamodule=data)
@@ -152,10 +152,10 @@ def test_accuracy_counts_full_scores_only(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_resumed_run_knows_the_answers_from_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fit(path: Path | None, **options: Any) -> TaskAccuracy:
+    def fit(path: Path | None, **options: Any) -> Samples:
         tasks = {"spell_backward": {"min_word_len": 3, "max_word_len": 5}}
         data = Addition(tasks, train_size=4, val_size=2, batch_size=2, tokenizer=tiny_tokenizer())
-        accuracy = TaskAccuracy(items_per_task=2, max_new_tokens=2)
+        accuracy = Samples(items_per_task=2, max_new_tokens=2)
         checkpoint = RunCheckpoint(dirpath=tmp_path / "c", every_n_train_steps=1)
         run = trainer(tmp_path, accuracy, checkpoint, enable_checkpointing=True, **options)
         run.fit(SFTModule(tiny_model(dtype=torch.float32)), datamodule=data, ckpt_path=path)
@@ -168,7 +168,7 @@ def test_a_resumed_run_knows_the_answers_from_before_training(tmp_path: Path, mo
 
 
 def test_accuracy_does_nothing_without_tasks(tmp_path: Path) -> None:
-    accuracy = TaskAccuracy()
+    accuracy = Samples()
     trainer(tmp_path, accuracy).fit(SFTModule(tiny_model()), loader())
     assert accuracy.accuracies() == {}
 
