@@ -3,6 +3,8 @@
 import json
 import re
 from dataclasses import fields
+from importlib import import_module
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any, Final
@@ -115,6 +117,18 @@ def test_options_of_others_are_theirs(tool: str) -> None:
 def test_no_option_of_trl_is_left_out() -> None:
     named = {name for head, cells in rows() if head == "TRL" for name in code(cells[0])}
     assert not sorted(set(RECORDED["TRL"]["names"].split()) - named)
+
+
+@pytest.mark.slow
+def test_the_list_of_trl_is_that_of_its_dataclasses() -> None:
+    """So that an option of a TRL that was put in place of this one is seen."""
+    assert version("trl") == RECORDED["TRL"]["version"].split()[1].rstrip(",")
+    trl: dict[str, list[str]] = {
+        "trl": ["SFTConfig", "DPOConfig", "KTOConfig", "ModelConfig", "ScriptArguments"],
+        **{f"trl.experimental.{name}": [f"{name.upper()}Config"] for name in ("cpo", "orpo", "tpo")},
+    }
+    classes = [getattr(import_module(module), name) for module, names in trl.items() for name in names]
+    assert {field.name for cls in classes for field in fields(cls)} == set(RECORDED["TRL"]["names"].split())
 
 
 def test_every_row_says_what_is_ours() -> None:
