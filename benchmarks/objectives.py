@@ -106,6 +106,7 @@ def runs() -> dict[str, Run]:
         "ift, predictions of the epoch before": Run(IFTModule, {"reuse_predictions": "epoch"}, "instructions", 20),
         "sftmix": Run(SFTMixModule, rows="instructions"),
         "kto": Run(KTOModule, rows="answers"),
+        "bco of thumbs": Run(KTOModule, {"variant": "bco"}, "answers"),
         "uft": Run(UFTModule, {"beta": 0.05}, "instructions+pairs+answers+scored"),
         "ift+dpo": Run(MixedModule, {"parts": PARTS}, "instructions+pairs"),
     }
@@ -140,7 +141,7 @@ def changed_pair_runs() -> dict[str, Run]:
         f"dpo, {change}": Run(PreferenceModule, {"options": {change: CHANGE_OPTIONS[change]}, "reference": "model"})
         for change in CHANGES
     }
-    for name in ("irpo", "mpo"):
+    for name in ("irpo", "mpo", "ift_dpo", "ift_simpo"):
         options = yaml.safe_load((SUMS / f"{name}.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
         found[name] = Run(PreferenceModule, options)
     return found
