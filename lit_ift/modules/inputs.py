@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from lit_ift.errors import UserError, did_you_mean
+from lit_ift.imports import imported
 from lit_ift.losses.ift import temporal_residual
 from lit_ift.losses.logprobs import Select, TokenScores, greedy, target_mask
 from lit_ift.modules.lambda_schedule import LambdaSchedule, LambdaShape
@@ -26,8 +27,6 @@ from lit_ift.options import CheckedOptions, NonNegative, Positive, PositiveInt, 
 
 if TYPE_CHECKING:
     from lit_ift.modules.base import CausalLMModule
-
-InputName = Literal["true_tokens", "temporal_residual", "neftune", "own_tokens"]
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ class NEFTune(TrueTokens):
         return Prepared(embeddings + scale.unsqueeze(-1).to(embeddings.dtype) * noise)
 
 
-INPUT_KINDS: Final[dict[InputName, type[TrueTokens]]] = {
+INPUT_KINDS: Final[dict[str, type[TrueTokens]]] = {
     "true_tokens": TrueTokens,
     "temporal_residual": TemporalResidual,
     "neftune": NEFTune,
@@ -259,21 +258,33 @@ INPUT_KINDS: Final[dict[InputName, type[TrueTokens]]] = {
 }
 
 
-def named_input(name: InputName, options: Mapping[str, Any] | None = None) -> TrueTokens:
-    """The input of a name with its options.
+def named_input(name: str, options: Mapping[str, Any] | None = None) -> TrueTokens:
+    """The input of a name, or of an import path, with its options.
 
     Raises:
         ValueError: there is no such input, or it has no such option, or the option cannot have that value.
     """
-    if name not in INPUT_KINDS:
-        raise ValueError(f"input={name!r} must be one of {', '.join(map(repr, get_args(InputName)))}")
-    kind, given = INPUT_KINDS[name], dict(options or {})
-    known = [] if kind is TrueTokens else list(signature(kind).parameters)
+    kind, given = _input_kind(name), dict(options or {})
+    known = [] if kind.__init__ is object.__init__ else list(signature(kind).parameters)
     for option in given:
         if option not in known:
             offered = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"The input {name!r} has no option {option!r}; {offered}.{did_you_mean(option, known)}")
     return kind(**given)
+
+
+def _input_kind(name: str) -> type[TrueTokens]:
+    if name in INPUT_KINDS:
+        return INPUT_KINDS[name]
+    if "." not in name:
+        raise ValueError(
+            f"input={name!r} must be one of {', '.join(map(repr, INPUT_KINDS))}, or the import path of a subclass of "
+            f"lit_ift.modules.inputs.TrueTokens.{did_you_mean(name, INPUT_KINDS)}"
+        )
+    kind = imported("input", name)
+    if not (isinstance(kind, type) and issubclass(kind, TrueTokens)):
+        raise ValueError(f"input={name!r} is no subclass of lit_ift.modules.inputs.TrueTokens, which it must be.")
+    return kind
 
 
 def _reused(kind: Reuse | None, schedule: LambdaSchedule, predict: Select, name: str) -> ReusedPredictions | None:

@@ -15,7 +15,7 @@ from lit_ift.losses.masking import per_sequence_mean
 from lit_ift.losses.pair_sum import PairLossOption, pair_objective
 from lit_ift.modules.feedback_module import AnswerScores, FeedbackModule
 from lit_ift.modules.feedback_rows import FeedbackRows
-from lit_ift.modules.inputs import InputName, Prepared, TrueTokens, named_input
+from lit_ift.modules.inputs import Prepared, TrueTokens, named_input
 from lit_ift.modules.one_sweep import Portion
 from lit_ift.modules.packed import data_weights, owners
 from lit_ift.modules.prompts import PromptEmbedder, pooled_prompts
@@ -44,10 +44,10 @@ class PreferenceModule(FeedbackModule):
             ``lit_ift.losses.TOKEN_LOSSES`` (propagation, dft, …) is a term on the chosen answers.
         options: hyperparameters of a single loss, such as ``{beta: 0.1}``, and what changes it:
             ``{ld_dpo: {alpha: 0.5}}``, ``{wpo: {clamp: true}}``; in a list they stand in the terms.
-        input: what the policy reads of chosen answers: ``true_tokens``, ``temporal_residual`` (IFT's), ``neftune`` or
-            ``own_tokens``; see ``lit_ift.modules.inputs``. All that losses are told of chosen answers is then of that
-            input, while the other answers are read as they are. A reference reads the true tokens, so that losses with
-            one take no other input.
+        input: what the policy reads of chosen answers: ``true_tokens``, ``temporal_residual`` (IFT's), ``neftune``,
+            ``own_tokens`` or one of your own, see ``SFTModule``. All that losses are told of chosen answers is then of
+            that input, while the other answers are read as they are. A reference reads the true tokens, so that losses
+            with one take no other input.
         input_options: options of the input, such as ``{lam: 0.2}``, but for ``reuse_predictions``.
         prompt_embedder: hub id or folder of a sentence-embedding model, for losses that compare prompts (rpo); by
             default the policy's own hidden states are averaged over the prompt.
@@ -68,7 +68,7 @@ class PreferenceModule(FeedbackModule):
         *,
         loss: PairLossOption = "dpo",
         options: dict[str, Any] | None = None,
-        input: InputName = "true_tokens",
+        input: str = "true_tokens",
         input_options: dict[str, Any] | None = None,
         prompt_embedder: str | None = None,
         token_weights: ContrastiveWeights | None = None,

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from lit_ift.losses.token_registry import TokenLoss
-from lit_ift.modules.inputs import InputName, TrueTokens, named_input
+from lit_ift.modules.inputs import TrueTokens, named_input
 from lit_ift.modules.token_module import TokenModule
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ class SFTModule(TokenModule):
             with their signature.
         options: hyperparameters of the loss, such as ``{alpha: 0.5}``.
         input: what the policy reads: ``true_tokens``, ``temporal_residual`` (IFT's), ``neftune`` (noise) or
-            ``own_tokens`` (predictions in the place of some tokens); see ``lit_ift.modules.inputs``.
+            ``own_tokens`` (predictions in the place of some tokens); see ``lit_ift.modules.inputs``. Or the import path
+            of a subclass of ``lit_ift.modules.inputs.TrueTokens``.
         input_options: options of the input, such as ``{lam: 0.2}``.
         **kwargs: see ``ReferenceModule`` for losses with a reference, and ``CausalLMModule``.
 
@@ -43,7 +44,7 @@ class SFTModule(TokenModule):
         *,
         loss: str = "nll",
         options: dict[str, Any] | None = None,
-        input: InputName = "true_tokens",
+        input: str = "true_tokens",
         input_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

@@ -360,7 +360,6 @@ def test_a_function_from_elsewhere() -> None:
         ({"loss": [{"name": "dpo"}], "options": {"beta": 0.1}}, "no effect beside a list"),
         ({"loss": [{"name": "dpo"}, {"name": "propagation"}], "input": "temporal_residual"}, "reference, which reads"),
         ({"loss": "iw", "input": "neftune"}, "reference, which reads the true tokens"),
-        ({"loss": [{"name": "dpo"}, {"name": "eaft"}]}, r"loss\[1\]: The token loss 'eaft' asks for token_top_entrop"),
         ({"loss": "psft"}, "asks for old_token_logps, which chosen answers of pairs come without. Take one of nll, "),
         ({"loss": "simpo", "input_options": {"lam": 0.2}}, "no option 'lam'"),
         (
