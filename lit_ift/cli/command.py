@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "merge": Command("make a whole model of a LoRA adapter and its base model", "models"),
     "chat": Command("talk to a trained model on the terminal, and compare it with its base", "talk"),
     "generate": Command("let a trained model answer the prompts of a file", "talk"),
+    "inspect": Command("show what a model says of each token of some rows, as a page", "report"),
     "data": Command("look at the data first: check, preview, build", None),
     "data check": Command("say what became of every row; fail if a threshold is exceeded", "data"),
     "data preview": Command("print rows in colour: what is trained on, prompt, padding", "data"),
