@@ -43,6 +43,12 @@ COMMANDS: Final = {
     "data check": Command("say what became of every row; fail if a threshold is exceeded", "data"),
     "data preview": Command("print rows in colour: what is trained on, prompt, padding", "data"),
     "data build": Command("tokenize all splits into the cache, so that training finds them there", "data"),
+    "recipes": Command("show the configurations that come with lit-ift: list, show, copy", None),
+    "recipes list": Command("list them with what they do", "recipes"),
+    "recipes show": Command("print one", "recipes"),
+    "recipes copy": Command("copy one, to change it", "recipes"),
+    "schema": Command("print the JSON schema of configurations, for editors", "recipes"),
+    "completion": Command("print a script that completes commands and options in a shell", "recipes"),
     "frozen-lake": Command("compare objectives on the game of the IFT paper, whose optimum is known", "lake"),
 }
 """All commands by the words that call them."""
@@ -85,8 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(rest):
         print(help_file(name).read_text(encoding="utf-8"), end="")
         return 0
+    from lit_ift.recipes import with_files
+
     module = import_module(f"lit_ift.cli.{COMMANDS[name].module}")
-    return _told(f"lit-ift {name}", lambda: module.run(words))
+    return _told(f"lit-ift {name}", lambda: module.run(with_files(words)))
 
 
 def make_folder_importable() -> None:

@@ -59,6 +59,8 @@ CALLBACKS: Final[dict[str, type[L.Callback]]] = {
 }
 """Callbacks that every run has, by the name of their group of options."""
 
+EXTENDS: Final = "recipes, or files beside this one, that are read before it; of files only"
+
 
 @dataclass
 class RunOptions:
@@ -108,13 +110,19 @@ class LitIFTCLI(LightningCLI):
         command = sys.argv[1]
         self._subcommand_method_arguments: dict[str, list[str]] = {}
         self._subcommand_parsers = {command: self._prepare_subcommand_parser(L.Trainer, command)}
-        self.parser = tree(LightningArgumentParser, command, self._subcommand_parsers[command])
+        self.parser = tree(LightningArgumentParser, self._subcommand_parsers)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         take_paths_as_they_are(parser)
         for group, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, group)
         parser.add_argument("--tasks", type=dict[str, Any], default={}, help=SUPPRESS)  # As `samples` was called.
+        parser.add_argument("--extends", type=list[str] | str | None, help=EXTENDS)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        # Those files have been read, and what is saved holds all that they say.
+        self.config[self.config.subcommand].pop("extends")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         usage, description = f"lit-ift {subcommand} --config FILE [options]", COMMANDS[subcommand].sentence

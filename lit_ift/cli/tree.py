@@ -1,7 +1,9 @@
 """The tree of commands as one parser. A call makes the options of its own command alone, which is what takes time."""
 
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from inspect import signature
 from typing import Any, Final, TypeVar
@@ -17,26 +19,33 @@ P = TypeVar("P", bound=ArgumentParser)
 DESCRIPTIONS: Final = {
     "": "Single-process alignment of language models in PyTorch Lightning.",
     "data": "Look at the data before it is trained on. No model is loaded.",
+    "recipes": "Configurations that come with lit-ift. `--config` takes their names.",
 }
 EXAMPLES: Final = {
     "": """\
 examples:
-  lit-ift fit --config configs/quickstart.yaml
-  lit-ift fit --config configs/ift/smollm2-135m.yaml --model.init_args.lam 0.3
-  lit-ift fit --config configs/ift/smollm2-135m.yaml --print_config
-  lit-ift data check --config configs/ift/smollm2-135m.yaml
+  lit-ift fit --config quickstart
+  lit-ift fit --config ift/smollm2-135m --model.lam 0.3
+  lit-ift fit --config ift/smollm2-135m --print_config
+  lit-ift data check --config ift/smollm2-135m
   lit-ift export checkpoints/runs/version_0/checkpoints/last.ckpt model
   lit-ift merge checkpoints/runs/version_0/model merged
   lit-ift chat checkpoints/runs/version_0
   lit-ift generate checkpoints/runs/version_0 questions.jsonl answers.jsonl
   lit-ift inspect HuggingFaceTB/SmolLM2-135M-Instruct my.jsonl
-  lit-ift frozen-lake --config configs/frozen-lake/default.yaml
+  lit-ift frozen-lake --config frozen-lake/default
 """,
     "data": """\
 examples:
   lit-ift data check my.jsonl --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct --max_skipped 0
-  lit-ift data check --config configs/ift/smollm2-135m.yaml --html report.html
-  lit-ift data preview --config configs/ift/smollm2-135m.yaml --batch
+  lit-ift data check --config ift/smollm2-135m --html report.html
+  lit-ift data preview --config ift/smollm2-135m --batch
+""",
+    "recipes": """\
+examples:
+  lit-ift recipes list
+  lit-ift recipes show ift/smollm2-135m
+  lit-ift recipes copy ift/smollm2-135m mine.yaml
 """,
 }
 
@@ -45,13 +54,39 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Shows types and defaults, and keeps the lines of examples."""
 
 
-def tree(kind: type[P], name: str = "", parser: ArgumentParser | None = None) -> P:
-    """All commands; the one of that name with the options of its parser, the others with a line of help."""
+_PARSER_ALONE: Final[ContextVar[bool]] = ContextVar("parser_alone", default=False)
+
+
+class ParserMade(BaseException):
+    """Ends a command of which the parser alone is wanted."""
+
+    def __init__(self, parser: ArgumentParser) -> None:
+        self.parser = parser
+
+
+@contextmanager
+def parser_alone() -> Iterator[None]:
+    """Commands end by `ParserMade` where they ask for the tree, before they read their words."""
+    token = _PARSER_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _PARSER_ALONE.reset(token)
+
+
+def tree(kind: type[P], parsers: Mapping[str, ArgumentParser]) -> P:
+    """All commands; those of `parsers` with the options of their parser, the others with a line of help.
+
+    Raises:
+        ParserMade: within `parser_alone`.
+    """
+    if _PARSER_ALONE.get():
+        raise ParserMade(next(iter(parsers.values())))
     root = kind(prog="lit-ift", formatter_class=HelpFormatter, exit_on_error=False, allow_abbrev=False)
     groups = {"": _group(root, "")}
     for path, command in COMMANDS.items():
         above, _, word = path.rpartition(" ")
-        own = parser if path == name and parser is not None else ArgumentParser()
+        own = parsers.get(path) or ArgumentParser()
         groups[above].add_subcommand(word, own, help=command.text)
         own.prog = f"lit-ift {path}"
         if command.module is None:
@@ -97,7 +132,7 @@ def parse(words: Sequence[str], name: str, parser: ArgumentParser) -> Namespace:
         argparse.ArgumentError: an option is unknown or has a wrong value; with the option that may have been meant.
     """
     try:
-        parsed = tree(ArgumentParser, name, parser).parse_args(list(words))
+        parsed = tree(ArgumentParser, {name: parser}).parse_args(list(words))
     except ArgumentError as error:
         options = {option for action in parser._actions for option in action.option_strings}
         hints = partial(nearest_options, options=options)

@@ -1,5 +1,6 @@
-"""What ``--help`` prints is what the parsers say, and costs no imports."""
+"""What ``--help`` prints, and the schema of configurations, is what the parsers say, and costs no imports."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from commands import run
 
 from lit_ift.cli.command import COMMANDS, help_file
+from lit_ift.recipes import schema_file
 
 WRITE = Path(__file__).parents[2] / "docs" / "write_help.py"
 
@@ -24,6 +26,13 @@ def test_help_is_that_of_the_parsers(tmp_path: Path) -> None:
     for name in ("", *COMMANDS):
         live = (tmp_path / help_file(name).name).read_text(encoding="utf-8")
         assert in_any_python(help_file(name).read_text(encoding="utf-8")) == in_any_python(live), f"run: python {WRITE}"
+    schemas = list(schema_file("fit").parent.glob("*.json"))
+    assert len(schemas) == 2
+    for shipped in schemas:
+        schema, live = (json.loads((folder / shipped.name).read_text()) for folder in (shipped.parent, tmp_path))
+        assert [schema["properties"], schema.get("$defs")] == [live["properties"], live.get("$defs")], (
+            f"run: python {WRITE}"
+        )
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
