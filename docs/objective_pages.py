@@ -122,7 +122,7 @@ def _page(page: str, objective: Objective, overview: str) -> str:
         _section("Losses and metrics", f"Logged {logged}" if logged else doc.get("Returns", "")),
         "## Run it\n\n```bash\n" + _command(page, objective) + "\n```",
         _departures(objective),
-        _from_tables(objective, overview),
+        _from_tables(page, objective, overview),
         *(_source(function) for function in objective.sources),
     ]
     begin = "<!-- written by docs/write_objectives.py -->\n\n[All objectives](../objectives.md)\n\n"
@@ -214,12 +214,12 @@ def _departures(objective: Objective) -> str:
     return _section("Departures", "\n\n".join(found))
 
 
-def _from_tables(objective: Objective, overview: str) -> str:
+def _from_tables(page: str, objective: Objective, overview: str) -> str:
     """What objectives.md says of checks and of the short run."""
     parts = []
-    if objective.is_loss and (checked := _lines(overview, "Checked against", objective.name)):
-        text = checked[0].splitlines()[-1].strip("| ").split("|")[1].strip()
-        parts.append(f"## Checked against\n\n{text[0].upper()}{text[1:]}. [How](../objectives.md#checked-against)")
+    if checked := _lines(overview, "Checked against", page):
+        table = "\n".join([checked[0], *(one.splitlines()[-1] for one in checked[1:])])
+        parts.append(f"## Checked against\n\n{table}\n\nAbsolute, in float64. [How](../objectives.md#checked-against)")
     if runs := _lines(overview, "Short runs on real rows", objective.run):
         what = (
             "The loss is that of held-out rows. A run of eight steps shows that an objective learns; it compares none. "

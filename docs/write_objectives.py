@@ -19,6 +19,29 @@ from lit_ift.losses.marks import is_in_batch
 PAGE = Path(__file__).with_name("objectives.md")
 RUNS = Path(__file__).with_name("short_runs.csv")
 """What `benchmarks/objectives.py` wrote."""
+PARITY = Path(__file__).with_name("parity.csv")
+"""What `write_parity.py` wrote."""
+
+CHECKED_OTHERWISE = {
+    "ada_dpo": "by hand; a grid over τ",
+    "cayley": "`floor` 1 is `deformed_log` with α = 1",
+    "gdpo": "by hand; p̂ = 1 is DPO",
+    "gipo": "by hand; p̂ = 1 is IPO",
+    "sft": "as `nll`; five steps of TRL's `SFTTrainer` in float32, 2e-7 (`tests/integration/test_as_trl.py`)",
+    "sftmix": "by hand; there is no code of the authors",
+}
+"""Objectives by the name of their page that no recorded numbers were made for, and what was done instead."""
+
+REMARKS = {
+    ("bco", "OpenGVLab/InternVL 2410d1d"): "as a term of MPO, given their shift",
+    ("exo", "TRL 1.16.0"): "but for TRL's two logarithms in float32",
+    ("kto", "huggingface/trl f2cd577"): "`variant: bco`, given their shift",
+    ("kto", "TRL 1.16.0"): "its baseline has float32's rounding; 2e-16 where that is 0",
+    ("mpo", "OpenGVLab/InternVL 2410d1d"): "with `sft_token_mean`, as their code",
+    ("mpo", "TRL 1.16.0"): "with `bco_pair` and `sft_token_mean`, as TRL",
+    ("rpo", "yinyueqin/relative-preference-optimization c1b5163"): "`reduction: mean`",
+    ("tis_dpo", "exlaw/TIS-DPO cbad7c1"): "weights given",
+}
 
 
 def loss_table(losses: Mapping[str, Callable[..., Any]]) -> str:
@@ -55,11 +78,29 @@ def run_table() -> str:
     return "\n".join(lines)
 
 
+def parity_table() -> str:
+    """A line for each objective and source of recorded numbers; then those that there are none of."""
+    lines = [
+        "| objective | source | largest difference of a loss | of a gradient | |",
+        "| --- | --- | --: | --: | --- |",
+    ]
+    with PARITY.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            named = " + ".join(f"`{name}`" for name in line["objective"].split(" + "))
+            source = re.sub(r"^(\S+/\S+) (\w{7})$", r"[\1](https://github.com/\1) \2", line["source"])
+            numbers = " | ".join("0" if float(line[kind]) == 0 else line[kind] for kind in ("value", "gradient"))
+            remark = REMARKS.get((line["objective"], line["source"]), "")
+            lines.append(f"| {named} | {source} | {numbers} | {remark} |")
+    lines += [f"| `{name}` | none | | | {how} |" for name, how in CHECKED_OTHERWISE.items()]
+    return "\n".join(lines)
+
+
 def written(page: str) -> str:
     """The page with its generated parts made anew."""
     parts = {
         "token losses": loss_table(TOKEN_LOSSES),
         "pair losses": loss_table(PAIR_LOSSES),
+        "parity": parity_table(),
         "later short runs": run_table(),
     }
     for part, text in parts.items():

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deviations import TRL as TRL_1_16
+from deviations import assert_same
 from torch import Tensor
 
 from lit_ift.losses import score_tokens
@@ -70,14 +72,15 @@ def test_every_recorded_case_is_covered(recorded: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("case", TRL)
 def test_equals_trl(case: str, recorded: dict[str, Tensor]) -> None:
-    loss = pair_objective(*TRL[case])
+    loss, name = pair_objective(*TRL[case]), case.split("/")[0]
+    name = name if name in ("ld_dpo", "wpo", "irpo", "mpo") else loss.name
     logits = recorded["inputs/logits"].clone().requires_grad_()
     losses, _ = losses_of(loss, recorded, logits)
-    torch.testing.assert_close(losses.mean(), recorded[f"trl/{case}/mean"], **EXACT)
+    assert_same(name, TRL_1_16, "value", losses.mean(), recorded[f"trl/{case}/mean"], **EXACT)
     (gradient,) = torch.autograd.grad(losses.mean(), logits)
-    torch.testing.assert_close(gradient, recorded[f"trl/{case}/grad"], **EXACT)
+    assert_same(name, TRL_1_16, "gradient", gradient, recorded[f"trl/{case}/grad"], **EXACT)
     if not loss.in_batch:
-        torch.testing.assert_close(losses.detach(), recorded[f"trl/{case}/alone"], **EXACT)
+        assert_same(name, TRL_1_16, "value", losses, recorded[f"trl/{case}/alone"], **EXACT)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -88,14 +91,16 @@ def test_equals_wpo(smoothing: float, recorded: dict[str, Tensor]) -> None:
     assert (metrics["wpo/weight"] == 1).any()  # The clamp is put to use,
     assert (metrics["wpo/weight"] < 1).any()  # and is not all there is.
     torch.testing.assert_close(metrics["wpo/weight"], recorded[f"wpo/{smoothing}/weights"], **EXACT)
-    torch.testing.assert_close(losses.detach(), recorded[f"wpo/{smoothing}/losses"], **EXACT)
+    source = "wzhouad/WPO a104458"
+    assert_same("wpo", source, "value", losses, recorded[f"wpo/{smoothing}/losses"], **EXACT)
     (gradient,) = torch.autograd.grad(losses.mean(), logits)
-    torch.testing.assert_close(gradient, recorded[f"wpo/{smoothing}/grad"], **EXACT)
+    assert_same("wpo", source, "gradient", gradient, recorded[f"wpo/{smoothing}/grad"], **EXACT)
 
 
 def test_equals_discopop(recorded: dict[str, Tensor]) -> None:
     logits = recorded["inputs/logits"].clone().requires_grad_()
     losses, _ = losses_of(pair_objective("discopop"), recorded, logits)
-    torch.testing.assert_close(losses.detach(), recorded["discopop/losses"], **EXACT)
+    source = "luchris429/DiscoPOP 3307865"
+    assert_same("discopop", source, "value", losses, recorded["discopop/losses"], **EXACT)
     (gradient,) = torch.autograd.grad(losses.mean(), logits)
-    torch.testing.assert_close(gradient, recorded["discopop/grad"], **EXACT)
+    assert_same("discopop", source, "gradient", gradient, recorded["discopop/grad"], **EXACT)

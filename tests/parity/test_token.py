@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deviations import assert_same
 from torch import Tensor
 
 from lit_ift.losses import TokenLoss, score_tokens
@@ -32,6 +33,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "beyond/OnlyTopLogP-0.03": ("deformed_log", {"alpha": 0.0, "at_least": 0.03}),
     "beyond/OnlyBottomP-0.03": ("deformed_log", {"alpha": 1.0, "at_most": 0.03}),
     "beyond/OnlyBottomLogP-0.03": ("deformed_log", {"alpha": 0.0, "at_most": 0.03}),
+}
+
+ASFT, DEFT = "zhuchichi56/ASFT 6ec682f", "luludus/DEFT bbe7896"
+SOURCES = {
+    **dict.fromkeys(("official/nll", "official/dft", "official/anchored_nll", "official/anchored"), ASFT),
+    **dict.fromkeys(("official/deformed_log", "official/deft", "official/cayley_in_batch"), DEFT),
+    "official/iw": "emmyqin/iw_sft 9a3e4e4",
+    "official/psft": "zwhong714/PSFT 569b1ba",
+    **{case: "hiyouga/LLaMA-Factory ff6d4d1" for case in CASES if case.startswith("llamafactory/")},
+    **{case: "GaotangLi/Beyond-Log-Likelihood 220589d" for case in CASES if case.startswith("beyond/")},
 }
 
 TRAINED = 13
@@ -81,8 +92,8 @@ def test_recorded_values_and_gradients(case: str, arrays: dict[str, Tensor]) -> 
     (gradient,) = torch.autograd.grad(loss, logits)
     expected = arrays[f"{case}/gradient"]
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(loss.detach(), arrays[f"{case}/loss"], rtol=0, atol=1e-12)
-    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+    assert_same(CASES[case][0], SOURCES[case], "value", loss, arrays[f"{case}/loss"], atol=1e-12)
+    assert_same(CASES[case][0], SOURCES[case], "gradient", gradient, expected, atol=1e-12)
 
 
 def test_every_recorded_case_is_compared(arrays: dict[str, Tensor]) -> None:
@@ -104,12 +115,12 @@ def test_chord_and_k3_as_their_code_writes_them(arrays: dict[str, Tensor]) -> No
     log_ratio = reference - policy
     anchored = (-policy * p.detach() + 0.2 * (log_ratio.exp() - log_ratio - 1)).mean()
     focal = (-policy * (1 - p) ** 2).mean()
-    for expected, name, options in (
-        (chord, "chord_phi", {}),
-        (anchored, "anchored_k3", {"kappa": 0.2}),
-        (focal, "focal", {}),
+    for expected, name, options, source in (
+        (chord, "chord_phi", {}, "Trinity-RFT's formula"),
+        (anchored, "anchored_k3", {"kappa": 0.2}, "NeMo RL's formula"),
+        (focal, "focal", {}, "the paper's formula"),
     ):
         ours = mean_loss(TokenLoss(name, options), logits, arrays)
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+        assert_same(name, source, "value", ours, expected, rtol=1e-12, atol=1e-12)
         gradients = [torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (ours, expected)]
-        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+        assert_same(name, source, "gradient", *gradients, rtol=1e-10, atol=1e-12)

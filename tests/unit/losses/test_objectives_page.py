@@ -1,5 +1,6 @@
 """The page of objectives says what docstrings and the registry say."""
 
+import csv
 import importlib.util
 import inspect
 import pkgutil
@@ -12,6 +13,7 @@ import pytest
 
 import lit_ift.losses
 from lit_ift.losses import PAIR_LOSSES, TOKEN_LOSSES
+from lit_ift.losses.pair.changes import CHANGES
 
 DOCS = Path(__file__).parents[3] / "docs"
 sys.path.append(str(DOCS))  # Its scripts import each other.
@@ -45,12 +47,32 @@ def test_the_page_of_each_objective_is_current() -> None:
     "part",
     [
         *("\nPaper", "\n## When to use it\n", "\n## What it computes\n", "\n## Losses and metrics\n"),
-        *("\n## Run it\n\n```bash\nlit-ift fit ", "\n## Short run\n\n|", "\n<details>\n<summary><code>"),
+        *(
+            "\n## Checked against\n\n|",
+            "\n## Run it\n\n```bash\nlit-ift fit ",
+            "\n## Short run\n\n|",
+            "\n<details>\n<summary><code>",
+        ),
     ],
 )
 def test_every_page_has_every_part(part: str) -> None:
     pages = write_objectives.files((DOCS / "objectives.md").read_text(encoding="utf-8"))
     assert [path.name for path, text in pages.items() if part not in text] == []
+
+
+def test_every_objective_has_a_line_of_parity_or_says_why_not() -> None:
+    with write_objectives.PARITY.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    recorded = {name for line in lines for name in line["objective"].split(" + ")}
+    others = set(write_objectives.CHECKED_OTHERWISE)
+    assert recorded | others == set(write_objectives.objectives()) | {*CHANGES, "irpo", "mpo"}
+    assert not recorded & others
+    assert set(write_objectives.REMARKS) <= {(line["objective"], line["source"]) for line in lines}
+    largest = {
+        (line["objective"], line["source"]): max(float(line["value"]), float(line["gradient"])) for line in lines
+    }
+    assert largest.pop(("kto", "TRL 1.16.0")) < 1e-9
+    assert max(largest.values()) < 1e-14
 
 
 def test_every_objective_says_when_to_use_it_and_every_departure_is_on_a_page() -> None:
