@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "chat": Command("talk to a trained model on the terminal, and compare it with its base", "talk"),
     "generate": Command("let a trained model answer the prompts of a file", "talk"),
     "inspect": Command("show what a model says of each token of some rows, as a page", "report"),
+    "eval": Command("score models on tasks, with standard errors and paired differences", "evaluate"),
     "data": Command("look at the data first: check, preview, build", None),
     "data check": Command("say what became of every row; fail if a threshold is exceeded", "data"),
     "data preview": Command("print rows in colour: what is trained on, prompt, padding", "data"),

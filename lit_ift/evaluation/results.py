@@ -20,7 +20,7 @@ class TaskResult:
 
     Attributes:
         model: as the user named it.
-        task: as the user named it; of a group, the member.
+        task: what was scored; of a group that the user named, also each member.
         metric: name, such as ``acc``; of a score with a filter, ``exact_match (strict-match)``.
         value: the score.
         standard_error: of the value; None where it cannot be known, as for a single item.
@@ -28,11 +28,12 @@ class TaskResult:
         higher_is_better: whether a higher value is the better one.
         scores: item to its score, in the order of the task; None if the value is not a mean over items.
         weights: item to how often its score counts in the value; None if all count once.
+        named: the task as the user named it.
         measured: what was scored, in words.
         left_out: reason to the number of items that were left out for it.
         options: what decides the score beside model and task.
         task_key: the same for two results if and only if the same items were scored in the same way.
-        key: the same for two results if and only if model and ``task_key`` are.
+        key: the same for two results if and only if the model's files and ``task_key`` are.
         versions: package to its version.
         seconds: that the task took [s].
     """
@@ -46,6 +47,7 @@ class TaskResult:
     higher_is_better: bool = True
     scores: dict[str, float] | None = None
     weights: dict[str, float] | None = None
+    named: str = ""
     measured: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
