@@ -91,6 +91,16 @@ def test_ift_is_temporal_residual_times_propagation() -> None:
     assert metrics.keys() == other_metrics.keys() == {"lam", "sft_loss", "fused_loss", "token_accuracy"}
 
 
+@pytest.mark.parametrize("input", ["temporal_residual", "own_tokens"])
+def test_an_input_with_lambda_0_is_the_true_tokens(input: str) -> None:
+    batch = tiny_batch()
+    ours = SFTModule(tiny_model(), input=input, input_options={"lam": 0.0}, detach_input_embeddings=False)
+    twin = SFTModule(tiny_model(), detach_input_embeddings=False)
+    losses, expected = ours.example_losses(batch)[0], twin.example_losses(batch)[0]
+    assert torch.equal(losses, expected)
+    torch.testing.assert_close(gradient(ours, losses), gradient(twin, expected))
+
+
 def test_own_tokens_read_predictions_in_the_place_of_trained_tokens() -> None:
     module, batch = module_of(input="own_tokens"), tiny_batch()
     with torch.no_grad():
