@@ -34,8 +34,9 @@ class KTOModule(FeedbackModule):
     baseline [nats]; with ``bco`` instead ``log_ratio``, the mean of log π - log π_ref over judged answers [nats].
 
     Use:
-        Where answers have thumbs and no partner. A pair works too, but then losses on pairs know more. ``apo_zero`` and
-        ``bco`` need no answers to other prompts, and so less computing.
+        Where answers have thumbs and no partner. The paper reports that it keeps up with losses on pairs, also where it
+        learns from the same pairs taken apart. ``apo_zero`` and ``bco`` need no answers to other prompts, and so less
+        computing.
 
     Args:
         model: see ``CausalLMModule``.

@@ -32,7 +32,8 @@ class UFTModule(FeedbackModule):
     ``PreferenceModule``.
 
     Use:
-        Where feedback is of several kinds (instructions, pairs, thumbs, scores) and one loss shall serve all.
+        Where feedback is of several kinds (instructions, pairs, thumbs, scores) and one loss shall serve all, in one
+        stage. The paper reports that less is lost of what instructions teach than in two stages.
 
     Args:
         model: see ``CausalLMModule``.

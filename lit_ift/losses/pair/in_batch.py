@@ -35,7 +35,8 @@ def aot_loss(
     ``u = log π(chosen) - log π(rejected)`` against the k-th smallest of the same under the reference, v.
 
     Use:
-        Like DPO, but the margins of a micro-batch are compared as a distribution. It needs micro-batches of many pairs.
+        Like DPO, but the margins of a micro-batch are compared as a distribution. It needs micro-batches of several
+        pairs: with one it is DPO.
 
     Departures:
         ``label_smoothing`` is TRL's addition. TRL leaves the losses in sorted order; here each stands at its own pair.

@@ -231,7 +231,8 @@ def exo_loss(
     gradient is largest, far on the wrong side, this one's vanishes (q' → 0).
 
     Use:
-        Like DPO, but with a label that is never quite certain: a margin that outgrows it is pulled back.
+        Like DPO, but by the reverse KL, which seeks the best answers where DPO's forward KL seeks a mean (so the
+        paper). Its label is never quite certain: a margin that outgrows it is pulled back.
 
     Departures:
         The label is smoothed by ε = 1e-3 by default, as in TRL. The authors' code has e^-10 for ε and 1 for 1 - ε.
