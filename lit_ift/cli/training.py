@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import lightning as L
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,8 +23,10 @@ from lit_ift.callbacks import (
     HuggingFaceExport,
     LossCurves,
     LostRanks,
+    MetricEntry,
     RunCheckpoint,
     Samples,
+    ValidationMetrics,
 )
 from lit_ift.callbacks.loggers import RunTable
 from lit_ift.callbacks.progress import ParameterCount, ProgressLines, TextProgress
@@ -62,6 +64,12 @@ CALLBACKS: Final[dict[str, type[L.Callback]]] = {
 EXTENDS: Final = "recipes, or files beside this one, that are read before it; of files only"
 
 
+METRICS_HELP: Final = (
+    "metrics of torchmetrics for validation and test, by name, such as "
+    "{perplexity: {on: logits, metric: torchmetrics.text.Perplexity}}; on is logits or answers"
+)
+
+
 @dataclass
 class RunOptions:
     """How ``fit`` begins.
@@ -94,6 +102,7 @@ class LitIFTCLI(LightningCLI):
         with quiet():
             # Where an option takes any value, what looks like an object stays a value.
             set_parsing_settings(instantiate_subclass_spec_in_any=False)
+            take_on_for_a_key()
             return cls(
                 CausalLMModule,
                 L.LightningDataModule,
@@ -116,6 +125,7 @@ class LitIFTCLI(LightningCLI):
         take_paths_as_they_are(parser)
         for group, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, group)
+        parser.add_argument("--metrics", type=dict[str, MetricEntry], default={}, help=METRICS_HELP)
         parser.add_argument("--tasks", type=dict[str, Any], default={}, help=SUPPRESS)  # As `samples` was called.
         parser.add_argument("--extends", type=list[str] | str | None, help=EXTENDS)
 
@@ -165,6 +175,8 @@ class LitIFTCLI(LightningCLI):
             kwargs["logger"] = [*self._own_loggers(config.get("default_root_dir")), *given_loggers(config["logger"])]
         given = config.get("callbacks") or []
         callbacks = list(given) if isinstance(given, list) else [given]
+        if entries := self._get(self.config_init, "metrics"):
+            callbacks.append(ValidationMetrics(entries))
         for option, kind, make in (
             ("enable_progress_bar", ProgressBar, TextProgress if sys.stdout.isatty() else ProgressLines),
             ("enable_model_summary", ModelSummary, ParameterCount),
@@ -292,6 +304,20 @@ def take_paths_as_they_are(parser: ArgumentParser) -> None:
     for action in parser._actions:
         if action.dest in ("model", "data") and hasattr(action, "sub_add_kwargs"):
             action.sub_add_kwargs["sub_configs"] = False
+
+
+def take_on_for_a_key() -> None:
+    """Let the parser read a key ``on`` as it is written: in YAML 1.1 it stands for true, which is no key of ours."""
+    load = get_loader("yaml")
+
+    def written(value: Any) -> Any:
+        if isinstance(value, list):
+            return [written(item) for item in value]
+        if isinstance(value, dict):
+            return {"on" if key is True else key: written(item) for key, item in value.items()}
+        return value
+
+    set_loader("yaml", lambda text: written(load(text)), (yaml.YAMLError,))
 
 
 def default_loggers(runs: Path, name: str | None, *, first_step: int = 0) -> list[Logger]:

@@ -4,6 +4,7 @@ Instruction data has 21 rows: in steps of 8 the last one has 5; in micro-batches
 only.
 """
 
+import math
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,15 @@ def test_ranks_share_the_questions_of_tasks(runs: dict[str, list[Results]]) -> N
         assert rank["tasks"]["answers"] == single["answers"]
         for ours, theirs in zip(rank["tasks"]["steps"], single["steps"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-10)
+
+
+def test_metrics_do_not_depend_on_how_rows_are_split(runs: dict[str, list[Results]]) -> None:
+    single = runs["single"][0]["metrics"]["found"]
+    assert single["val/Perplexity"] == pytest.approx(math.exp(single["val/loss"]), rel=1e-6)
+    assert len(single) == 9
+    assert single["val/CharErrorRate"] > 0.5
+    for rank in runs["double"]:
+        assert rank["metrics"]["found"] == pytest.approx(single, rel=1e-6)
 
 
 @pytest.mark.parametrize(

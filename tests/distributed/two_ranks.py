@@ -20,6 +20,8 @@ from lightning.pytorch.callbacks import Callback
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import tiny_model, tiny_tokenizer
+from torchmetrics.classification import MulticlassCalibrationError
+from torchmetrics.text import CharErrorRate, Perplexity, ROUGEScore
 from unit.modules.test_reference import Data, WithReference
 
 from lit_ift import (
@@ -33,10 +35,10 @@ from lit_ift import (
     SFTModule,
     UFTModule,
 )
-from lit_ift.callbacks import HuggingFaceExport, Samples
+from lit_ift.callbacks import ExactMatch, HuggingFaceExport, MetricEntry, Samples, ValidationMetrics
 from lit_ift.callbacks.half_fine_tuning import HalfFineTuning
 from lit_ift.checkpoints.random_state import RandomState
-from lit_ift.data import TaskItem
+from lit_ift.data import Source, TaskItem
 from lit_ift.distributed import FSDP2Strategy
 from lit_ift.distributed.shard import gathered, is_sharded
 from lit_ift.modules import ObjectivePart, PartSchedule, row_passes
@@ -236,6 +238,27 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         steps = fit(make(SFTModule), data, callback, max_steps=2)["steps"]
         return {"answers": {f"{a.row_id} {a.step}": a.answer for a in callback.shown}, "steps": steps}
 
+    def measures() -> dict[str, Any]:
+        classes = len(tiny_tokenizer())
+        given: dict[str, Any] = {
+            "logits": [Perplexity(), MulticlassCalibrationError(classes)],
+            "answers": [CharErrorRate(), ROUGEScore(rouge_keys="rouge1"), ExactMatch()],
+        }
+        entries = {type(metric).__name__: MetricEntry(on, metric) for on, some in given.items() for metric in some}
+        module = make(SFTModule, reduction="token", generation={"max_new_tokens": 4})
+        # 5 rows: one rank has one more, and in the last batch the other one has a row without tokens.
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=RANKS,
+            strategy=FSDP2Strategy() if SHARDED else "auto",
+            default_root_dir=Path(out).parent,
+            logger=False,
+            enable_progress_bar=False,
+            callbacks=[ValidationMetrics(entries)],
+        )
+        data = InstructionDataModule(val=Source(rows, max_rows=5), batch_size=2 // RANKS)
+        return {"found": trainer.validate(module, datamodule=data, verbose=False)[0]}
+
     def exports(lora: bool) -> dict[str, Any]:
         folder = f"{out}.{'adapter' if lora else 'model'}"
         module = make(SFTModule, tied, dtype="float32", lora=LORA if lora else None)
@@ -313,6 +336,7 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         "maxright, ddp": lambda: by_turns(maxright, strategy="ddp"),
         "predict": predicts,
         "tasks": answers_questions,
+        "metrics": measures,
         "export": lambda: exports(lora=False),
         "export lora": lambda: exports(lora=True),
         "scores": scores,
