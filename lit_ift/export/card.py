@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, Final, TypedDict
 
 import yaml
@@ -127,6 +128,7 @@ def model_card(metadata: ExportMetadata, *, folder_name: str, chat_example: bool
         f"# {metadata.get('name', folder_name)}",
         _what_it_is(metadata, objective, is_adapter),
         f"## How to load\n\n```python\n{_example(folder_name, chat_example, is_adapter)}```",
+        f"## How to serve\n\n```bash\n{_serving(metadata, folder_name, is_adapter)}```",
         _section("Configuration", _yaml_block(metadata.get("config"))),
         _section("Metrics", _table(metadata.get("metrics"))),
         _section("Data", _yaml_block(metadata.get("data_report"))),
@@ -182,6 +184,26 @@ def _example(folder_name: str, chat: bool, is_adapter: bool) -> str:
         "output = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
+    return "\n".join(lines) + "\n"
+
+
+def _serving(metadata: ExportMetadata, folder_name: str, is_adapter: bool) -> str:
+    """Commands of other programs, which read the folder as it is, or after their own conversion."""
+    folder, name = quote(folder_name), quote(folder_name.lower())
+    base = quote(str(metadata.get("base_model") or "BASE_MODEL"))
+    if is_adapter:
+        lines = [
+            f"vllm serve {base} --enable-lora --lora-modules {name}={folder}",
+            f"lit-ift merge {folder} merged   # a whole model, for what takes no adapters",
+            f"python llama.cpp/convert_lora_to_gguf.py {folder} --outfile adapter.gguf   # for llama-server --lora",
+        ]
+    else:
+        lines = [
+            f"vllm serve {folder}",
+            f"python llama.cpp/convert_hf_to_gguf.py {folder} --outfile model.gguf --outtype q8_0",
+            "llama-server -m model.gguf",
+            f"echo 'FROM ./model.gguf' > Modelfile && ollama create {name} -f Modelfile && ollama run {name}",
+        ]
     return "\n".join(lines) + "\n"
 
 

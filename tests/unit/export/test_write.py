@@ -1,5 +1,7 @@
 import errno
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,11 +255,27 @@ def test_model_card() -> None:
         "license": "apache-2.0",
         "datasets": ["someone/data"],
     }
-    headings = ["How to load", "Configuration", "Metrics", "Data", "Versions"]
+    headings = ["How to load", "How to serve", "Configuration", "Metrics", "Data", "Versions"]
     assert [line.removeprefix("## ") for line in body.splitlines() if line.startswith("## ")] == headings
     assert "| val/nll | 1.25 |" in body
     block = body.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(block) == {"lr": 1e-5, "path": "a/b", "nested": {"list": [1, 2]}}
+
+
+def commands_of(card: str) -> list[list[str]]:
+    """The words of each command that a card shows."""
+    (block,) = re.findall(r"```bash\n(.*?)```", card, re.DOTALL)
+    return [shlex.split(line, comments=True) for line in block.splitlines()]
+
+
+def test_model_card_says_how_to_serve() -> None:
+    commands = commands_of(model_card(METADATA, folder_name="my model", chat_example=True))
+    assert commands[0] == ["vllm", "serve", "my model"]
+    assert commands[1][:3] == ["python", "llama.cpp/convert_hf_to_gguf.py", "my model"]
+    adapter = commands_of(model_card(METADATA, folder_name="my model", chat_example=True, is_adapter=True))
+    assert adapter[0][:3] == ["vllm", "serve", METADATA["base_model"]]
+    assert adapter[0][-1] == "my model=my model"
+    assert adapter[1] == ["lit-ift", "merge", "my model", "merged"]
 
 
 def test_model_card_without_facts() -> None:
