@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "generate": Command("let a trained model answer the prompts of a file", "talk"),
     "inspect": Command("show what a model says of each token of some rows, as a page", "report"),
     "eval": Command("score models on tasks, with standard errors and paired differences", "evaluate"),
+    "compare": Command("compare objectives fairly: rates, seeds, intervals, cost", "compare"),
     "data": Command("look at the data first: check, preview, build", None),
     "data check": Command("say what became of every row; fail if a threshold is exceeded", "data"),
     "data preview": Command("print rows in colour: what is trained on, prompt, padding", "data"),

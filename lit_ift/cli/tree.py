@@ -34,6 +34,7 @@ examples:
   lit-ift generate checkpoints/runs/version_0 questions.jsonl answers.jsonl
   lit-ift eval checkpoints/runs/version_0 --tasks gsm8k=test.jsonl
   lit-ift inspect HuggingFaceTB/SmolLM2-135M-Instruct my.jsonl
+  lit-ift compare study/quickstart
   lit-ift frozen-lake --config frozen-lake/default
 """,
     "data": """\

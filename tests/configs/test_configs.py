@@ -22,7 +22,9 @@ from lit_ift.models.source import ModelSource
 from lit_ift.recipes import with_files
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "frozen-lake"]
+CONFIGS = [
+    path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name not in ("frozen-lake", "study")
+]
 """All but those of studies, which have no trainer: test_lake_configs.py."""
 SMALL = {
     "lora" if path.stem.endswith("-lora") else path.parent: path for path in CONFIGS if "\nextends:" in path.read_text()

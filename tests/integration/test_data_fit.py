@@ -331,7 +331,7 @@ def test_resuming_inside_an_epoch_needs_the_same_order(tmp_path: Path) -> None:
     assert (state["epoch"], state["batches_done"], state["world_size"], state["rows"]) == (0, 2, 1, 18)
     for changes, named in (
         ({"batch_size": 3}, r"data.batch_size 4 \(now 3\)"),
-        ({"seed": 1}, r"data.seed 0 \(now 1\)"),
+        ({"seed": 1}, r"data.seed or data.order_seed 0 \(now 1\)"),
         ({"max_rows": 17}, r"number of training rows 18 \(now 17\), checksum of the lengths"),
         ({"group_by_length": False}, r"data.group_by_length True \(now False\)"),
     ):

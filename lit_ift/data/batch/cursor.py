@@ -16,7 +16,7 @@ ORDER_OPTIONS: Final = {
     "tokens_per_batch": "data.tokens_per_batch",
     "packing": "data.packing",
     "pad_to_multiple_of": "data.pad_to_multiple_of",
-    "seed": "data.seed",
+    "seed": "data.seed or data.order_seed",
     "group_by_length": "data.group_by_length",
     "weights": "weights of the sources",
     "parts": "data.interleave_parts or model.schedule (checksum of the rows' parts)",

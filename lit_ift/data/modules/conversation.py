@@ -91,6 +91,7 @@ class ConversationDataModule(L.LightningDataModule):
             tokenized once, by one process a machine, and read through a memory map, so they may be larger than memory.
         cache_dir: folder for them; by default ``$LIT_IFT_DATA_CACHE``, else ``checkpoints/data``.
         seed: of the order of the training rows.
+        order_seed: of that order alone, where `seed` decides other things too; `seed` by default.
     """
 
     kinds: frozenset[RowKind] = frozenset({"instruction"})
@@ -117,6 +118,7 @@ class ConversationDataModule(L.LightningDataModule):
         cache: bool = True,
         cache_dir: str | None = None,
         seed: Annotated[int, Range(ge=-(2**63), lt=2**63)] = 0,
+        order_seed: Annotated[int, Range(ge=-(2**63), lt=2**63)] | None = None,
     ) -> None:
         super().__init__()
         # Checkpoints are loaded with weights_only, which takes plain values and no tokenizer object.
@@ -146,6 +148,7 @@ class ConversationDataModule(L.LightningDataModule):
         self.cache = RowCache(default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser())
         self.uses_cache = cache
         self.seed = seed
+        self.order_seed = seed if order_seed is None else order_seed
         check_batching(self)
         if batch_size is None and tokens_per_batch is None:
             self.batch_size = DEFAULT_BATCH_SIZE

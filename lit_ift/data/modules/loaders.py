@@ -41,7 +41,7 @@ class Loaders:
                 groups=data.train_groups(),
                 parts=data.train_parts(),
                 in_every_step=data.parts_in_every_step,
-                seed=data.seed,
+                seed=data.order_seed,
             )
         self.cursor.prepare(sampler)
         loader = self._loader(batches, sampler)
@@ -90,7 +90,7 @@ class Loaders:
             persistent_workers=self._data.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # Making an iterator draws a seed; from the global generator it would change the model's dropout.
-            generator=torch.Generator().manual_seed(self._data.seed),
+            generator=torch.Generator().manual_seed(self._data.order_seed),
         )
 
     def _one_row(self) -> bool:
