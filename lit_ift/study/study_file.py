@@ -50,8 +50,7 @@ class Study:
         rates: learning rates; each variant is trained with each of its own.
         seeds: of the runs that are reported.
         config: YAML files that all runs begin with, as ``--config`` takes them.
-        options: as on the command line of ``lit-ift fit``, for all runs. ``{seed}`` in a text is the run's seed, as in the
-            folder of a start of its own.
+        options: as on the command line of ``lit-ift fit``, for all runs. ``{seed}`` in a text is the run's seed.
         rate_option: the option that a rate is given to.
         seed_options: the options that a seed is given to.
         rate_seeds: seeds of the runs by which rates are chosen; those of ``seeds`` by default. With others the rows of
