@@ -20,8 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ift.cli.whole_tree import parser_of
 from lit_ift.modules import CausalLMModule
+from lit_ift.study.study_file import Study
 
-COMMANDS: Final = ("fit", "frozen-lake")
+COMMANDS: Final = ("fit", "frozen-lake", "compare")
 """Those that have configurations, one schema for each."""
 
 FAMILIES: Final = (CausalLMModule, L.LightningDataModule, Optimizer, LRScheduler, Logger, L.Callback, Strategy)
@@ -61,9 +62,15 @@ class OverlaySchema(ParserJsonschema):
 
 def written(command: str) -> dict[str, Any]:
     """The schema of a command's configurations."""
-    parser: ArgumentParser = parser_of(command)
+    parser: ArgumentParser = _study_parser() if command == "compare" else parser_of(command)
     schema: dict[str, Any] = _in_draft_7(OverlaySchema().generate(parser))
     return {**schema, "$schema": DRAFT, "title": f"Configuration of lit-ift {command}"}
+
+
+def _study_parser() -> ArgumentParser:
+    parser = ArgumentParser()
+    parser.add_class_arguments(Study)
+    return parser
 
 
 def _in_draft_7(schema: Any) -> Any:

@@ -45,7 +45,7 @@ def copy(name: str, output: Path) -> None:
     print(f"{output}: lit-ift fit --config {output}")
 
 
-def schema(*, command: Literal["fit", "frozen-lake"] = "fit") -> None:
+def schema(*, command: Literal["fit", "frozen-lake", "compare"] = "fit") -> None:
     """Print the JSON schema of configurations, with which an editor completes and checks them.
 
     Args:

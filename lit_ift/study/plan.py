@@ -135,8 +135,7 @@ class Plan:
         composed = _with_seed(self._composed[variant.name], seed)
         for place, value in places.items():
             _put(composed, place, value)
-        measured = [study.evaluations, study.tasks]
-        key = key_of([composed, self._files[variant.name], measured])
+        key = key_of([composed, self._files[variant.name], study.evaluations])
         run = Run(variant.name, rate, seed, key, self.folder, ())
         facts = {"path": str(run.result), "key": key, "variant": variant.name, "rate": rate, "seed": seed}
         result = {"class_path": "lit_ift.study.run_result.RunResult", "init_args": facts}
@@ -147,7 +146,7 @@ class Plan:
             "trainer.default_root_dir": str(self.folder),
             "run_name": run.name,
             "resume": "auto",
-            "export.enabled": study.keep == "models" or study.tasks is not None,
+            "export.enabled": study.keep == "models",
             "trainer.callbacks+": result,
         }
         words = (*_with_seed(self._words(variant), seed), *_as_words(own))

@@ -17,7 +17,7 @@ T = TypeVar("T")
 NAME: Final = re.compile(r"[A-Za-z0-9][\w.+-]*")
 """Of a variant, which is part of names of folders."""
 
-MAPPINGS: Final = {"options", "tasks", "slurm"}
+MAPPINGS: Final = {"options", "slurm"}
 """Fields that hold options."""
 
 RATE: Final = "model.init_args.optimizer.init_args.lr"
@@ -60,7 +60,6 @@ class Study:
         lower_is_better: measures of your own of which less is better.
         evaluations: import paths of functions ``(module, datamodule) -> {measure: {item: value}}``, called after
             training.
-        tasks: options of ``lit-ift eval``, by which the model of each run is scored; none by default.
         launcher: what each run is started by, such as ``[torchrun, --nproc-per-node, "4"]``; this Python by default.
         slurm: options of submitit by which runs are handed to SLURM; an empty mapping takes its defaults.
         keep: what is left of a run that has its result: the result and its curves, or its checkpoints and model too.
@@ -79,7 +78,6 @@ class Study:
     measures: list[str] | None = None
     lower_is_better: list[str] = field(default_factory=list)
     evaluations: list[str] = field(default_factory=list)
-    tasks: dict[str, Any] | None = None
     launcher: list[str] = field(default_factory=list)
     slurm: dict[str, Any] | None = None
     keep: Literal["results", "models"] = "results"

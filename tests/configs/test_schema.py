@@ -46,7 +46,9 @@ def test_every_recipe_is_valid(path: Path) -> None:
     assert [error.message for error in validator_of(path).iter_errors(config)] == []
 
 
-@pytest.mark.parametrize("name", ["ift/smollm2-135m", "lora/lora", "strategy/fsdp2", "frozen-lake/default", "qwen3/8b"])
+@pytest.mark.parametrize(
+    "name", ["ift/smollm2-135m", "lora/lora", "strategy/fsdp2", "frozen-lake/default", "study/quickstart", "qwen3/8b"]
+)
 def test_a_typo_is_refused(name: str) -> None:
     path = folder() / f"{name}.yaml"
     cases = misspelt(yaml.safe_load(path.read_text(encoding="utf-8")))
