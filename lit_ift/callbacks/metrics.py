@@ -136,7 +136,7 @@ class ValidationMetrics(Callback):
 
     def _see(self, trainer: L.Trainer, module: "CausalLMModule", batch: Batch, batch_idx: int) -> None:
         # The parts of a mixed objective have a batch each.
-        batches = [batch] if "input_ids" in batch else [part for part in batch.values() if isinstance(part, Mapping)]
+        batches: list[Batch] = [batch] if "input_ids" in batch else [b for b in batch.values() if isinstance(b, dict)]
         for part in batches:
             rows = first_answers(unpacked(part)) if is_feedback(part) else part
             if self._logits:

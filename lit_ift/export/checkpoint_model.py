@@ -158,7 +158,7 @@ def _with_lora(model: Any, lora: Mapping[str, Any] | None) -> Any:
     if lora is None:
         return model
     with stand_ins(model):
-        return add_lora(model, lora)
+        return add_lora(model, lora, fresh=True)
 
 
 def _on_stored_base(
@@ -177,7 +177,7 @@ def _on_stored_base(
         disable_dropout=False,
         trust_remote_code=trust_remote_code,
     )
-    model = add_lora(base, lora)
+    model = add_lora(base, lora, fresh=True)
     entries = model.state_dict(keep_vars=True).items()
     _check_fit(checkpoint, {name: value for name, value in entries if is_adapter_weight(name)}, source)
     model.load_state_dict({name: checkpoint.read(name) for name in checkpoint.kinds}, strict=False)

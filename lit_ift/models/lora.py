@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -21,7 +22,7 @@ NOT_OPTIONS: Final = {
 """Fields of ``LoraConfig`` that describe the model, not the adapter, or would keep it from training."""
 
 
-def add_lora(model: "PreTrainedModel", options: Mapping[str, Any]) -> Any:
+def add_lora(model: "PreTrainedModel", options: Mapping[str, Any], *, fresh: bool = False) -> Any:
     """Put a trainable LoRA adapter on a model, whose own weights are frozen.
 
     Dropout that ``lora_dropout`` asks for is kept, also where that of the model was switched off.
@@ -30,26 +31,30 @@ def add_lora(model: "PreTrainedModel", options: Mapping[str, Any]) -> Any:
         model: changed in place.
         options: as ``peft.LoraConfig`` takes them, such as ``r``, ``lora_alpha``, ``lora_dropout``,
             ``target_modules``, ``use_dora``. Left out, ``target_modules`` is ``all-linear``: every linear layer but
-            the output head.
+            the output head. ``from`` names the folder of an adapter, which is trained on with options of its own.
+        fresh: leave the weights of ``from`` alone; others are about to take their place.
 
     Returns:
         The ``PeftModel``, in training mode.
 
     Raises:
-        UserError: peft is not installed, the model has an adapter already, or an option is unknown or does not suit
-            the model.
+        UserError: peft is not installed, the model has an adapter already, an option is unknown or does not suit the
+            model, or ``from`` is no adapter of it.
     """
     check_lora(options)
     from peft import LoraConfig, get_peft_model
 
     if is_adapted(model):
         raise UserError("The model has an adapter already; leave lora out, or merge the adapter first.")
-    given = {"target_modules": "all-linear", **options}
+    folder = adapter_folder(options)
+    given = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **options}
     if options.get("target_parameters") is not None and "target_modules" not in options:
         del given["target_modules"]
     try:
-        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **given))
-    except (ValueError, TypeError, ImportError) as error:
+        adapted = get_peft_model(model, LoraConfig(**given) if folder is None else _config_in(folder))
+        if folder is not None and not fresh:
+            _read_adapter(adapted, folder)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(
             f"lora={dict(options)} does not suit {type(model).__name__}: {error} "
             f"Its linear layers are {', '.join(_linear_layers(model))}."
@@ -67,11 +72,58 @@ def check_lora(options: Mapping[str, Any]) -> None:
         raise UserError(f"lora={options!r} must be a mapping of options, such as {{r: 16, lora_alpha: 32}}.")
     with needing("peft", "lora", "lora"):
         from peft import LoraConfig
+    if adapter_folder(options) is not None:
+        return
     known = {field.name for field in fields(LoraConfig)} - NOT_OPTIONS
     for name in options:
         if name not in known:
             hint = did_you_mean(name, known)
             raise UserError(f"lora has no option '{name}'.{hint} It takes those of peft.LoraConfig: {_listed(known)}.")
+
+
+def adapter_folder(options: Mapping[str, Any]) -> Path | None:
+    """The adapter that training goes on with: the folder that ``from`` names, or ``model`` in that of a run.
+
+    Raises:
+        UserError: no LoRA adapter is there, or there are options besides.
+    """
+    if "from" not in options:
+        return None
+    if others := sorted(set(options) - {"from"}):
+        raise UserError(f"lora.from goes on with an adapter, which brings its own {', '.join(others)}. Leave that out.")
+    named = Path(str(options["from"])).expanduser()
+    for folder in (named, named / "model"):
+        if (folder / "adapter_config.json").is_file():
+            if not _config_in(folder).peft_type == "LORA":
+                raise UserError(f"lora.from={named}: the adapter there is not LoRA, so it cannot be trained on.")
+            return folder
+    raise UserError(
+        f"lora.from={named}: there is no adapter_config.json. Name the folder that a run with model.lora exported, "
+        "such as checkpoints/runs/version_0/model."
+    )
+
+
+def _config_in(folder: Path) -> Any:
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = False
+    return config
+
+
+def _read_adapter(model: Any, folder: Path) -> None:
+    """Put the weights of an adapter's folder into the adapter of a model.
+
+    Raises:
+        ValueError: they are of another adapter.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    weights = load_peft_weights(str(folder), device="cpu")
+    found = set_peft_model_state_dict(model, weights)
+    missing = [name for name in found.missing_keys if is_adapter_weight(name) and ".lora_" in name]
+    if missing or found.unexpected_keys:
+        raise ValueError(f"{folder} has other weights: {', '.join([*missing, *found.unexpected_keys][:3])}.")
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -93,7 +93,8 @@ class CausalLMModule(LanguageModelModule):
             one still learns through the output head.
         lora: train a LoRA adapter on the frozen model: options of ``peft.LoraConfig`` (``r``, ``lora_alpha``,
             ``lora_dropout``, ``target_modules``, ``use_dora``, …), empty for its defaults. ``target_modules`` is
-            ``all-linear`` if not given. Needs ``pip install 'lit-ift[lora]'``.
+            ``all-linear`` if not given. ``{from: FOLDER}`` goes on with the adapter that another run exported, so that
+            DPO after SFT needs no merge. Needs ``pip install 'lit-ift[lora]'``.
         added_tokens: special tokens that the chat template needs and the tokenizer lacks, such as
             ``["<|im_start|>", "<|im_end|>"]`` for ChatML on a base model. Their rows in embedding and output head begin
             as the mean of the others, are trained with all weights, and are exported. Not with ``lora``.

@@ -196,20 +196,20 @@ class ReferencePolicy(CheckedOptions):
             return self.kind
         if self.model is not None:
             return "model"
-        if is_adapted(module.model):
+        goes_on = "from" in (module.lora or {})  # Then the adapter is a part of the initial policy.
+        if is_adapted(module.model) and not goes_on:
             if self.cache_dir is not None:
                 raise UserError(
                     f"The reference's cache_dir {self.cache_dir!r} has no effect: the policy has an adapter, which is "
                     "switched off for the reference. Leave it out, or set reference=cached."
                 )
             return "adapter"
-        if self.needs_tokens:
+        if self.needs_tokens and not goes_on:
             rank_zero_info(
                 "The objective needs the reference policy for each token: a second, frozen model is held in memory. "
                 "With LoRA (model.lora) there would be no need for one."
             )
-            return "model"
-        return "cached"
+        return "model" if self.needs_tokens else "cached"
 
     def _check_adapter(self, module: CausalLMModule) -> None:
         with adapters_off(module.model):
@@ -243,6 +243,7 @@ class ReferencePolicy(CheckedOptions):
             attn_implementation=module.attn_implementation,
             disable_dropout=False,  # It never trains.
             trust_remote_code=module.trust_remote_code,
+            lora=module.lora if own and "from" in (module.lora or {}) else None,
         )
         second.quantization = module.quantization if isinstance(spec, str) else None  # The policy began from it, too.
         second._load(in_parts=sharding_of(trainer) is not None)
