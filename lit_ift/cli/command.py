@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "merge": Command("make a whole model of a LoRA adapter and its base model", "models"),
     "chat": Command("talk to a trained model on the terminal, and compare it with its base", "talk"),
     "generate": Command("let a trained model answer the prompts of a file", "talk"),
+    "report": Command("show on a page what a run did: data, curves, scores, answers, changed tokens", "report"),
     "inspect": Command("show what a model says of each token of some rows, as a page", "report"),
     "eval": Command("score models on tasks, with standard errors and paired differences", "evaluate"),
     "compare": Command("compare objectives fairly: rates, seeds, intervals, cost", "compare"),

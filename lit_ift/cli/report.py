@@ -1,13 +1,16 @@
 """``lit-ift inspect`` and ``lit-ift report``: pages that show what a model says of each token, and what a run did."""
 
+import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from jsonargparse import ArgumentParser
+
 from lit_ift.cli.talk import Dtype
 from lit_ift.cli.tree import function_parser, parse
-from lit_ift.errors import told_as
+from lit_ift.errors import UserError, told_as
 from lit_ift.options import PositiveInt, UnitInterval, check_options
 
 
@@ -81,7 +84,71 @@ def inspect(
     print(f"{output}: open it in a browser")
 
 
-FUNCTIONS: Final[dict[str, Callable[..., None]]] = {"inspect": inspect}
+def report(
+    runs: list[str],
+    *,
+    output: Path | None = None,
+    overwrite: bool = False,
+    results: list[Path] | None = None,
+    rows: str | None = None,
+    max_rows: PositiveInt = 20,
+    max_length: PositiveInt = 1024,
+    batch_size: PositiveInt = 4,
+    model: str | None = None,
+    dtype: Dtype | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Show what a run did on one HTML page: configuration, data, curves, scores, answers, and tokens of held-out rows.
+
+    Tokens are coloured by how training changed them. Of several runs, such as seeds, the curves are a mean in a band,
+    and what differs in their configurations is listed; all else is of the first.
+
+    Args:
+        runs: folders of runs; the first is shown.
+        output: HTML file to write; report.html in the run's folder by default, which is then replaced.
+        overwrite: replace the output.
+        results: files of lit-ift eval to show besides those in the folders of the runs.
+        rows: rows to show in the place of held-out ones, in any data format.
+        max_rows: show the first so many rows.
+        max_length: longest of the rows that are named by rows, in tokens.
+        batch_size: rows read at a time.
+        model: what training started from, if it is not where the run says.
+        dtype: of the weights; that of the files by default.
+        device: such as cuda or cpu; a GPU by default if there is one.
+        trust_remote_code: run the code that the model brings.
+    """
+    from lit_ift.data.modules.conversation import ConversationDataModule
+    from lit_ift.data.report.html import write_page
+    from lit_ift.generation.opened import LoadOptions
+    from lit_ift.run_report.inspect import check_output
+    from lit_ift.run_report.report import ReportOptions, report
+    from lit_ift.run_report.run_files import Run
+
+    found = [Run.find(name) for name in runs]
+    path = found[0].folder / "report.html" if output is None else output
+    check_output(path, overwrite=overwrite or output is None)
+
+    def data() -> ConversationDataModule:
+        from lit_ift.cli.data_configuration import load
+
+        with told_as(ArgumentError, lambda error: UserError(f"{found[0].config_file}: {error}")):
+            return load(["--config", str(found[0].config_file)], skip_bad_rows=False)
+
+    load = LoadOptions(model, dtype, device, trust_remote_code=trust_remote_code)
+    page, problems = report(found, data, ReportOptions(rows, max_rows, max_length, batch_size, results or [], load))
+    write_page(path, page.html())
+    for problem in problems:
+        print(f"missing in the report: {problem}", file=sys.stderr)
+    print(f"{path}: open it in a browser")
+
+
+FUNCTIONS: Final[dict[str, Callable[..., None]]] = {"inspect": inspect, "report": report}
+
+
+def parser_of(name: str) -> ArgumentParser:
+    """The options of a command."""
+    return function_parser(FUNCTIONS[name], several="runs" if name == "report" else None)
 
 
 def run(words: Sequence[str]) -> int:
@@ -92,7 +159,7 @@ def run(words: Sequence[str]) -> int:
         UserError: the model, the rows or the run cannot be used, or the page cannot be written.
     """
     function = FUNCTIONS[words[0]]
-    values = vars(parse(words, words[0], function_parser(function)))
+    values = vars(parse(words, words[0], parser_of(words[0])))
     with told_as(ValueError, lambda error: ArgumentError(None, str(error))):
         check_options(function, values, prefix="--")
     function(**values)

@@ -35,6 +35,7 @@ examples:
   lit-ift eval checkpoints/runs/version_0 --tasks gsm8k=test.jsonl
   lit-ift inspect HuggingFaceTB/SmolLM2-135M-Instruct my.jsonl
   lit-ift compare study/quickstart
+  lit-ift report checkpoints/runs/version_0
   lit-ift frozen-lake --config frozen-lake/default
 """,
     "data": """\
@@ -105,20 +106,30 @@ def _group(parser: ArgumentParser, path: str) -> Any:
     return parser.add_subcommands(title="commands", description=about, metavar="COMMAND", help=" ")
 
 
-def add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
-    """Add the options of a function or class, explained by its docstring: positional if required, flags if False."""
+def add_options(parser: ArgumentParser, source: Callable[..., object], *, several: str | None = None) -> None:
+    """Add the options of a function or class, explained by its docstring: positional if required, flags if False.
+
+    Args:
+        parser: gets them.
+        source: the function or class.
+        several: its first parameter, if that is a list of one word or more.
+    """
     flags: set[str | int] = {option.name for option in signature(source).parameters.values() if option.default is False}
+    explanations = docstring_parser.parse(source.__doc__ or "").params
+    for option in explanations:
+        if option.arg_name == several:
+            parser.add_argument(several, nargs="+", help=option.description)
     add = parser.add_class_arguments if isinstance(source, type) else parser.add_function_arguments
-    add(source, as_group=False, as_positional=True, skip=flags)
-    for option in docstring_parser.parse(source.__doc__ or "").params:
+    add(source, as_group=False, as_positional=True, skip=flags | ({several} if several else set()))
+    for option in explanations:
         if option.arg_name in flags:
             parser.add_argument(f"--{option.arg_name}", action="store_true", help=option.description)
 
 
-def function_parser(function: Callable[..., object]) -> ArgumentParser:
-    """The options of a command that is a function."""
+def function_parser(function: Callable[..., object], *, several: str | None = None) -> ArgumentParser:
+    """The options of a command that is a function; see `add_options`."""
     parser = ArgumentParser(description=docstring_parser.parse(function.__doc__ or "").description)
-    add_options(parser, function)
+    add_options(parser, function, several=several)
     return parser
 
 

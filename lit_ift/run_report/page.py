@@ -41,9 +41,9 @@ class Section:
         lines: sentences.
         facts: names and values.
         table: see `Table`.
-        drawn: SVG or HTML that was made from escaped text.
+        drawn: SVG that was made from escaped text.
         folded_title: what leads to the folded text.
-        folded: long text that opens on a click.
+        folded: long text that opens on a click; as `Markup` it is HTML that was made from escaped text.
     """
 
     key: str
@@ -53,7 +53,7 @@ class Section:
     table: Table | None = None
     drawn: Any = None
     folded_title: str = ""
-    folded: str = ""
+    folded: Any = ""
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class RowSpans:
             if not trained:
                 prompt.append(segment)
                 continue
-            runs += [self._prompt(prompt), [self._token(segment, trained, side.example, now, before, sign)]]
+            runs += [self._prompt(prompt), self._token(segment, trained, side.example, now, before, sign)]
             prompt = []
         first, *rest = [*runs, self._prompt(prompt)]
         facts = [side.figures, *_answer_facts(now, before)]
@@ -174,7 +174,8 @@ class RowSpans:
 
     def _token(
         self, segment: Segment, places: list[int], example: Example, now: Answer, before: Answer | None, sign: int
-    ) -> Span:
+    ) -> list[Span]:
+        """A token, in as many spans as it has lines."""
         here = [now[place] for place in places]
         then = None if before is None else [before[place] for place in places]
         ids = [example.input_ids[place] for place in places]
@@ -189,16 +190,22 @@ class RowSpans:
             classes.append(f"w{WEIGHT.place(log2(weight) if weight > 0 else WEIGHT.low)}")
         if segment.mark:
             classes.append(segment.mark)
-        text = visible(segment.text)
-        shown_text = text.rstrip("\n")
-        wrong = [token.prediction for token in here] != ids
-        return Span(
-            shown_text,
-            " ".join(classes),
-            "\n".join(self._title(segment, ids, here, then, sign)),
-            self._said([token.prediction for token in here]) if wrong else "",
-            text[len(shown_text) :],
-        )
+        title = "\n".join(self._title(segment, ids, here, then, sign))
+        said = [token.prediction for token in here]
+        lines = visible(segment.text).split("\n")
+        if len(lines) > 1 and not lines[-1]:
+            lines.pop()
+        breaks = visible(segment.text).count("\n")
+        return [
+            Span(
+                line,
+                " ".join(classes),
+                title,
+                self._said(said) if i == 0 and said != ids else "",
+                "\n" if i < breaks else "",
+            )
+            for i, line in enumerate(lines)
+        ]
 
     def _title(
         self, segment: Segment, ids: list[int], here: list[TokenReading], then: list[TokenReading] | None, sign: int

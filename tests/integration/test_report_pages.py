@@ -1,5 +1,6 @@
 """`lit-ift inspect` and `lit-ift report`: pages of real commands, opened in a real browser."""
 
+import json
 import re
 import shlex
 import shutil
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from commands import run as lit_ift
 from rowfiles import jsonl
 from tiny import tiny_model
 
-from lit_ift.cli.report import FUNCTIONS
-from lit_ift.cli.tree import function_parser, parse
+from lit_ift.cli.report import parser_of
+from lit_ift.cli.tree import parse
+from lit_ift.evaluation.results import TaskResult, write_results
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
 SHORT = ("--device", "cpu")
@@ -63,6 +66,80 @@ def check_page(browser: Any, page: Path) -> list[Any]:
         assert re.search(r"log p -\d+\.\d{3} ", title), title
         assert "the model says: " in title
     return list(tokens)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, rows: Path) -> list[Path]:
+    """Two runs of IFT with an adapter that differ in their seed."""
+    root = tmp_path_factory.mktemp("trained")
+    words = ["fit", "--model", "IFTModule", "--model.init_args.model", model_folder, "--model.init_args.lora.r", 4]
+    words += ["--data", "InstructionDataModule", "--data.init_args.train", rows, "--data.init_args.val", rows]
+    words += ["--trainer.max_steps", 3, "--trainer.accelerator", "cpu", "--trainer.default_root_dir", root]
+    words += ["--model.init_args.optimizer", "torch.optim.AdamW", "--model.init_args.optimizer.init_args.lr", 0.1]
+    words += ["--trainer.max_epochs", 3, "--samples.prompts", json.dumps([HOSTILE]), "--data.init_args.max_length", 250]
+    for seed in (1, 2):
+        assert lit_ift(*words, "--seed_everything", seed) == 0
+    return sorted((root / "runs").iterdir())
+
+
+@pytest.mark.browser
+def test_a_report_in_a_browser(trained: list[Path], browser: Any) -> None:
+    result = TaskResult("run", "<b>sums</b>", "acc", 0.5, 0.1, 25, left_out={"too long": 2})
+    write_results(trained[0] / "results.json", [result])
+    assert lit_ift("report", *trained, *SHORT) == 0
+    tokens = check_page(browser, trained[0] / "report.html")
+    assert all("propagation weight" in token.get_attribute("title") for token in tokens)
+    assert len({colour(browser, token) for token in tokens}) > 3
+    shown = {section.get_attribute("id"): section.text for section in browser.find_elements("tag name", "section")}
+    assert list(shown) == ["configuration", "data", "curves", "evaluation", "answers", "tokens"]
+    assert "IFTModule" in shown["configuration"]
+    assert "seed_everything 1 2" in " ".join(shown["configuration"].split())
+    assert "train: 2 rows read, 2 kept" in shown["data"]
+    browser.find_element("css selector", "#data summary").click()
+    assert "trained turns end in" in browser.find_element("css selector", "#data pre").text
+    assert "Mean of 2 runs" in shown["curves"]
+    assert browser.find_element("css selector", "#curves svg").size["width"] > 500
+    assert "<b>sums</b> acc run 0.5000 ± 0.1000 25 left out: 2 (too long)" in shown["evaluation"]
+    assert "<script>" in shown["answers"]
+    assert "The first 2 held-out rows (val)." in shown["tokens"]
+
+
+def test_what_a_run_lacks_is_said(trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    config = yaml.safe_load((trained[0] / "config.yaml").read_text())
+    config["data"]["init_args"]["train"] = str(tmp_path / "gone.jsonl")
+    (cut / "config.yaml").write_text(yaml.safe_dump(config))
+    assert lit_ift("report", cut, *SHORT) == 0
+    told = capsys.readouterr().err
+    page = (cut / "report.html").read_text(encoding="utf-8")
+    for missing in ("gone.jsonl", "the folder holds neither a model nor checkpoints"):
+        assert missing in told
+        assert missing in page
+    assert "curves.csv: its run ended before" in page
+    assert lit_ift("report", trained[0], *SHORT, "--rows", tmp_path / "gone.jsonl") == 0
+    assert "missing in the report: " in capsys.readouterr().err
+
+
+def test_bad_calls_of_report(trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*words: Any, code: int = 1) -> str:
+        assert lit_ift("report", *words, *SHORT) == code
+        return capsys.readouterr().err
+
+    assert "is no folder: name the folder of a run" in fails(tmp_path / "none")
+    assert "has no config.yaml" in fails(tmp_path)
+    assert "Did you mean '--output'" in fails(trained[0], "--ouput", "x", code=2)
+    (tmp_path / "mine.html").touch()
+    assert "exists" in fails(trained[0], "--output", tmp_path / "mine.html")
+    (tmp_path / "results.json").write_text("[]")
+    assert "is no file of results" in fails(trained[0], "--results", f"[{tmp_path / 'results.json'}]")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.yaml").write_bytes((trained[0] / "config.yaml").read_bytes())
+    (damaged / "answers.json").write_text('{"before": [')
+    assert "answers.json cannot be read" in fails(damaged)
+    (damaged / "config.yaml").write_text("just text")
+    assert "it is no configuration of a run" in fails(damaged)
 
 
 @pytest.mark.browser
@@ -136,4 +213,4 @@ def test_bad_calls_of_inspect(
 @pytest.mark.parametrize("command", re.findall(r"^lit-ift (.*)$", PAGE, re.MULTILINE))
 def test_the_commands_of_the_page_are_understood(command: str) -> None:
     words = shlex.split(command)
-    assert parse(words, words[0], function_parser(FUNCTIONS[words[0]]))
+    assert parse(words, words[0], parser_of(words[0]))

@@ -62,6 +62,12 @@ def report_page(
     return _page("Data check", Group(*parts, *map(table, reports.values())), width=WIDTH)
 
 
+def report_fragment(reports: Mapping[str, DataReport]) -> str:
+    """Reports by split as the text of a ``pre`` in another page, with its styles in it."""
+    console = _recorded(Group(*map(table, reports.values())), width=WIDTH)
+    return console.export_html(code_format="{code}", inline_styles=True)
+
+
 def preview_page(conversations: Iterable[Shown], segmenter: Segmenter, *, tokens: bool = False) -> str:
     """Conversations with the state of every token in colour.
 
@@ -76,6 +82,10 @@ def preview_page(conversations: Iterable[Shown], segmenter: Segmenter, *, tokens
 
 def _page(title: str, shown: RenderableType, *, width: int | None) -> str:
     """A page of lines of a fixed width, or, for None, of lines that the browser breaks."""
+    return _recorded(shown, width=width).export_html(code_format=PAGE.replace("TITLE", title))
+
+
+def _recorded(shown: RenderableType, *, width: int | None) -> Console:
     console = Console(record=True, file=io.StringIO(), width=width, highlight=False)
     console.print(shown, soft_wrap=width is None)
-    return console.export_html(code_format=PAGE.replace("TITLE", title))
+    return console

@@ -7,6 +7,7 @@ import pytest
 from tiny import tiny_tokenizer
 
 from lit_ift.chat.example import Example
+from lit_ift.data.report.preview import Segment, Segmenter
 from lit_ift.data.rows import EncodedRow
 from lit_ift.run_report.colours import DIVERGING, RISING, Scale, limit_of
 from lit_ift.run_report.page import Page
@@ -103,6 +104,19 @@ def test_tokens_that_share_a_character_are_one() -> None:
     assert "log p -1.500 nats" in first.title
     assert "propagation weight 1.00, 3.00" in first.title
     assert (second.text, second.end, third.text) == ("↵", "\n", "b")
+
+
+def test_a_token_with_a_line_break_in_it_has_a_span_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = read_row("instruction", {"answer": [-1.0]}, None)
+    token = Segment((X + 1,), "a\n\n  b", "trained")
+    monkeypatch.setattr(Segmenter, "segments", lambda self, example: [Segment((3,), "p", "prompt"), token])
+    (side,) = shown(row)
+    assert [(span.text, span.instead, span.end) for span in side.spans] == [
+        ("a↵", "x", "\n"),
+        ("↵", "", "\n"),
+        ("··b", "", ""),
+    ]
+    assert len({span.title for span in side.spans}) == 1
 
 
 def test_figures_of_all_tokens() -> None:
