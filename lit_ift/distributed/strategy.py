@@ -185,7 +185,7 @@ def check_strategy(trainer: "L.Trainer | None") -> None:
             "precision of sums differ from one process. Use FSDP2: L.Trainer(strategy='fsdp2'), or "
             "--config configs/strategy/fsdp2.yaml (trainer.strategy=fsdp2)."
         )
-    if isinstance(strategy, ModelParallelStrategy):
+    if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2Strategy):
         size = strategy.device_mesh["tensor_parallel"].size()
         if size > 1:
             raise UserError(

@@ -148,6 +148,8 @@ def _load_source(
     quantization: "Quantization | None",
 ) -> Any:
     logger.info("Loading %s.", source.origin)
+    if source.config is not None:
+        return _without_weights(source, dtype, attn_implementation, trust_remote_code)
     if source.gguf_file is not None:
         if quantization is not None:
             raise UserError(f"{source.origin}: quantization is not for GGUF files. Name the original model instead.")
@@ -173,6 +175,17 @@ def _load_source(
         )
     _check_report(source, report)
     return loaded
+
+
+def _without_weights(source: ModelSource, dtype: str, attn_implementation: str | None, trust_remote_code: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": source.config.dtype if dtype == "auto" else getattr(torch, dtype)}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    with told_as(Exception, lambda error: explain_load_error(source, error, what="model")):
+        return AutoModelForCausalLM.from_config(source.config, trust_remote_code=trust_remote_code, **options)
 
 
 def _load_gguf(source: ModelSource, dtype: str, attn_implementation: str | None) -> Any:

@@ -1,7 +1,8 @@
 """Where a model is to be loaded from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,12 +14,14 @@ class ModelSource:
         gguf_file: name of the GGUF file inside ``path``; None for safetensors.
         origin: the same in words, for logs and the model card.
         revision: branch, tag or commit of a hub id that is not resolved to a folder; None for its default branch.
+        config: of the model, where it is to be built from that alone, with whatever weights; None to load it.
     """
 
     path: str
     gguf_file: str | None
     origin: str
     revision: str | None = None
+    config: Any = field(default=None, compare=False)
 
     @property
     def is_local(self) -> bool:

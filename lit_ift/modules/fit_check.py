@@ -33,13 +33,21 @@ def check_data_fits(model: Any, trainer: "L.Trainer", *, new_tokens: int) -> Non
     datasets = getattr(data, "datasets", None)
     if not isinstance(datasets, dict):
         return
-    limits = limits_of(model)
     for split in _STAGES.get(str(getattr(trainer.state.fn, "value", trainer.state.fn)), ()):
         dataset = datasets.get(split)
         if isinstance(dataset, EncodedDataset) and len(dataset):
-            _check_ids(split, dataset, data.tokenizer, limits)
-            added = new_tokens if split == "predict" else 0
-            _check_lengths(split, dataset, limits, data.pad_to_multiple_of, added)
+            check_rows_fit(model, split, dataset, data, new_tokens=new_tokens if split == "predict" else 0)
+
+
+def check_rows_fit(model: Any, split: str, dataset: EncodedDataset, data: Any, *, new_tokens: int = 0) -> None:
+    """The same for the rows of one split of a data module.
+
+    Raises:
+        UserError: an id is beyond the embedding, or a row beyond a table of positions.
+    """
+    limits = limits_of(model)
+    _check_ids(split, dataset, data.tokenizer, limits)
+    _check_lengths(split, dataset, limits, data.pad_to_multiple_of, new_tokens)
 
 
 def check_batch_fits(model: Any, input_ids: Tensor, *, packed: bool) -> None:

@@ -120,8 +120,7 @@ class LanguageModelModule(OptimizedModule):
         """
         check_strategy(self._trainer)
         sharding = sharding_of(self._trainer)
-        if sharding is not None and self.quantization is not None:
-            raise _not_sharded(self.quantization)
+        self.check_sharded(sharding is not None)
         with float32_by_default():  # An adapter's first weights are the same under every precision.
             self._load(in_parts=sharding is not None)
         convert_weights(self._trainer, self.model)
@@ -152,6 +151,15 @@ class LanguageModelModule(OptimizedModule):
         if self._trainer is not None:
             check_data_fits(self.model, self.trainer, new_tokens=self.generation.get("max_new_tokens", MAX_NEW_TOKENS))
         self.prepare()
+
+    def check_sharded(self, sharded: bool) -> None:
+        """Refuse options that do not go together with sharding, before the model is loaded.
+
+        Raises:
+            UserError: the weights are quantized, and FSDP2 cannot shard such.
+        """
+        if sharded and self.quantization is not None:
+            raise _not_sharded(self.quantization)
 
     def prepare(self) -> None:
         """Make ready what the objective needs besides the model; called once the model is loaded, before training."""

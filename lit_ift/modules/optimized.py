@@ -73,13 +73,22 @@ class OptimizedModule(ExampleMeanModule):
                 config.scheduler.bind(self.total_steps())
         super().on_train_start()
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def build_optimizer(self) -> Optimizer:
+        """The optimizer of the weights that train.
+
+        Raises:
+            UserError: it refuses its options.
+        """
         try:
             optimizer = self._build_optimizer(parameter_groups(self, self._vector_names))
         except ValueError as error:  # As torch's have it for a learning rate below 0.
             raise UserError(f"The optimizer refuses its options: {error}") from error
         check_eps(optimizer)
         use_fused_kernels(optimizer)
+        return optimizer
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.build_optimizer()
         for group in optimizer.param_groups if self._lr is not None else ():
             group["lr"] = self._lr
         scheduler = self._build_scheduler(optimizer)

@@ -245,6 +245,8 @@ class ReferencePolicy(CheckedOptions):
             trust_remote_code=module.trust_remote_code,
             lora=module.lora if own and "from" in (module.lora or {}) else None,
         )
+        if own:
+            second.model_source = module.model_source  # Looked up once.
         second.quantization = module.quantization if isinstance(spec, str) else None  # The policy began from it, too.
         second._load(in_parts=sharding_of(trainer) is not None)
         convert_weights(trainer, second)

@@ -27,7 +27,7 @@ def announce_start(trainer: L.Trainer, note: str = "") -> None:
     per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     said = [
         *_rows(trainer, per_epoch),
-        _steps(trainer, steps, per_epoch),
+        steps_told(steps, per_epoch),
         *_warmup(trainer),
         f"in {folder}",
     ]
@@ -60,15 +60,20 @@ def _rows(trainer: L.Trainer, steps_per_epoch: int) -> list[str]:
     nominal = None if size is None else size * trainer.accumulate_grad_batches * trainer.world_size
     # Of so few rows that they fill no step, all are in one.
     a_step = min(of_epoch, nominal if nominal is not None else of_epoch / steps_per_epoch)
-    tokens = report.tokens_per_epoch * a_step / of_epoch
-    about = "" if nominal is not None else "about "
+    return rows_told(rows, a_step, report.tokens_per_epoch * a_step / of_epoch, is_about=nominal is None)
+
+
+def rows_told(rows: float, a_step: float, tokens: float, *, is_about: bool) -> list[str]:
+    """Rows of the data set, and rows and tokens of a step, in words."""
+    about = "about " if is_about else ""
     return [
-        _counted(rows, "row"),
+        _counted(round(rows), "row"),
         f"{about}{round(a_step):,} a step (about {_counted(round(tokens), 'token')})",
     ]
 
 
-def _steps(trainer: L.Trainer, steps: float, steps_per_epoch: int) -> str:
+def steps_told(steps: float, steps_per_epoch: float) -> str:
+    """Optimizer steps and epochs, in words."""
     if not math.isfinite(steps):
         return "steps without end"
     epochs = steps / steps_per_epoch if steps_per_epoch else 0.0
