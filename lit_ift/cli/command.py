@@ -42,6 +42,7 @@ COMMANDS: Final = {
     "inspect": Command("show what a model says of each token of some rows, as a page", "report"),
     "eval": Command("score models on tasks, with standard errors and paired differences", "evaluate"),
     "compare": Command("compare objectives fairly: rates, seeds, intervals, cost", "compare"),
+    "plan": Command("say what a run takes before it begins: steps, FLOPs, memory, time, what fits", "plan"),
     "data": Command("look at the data first: check, preview, build", None),
     "data check": Command("say what became of every row; fail if a threshold is exceeded", "data"),
     "data preview": Command("print rows in colour: what is trained on, prompt, padding", "data"),

@@ -27,6 +27,7 @@ examples:
   lit-ift fit --config quickstart
   lit-ift fit --config ift/smollm2-135m --model.lam 0.3
   lit-ift fit --config ift/smollm2-135m --print_config
+  lit-ift plan ift/smollm2-135m
   lit-ift data check --config ift/smollm2-135m
   lit-ift export checkpoints/runs/version_0/checkpoints/last.ckpt model
   lit-ift merge checkpoints/runs/version_0/model merged
