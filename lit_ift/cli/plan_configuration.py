@@ -24,6 +24,7 @@ from lit_ift.planning.hardware import DEVICES, Device, this_machine
 from lit_ift.planning.plan import Plan, Run, make_plan
 from lit_ift.planning.rows import planned_rows
 from lit_ift.planning.source import source_with_config, tokenizer_or_stand_in
+from lit_ift.recipes import with_files
 
 
 class Parsed(DataOnly):
@@ -46,7 +47,7 @@ def planned(words: Sequence[str], hardware: str, *, alternatives: bool = True) -
         argparse.ArgumentError: an option is unknown or has a wrong value.
         UserError: the model's configuration cannot be had.
     """
-    return _Planner(parsed(words)).plan(hardware, alternatives=alternatives)
+    return _Planner(parsed(with_files(words))).plan(hardware, alternatives=alternatives)
 
 
 def parsed(words: Sequence[str]) -> Namespace:
