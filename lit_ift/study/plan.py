@@ -45,6 +45,7 @@ class Run:
         key: of what decides the result.
         folder: output of the study.
         words: what follows ``lit-ift``.
+        eval_words: what follows it to score the trained model on tasks; none without tasks.
     """
 
     variant: str
@@ -53,6 +54,7 @@ class Run:
     key: str
     folder: Path
     words: tuple[str, ...]
+    eval_words: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -73,6 +75,11 @@ class Run:
     def run_folder(self) -> Path:
         """The folder that ``fit`` writes to."""
         return self.folder / RUNS / self.name
+
+    @property
+    def evaluated(self) -> Path:
+        """The folder that ``eval`` writes to."""
+        return self.run_folder / "eval"
 
 
 class Plan:
@@ -135,7 +142,7 @@ class Plan:
         composed = _with_seed(self._composed[variant.name], seed)
         for place, value in places.items():
             _put(composed, place, value)
-        key = key_of([composed, self._files[variant.name], study.evaluations])
+        key = key_of([composed, self._files[variant.name], study.evaluations, study.tasks, study.task_options])
         run = Run(variant.name, rate, seed, key, self.folder, ())
         facts = {"path": str(run.result), "key": key, "variant": variant.name, "rate": rate, "seed": seed}
         result = {"class_path": "lit_ift.study.run_result.RunResult", "init_args": facts}
@@ -146,11 +153,11 @@ class Plan:
             "trainer.default_root_dir": str(self.folder),
             "run_name": run.name,
             "resume": "auto",
-            "export.enabled": study.keep == "models",
+            "export.enabled": study.keep == "models" or bool(study.tasks),
             "trainer.callbacks+": result,
         }
         words = (*_with_seed(self._words(variant), seed), *_as_words(own))
-        return Run(variant.name, rate, seed, key, self.folder, words)
+        return Run(variant.name, rate, seed, key, self.folder, words, _eval_words(study, run))
 
 
 def key_of(what: Any) -> str:
@@ -161,6 +168,13 @@ def key_of(what: Any) -> str:
 
 def _seeds(study: Study, seed: int) -> dict[str, Any]:
     return dict.fromkeys(study.seed_options, seed)
+
+
+def _eval_words(study: Study, run: Run) -> tuple[str, ...]:
+    if not study.tasks:
+        return ()
+    options = {"output": str(run.evaluated), **study.task_options}
+    return ("eval", str(run.run_folder), *_as_words(options), "--tasks", *study.tasks)
 
 
 def _with_seed(value: Any, seed: int) -> Any:

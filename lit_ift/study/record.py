@@ -29,6 +29,8 @@ class RunRecord:
         status: ``diverged`` if loss or gradient became NaN or infinite, which ends a run.
         reason: what was said then.
         scores: measure -> item -> value.
+        less_is_better: measures among those of tasks of which less is better.
+        on_tasks: whether the model was scored on the tasks of the study.
         steps: optimizer steps.
         rows: rows trained on, counted each time.
         tokens: input tokens of these rows, padding apart.
@@ -50,6 +52,8 @@ class RunRecord:
     status: Literal["done", "diverged"]
     reason: str = ""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    less_is_better: tuple[str, ...] = ()
+    on_tasks: bool = False
     steps: int = 0
     rows: int = 0
     tokens: int = 0
@@ -103,7 +107,8 @@ def read_record(path: Path) -> RunRecord:
         measure: dict(zip(items[packed["items"]], packed["values"], strict=True))
         for measure, packed in content["scores"].items()
     }
-    return RunRecord(**{**{name: content[name] for name in known}, "scores": scores})
+    less = tuple(content["less_is_better"])
+    return RunRecord(**{**{name: content[name] for name in known}, "scores": scores, "less_is_better": less})
 
 
 def read_records(folder: Path) -> dict[str, RunRecord]:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +16,9 @@ from typing import Any, Final
 from rich.console import Console
 
 from lit_ift.errors import UserError
+from lit_ift.evaluation.results import read_results
 from lit_ift.study.plan import RESULTS, Plan, Run
-from lit_ift.study.record import RunRecord, read_record, read_records
+from lit_ift.study.record import RunRecord, read_record, read_records, write_record
 from lit_ift.study.study_file import Study
 from lit_ift.study.summary import Summary, choose_rates, summarise
 
@@ -24,6 +26,9 @@ FAILURES: Final = 2
 """Runs that fail one after the other before the study stops: what ails them ails the others."""
 
 LAST_LINES: Final = 15
+
+EVALUATED: Final = "results.json"
+"""What ``eval`` leaves in its output."""
 
 Launch = Callable[[Run], int]
 """Carries out one run and gives its exit code."""
@@ -48,13 +53,50 @@ def carry_out(study: Study, plan: Plan, launch_all: "LaunchAll", console: Consol
 
 def unfinished(study: Study, plan: Plan) -> list[Run]:
     """The runs that can be done next: those for rates, and once these are there, those for the report."""
-    records = read_records(plan.folder / RESULTS)
+    records = _finished(plan)
     missing = [run for run in plan.runs_for_rates() if run.key not in records]
     if missing:
         return missing
     choices = choose_rates(study, plan, records)
     rates = {name: choice.chosen for name, choice in choices.items() if choice.chosen is not None}
     return [run for run in plan.runs_for_report(rates) if run.key not in records]
+
+
+def _finished(plan: Plan) -> dict[str, RunRecord]:
+    """The results that are whole, by key."""
+    found = read_records(plan.folder / RESULTS)
+    return {key: record for key, record in found.items() if is_whole(plan.study, record)}
+
+
+def is_whole(study: Study, record: RunRecord) -> bool:
+    """Whether nothing is missing in a result; a run that diverged has no model to score."""
+    return record.diverged or record.on_tasks or not study.tasks
+
+
+def take_over(run: Run) -> RunRecord | None:
+    """The result of a run that has ended, with its scores on tasks; None if one of the two is missing.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if not run.result.is_file():
+        return None
+    record = read_record(run.result)
+    if record.diverged or record.on_tasks or not run.eval_words:
+        return record
+    file = run.evaluated / EVALUATED
+    if not file.is_file():
+        return None
+    scores, less = dict(record.scores), []
+    for result in read_results(file):
+        measure = f"{result.task}/{result.metric}"
+        # A value that is no mean over items counts as one item.
+        scores[measure] = result.scores or {"all": result.value}
+        if not result.higher_is_better:
+            less.append(measure)
+    whole = replace(record, scores=scores, less_is_better=tuple(less), on_tasks=True)
+    write_record(run.result, whole)
+    return whole
 
 
 LaunchAll = Callable[[Sequence[Run], Console], Iterator[tuple[Run, int]]]
@@ -67,7 +109,7 @@ def _finish(runs: Sequence[Run], plan: Plan, launch_all: LaunchAll, console: Con
     Raises:
         UserError: some have none afterwards.
     """
-    known = read_records(plan.folder / RESULTS)
+    known = _finished(plan)
     missing = [run for run in {run.key: run for run in runs}.values() if run.key not in known]
     if not missing:
         return
@@ -75,9 +117,10 @@ def _finish(runs: Sequence[Run], plan: Plan, launch_all: LaunchAll, console: Con
     failed: list[Run] = []
     in_a_row, began = 0, time.monotonic()
     for number, (run, code) in enumerate(launch_all(missing, console), 1):
-        if run.result.is_file():
+        record = take_over(run)
+        if record is not None:
             left = (time.monotonic() - began) / number * (len(missing) - number)
-            console.print(f"[{number}/{len(missing)}] {_told(read_record(run.result))}{_time_left(left)}", markup=False)
+            console.print(f"[{number}/{len(missing)}] {_told(record)}{_time_left(left)}", markup=False)
             if keep == "results":
                 for name in ("checkpoints", "model"):
                     shutil.rmtree(run.run_folder / name, ignore_errors=True)
@@ -112,15 +155,19 @@ def _end_of(log: Path) -> str:
     return "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
 
 
-def command(study: Study, run: Run) -> list[str]:
-    """The command line of a run."""
-    start = [*study.launcher, "-m", "lit_ift"] if study.launcher else [sys.executable, "-m", "lit_ift"]
-    return [*start, *run.words]
+def commands(study: Study, run: Run) -> list[list[str]]:
+    """The command lines of a run, one after the other: training, if that is not done, and the scores on tasks."""
+    here = [sys.executable, "-m", "lit_ift"]
+    start = [*study.launcher, "-m", "lit_ift"] if study.launcher else here
+    fit = [] if run.result.is_file() else [[*start, *run.words]]
+    return [*fit, [*here, *run.eval_words]] if run.eval_words else fit
 
 
 def printed(study: Study, run: Run) -> str:
-    """The command line of a run, to paste into a shell."""
-    return shlex.join(command(study, run) if study.launcher else ["lit-ift", *run.words])
+    """The command lines of a run, to paste into a shell."""
+    found = commands(study, run)
+    own = [sys.executable, "-m", "lit_ift"]
+    return " && ".join(shlex.join(["lit-ift", *words[3:]] if words[:3] == own else words) for words in found)
 
 
 def one_by_one(launch: Launch) -> LaunchAll:
@@ -139,7 +186,10 @@ def in_processes(study: Study) -> LaunchAll:
     def launch_all(runs: Sequence[Run], console: Console) -> Iterator[tuple[Run, int]]:
         for run in runs:
             with console.status(run.name) as status:
-                yield run, _wait(command(study, run), run, status)
+                code = 0
+                for words in commands(study, run):
+                    code = code or _wait(words, run, status)
+                yield run, code
 
     return launch_all
 

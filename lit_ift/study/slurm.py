@@ -1,6 +1,7 @@
 """Hand the runs of a study to SLURM by submitit; jobs that are under way already are waited for, not sent again."""
 
 import json
+import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 from lit_ift.errors import UserError, needing, told_as
 from lit_ift.staging import replaced_file
 from lit_ift.study.plan import Run
-from lit_ift.study.runner import LaunchAll, command
+from lit_ift.study.runner import LaunchAll, commands
 from lit_ift.study.study_file import Study
 
 JOBS: Final = "jobs"
@@ -46,7 +47,7 @@ def as_jobs(study: Study, folder: Path, *, cluster: str | None = None) -> Launch
                 jobs[run.key] = job_class(folder / JOBS, known[run.key])
             if run.key not in jobs or jobs[run.key].done():  # Without a result, or it would not be here.
                 # A function of Python's own: a job need not import this package to start another process.
-                jobs[run.key] = executor.submit(subprocess.run, _logged(command(study, run), run.log), check=True)
+                jobs[run.key] = executor.submit(subprocess.run, _logged(commands(study, run), run.log), check=True)
                 known[run.key] = jobs[run.key].job_id
         with replaced_file(listed, "w", encoding="utf-8") as file:
             json.dump(known, file, indent=1)
@@ -58,7 +59,8 @@ def as_jobs(study: Study, folder: Path, *, cluster: str | None = None) -> Launch
     return launch_all
 
 
-def _logged(words: Sequence[str], log: Path) -> list[str]:
-    """The same command, whose output goes to the run's log."""
+def _logged(lines: Sequence[Sequence[str]], log: Path) -> list[str]:
+    """The same command lines, each if the one before went well; their output goes to the run's log."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    return ["sh", "-c", 'log=$1; shift; exec "$@" >>"$log" 2>&1', "run", str(log.absolute()), *words]
+    both = " && ".join(shlex.join(words) for words in lines)
+    return ["sh", "-c", f"{{ {both}; }} >>{shlex.quote(str(log.absolute()))} 2>&1"]

@@ -17,7 +17,7 @@ T = TypeVar("T")
 NAME: Final = re.compile(r"[A-Za-z0-9][\w.+-]*")
 """Of a variant, which is part of names of folders."""
 
-MAPPINGS: Final = {"options", "slurm"}
+MAPPINGS: Final = {"options", "slurm", "task_options"}
 """Fields that hold options."""
 
 RATE: Final = "model.init_args.optimizer.init_args.lr"
@@ -60,6 +60,8 @@ class Study:
         lower_is_better: measures of your own of which less is better.
         evaluations: import paths of functions ``(module, datamodule) -> {measure: {item: value}}``, called after
             training.
+        tasks: of ``lit-ift eval``, which scores the model of each run on them; none by default.
+        task_options: its other options, such as ``max_rows``.
         launcher: what each run is started by, such as ``[torchrun, --nproc-per-node, "4"]``; this Python by default.
         slurm: options of submitit by which runs are handed to SLURM; an empty mapping takes its defaults.
         keep: what is left of a run that has its result: the result and its curves, or its checkpoints and model too.
@@ -78,6 +80,8 @@ class Study:
     measures: list[str] | None = None
     lower_is_better: list[str] = field(default_factory=list)
     evaluations: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    task_options: dict[str, Any] = field(default_factory=dict)
     launcher: list[str] = field(default_factory=list)
     slurm: dict[str, Any] | None = None
     keep: Literal["results", "models"] = "results"
@@ -185,6 +189,8 @@ def _problems(study: Study) -> Iterator[str]:
             )
         if any(not 0 < rate < float("inf") for rate in rates):
             yield f"{where}: rates={rates} must be above 0 and finite."
+    if study.task_options and not study.tasks:
+        yield "task_options say nothing without tasks. Name tasks, or leave them out."
     if study.slurm is not None and study.launcher and study.launcher[0] == "torchrun":
         yield "launcher: under SLURM the job itself starts the ranks (tasks_per_node). Leave torchrun out."
 

@@ -1,7 +1,7 @@
 """What a study shows: the chosen rates, each variant's scores and costs, and its differences to the first variant."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -132,7 +132,7 @@ def choose_rates(study: Study, plan: Plan, records: Mapping[str, RunRecord]) -> 
             rate: _selected(study, [run for run in runs if (run.variant, run.rate) == (variant.name, rate)], records)
             for rate in rates
         }
-        better = min if is_less_better(study, study.select) else max
+        better = min if is_less_better(study, study.select, [records[run.key] for run in runs]) else max
         whole = {rate: estimate.mean for rate, estimate in tried.items() if estimate is not None}
         chosen = better(whole, key=whole.__getitem__) if whole else None
         choices[variant.name] = RateChoice(tried, chosen, at_edge=chosen in (rates[0], rates[-1]))
@@ -153,9 +153,10 @@ def _selected(study: Study, runs: Sequence[Run], records: Mapping[str, RunRecord
     return Estimate.of(values)
 
 
-def is_less_better(study: Study, measure: str) -> bool:
-    """Whether less of a measure is better."""
-    return measure in study.lower_is_better or measure.rpartition("/")[2] in LESS_IS_BETTER
+def is_less_better(study: Study, measure: str, records: Iterable[RunRecord]) -> bool:
+    """Whether less of a measure is better: it is one of ours, the study says so, or that of a task."""
+    known = measure in study.lower_is_better or measure.rpartition("/")[2] in LESS_IS_BETTER
+    return known or any(measure in record.less_is_better for record in records)
 
 
 def summarise(
@@ -193,7 +194,7 @@ def summarise(
             )
         )
     compared = tuple(_compared(variants, measures))
-    less = frozenset(measure for measure in measures if is_less_better(study, measure))
+    less = frozenset(measure for measure in measures if is_less_better(study, measure, records.values()))
     return Summary(compared, tuple(measures), less, tuple(_notes(study, compared)))
 
 

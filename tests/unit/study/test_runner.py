@@ -13,8 +13,10 @@ import pytest
 from rich.console import Console
 
 from lit_ift.errors import UserError
+from lit_ift.evaluation.results import TaskResult, write_results
 from lit_ift.study import runner
-from lit_ift.study.plan import Run
+from lit_ift.study.plan import Plan, Run
+from lit_ift.study.record import RunRecord, read_record, write_record
 from lit_ift.study.slurm import as_jobs
 from lit_ift.study.study_file import Study, Variant
 
@@ -31,7 +33,7 @@ def code(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Python that stands for ``lit-ift fit``; the test says what it does."""
     said = [""]
     for where in ("runner", "slurm"):
-        monkeypatch.setattr(f"lit_ift.study.{where}.command", lambda study, run: [sys.executable, "-c", said[0]])
+        monkeypatch.setattr(f"lit_ift.study.{where}.commands", lambda study, run: [[sys.executable, "-c", said[0]]])
     return said
 
 
@@ -78,9 +80,45 @@ def test_jobs_run_once_and_failures_are_told(tmp_path: Path, code: list[str]) ->
         as_jobs(replace(STUDY, slurm={"slurm_partitio": "x"}), tmp_path, cluster="local")
 
 
-def test_the_command_line_of_a_run() -> None:
-    run = Run("a", 0.1, 0, "key", Path("out"), ("fit", "--model=a b"))
-    assert runner.command(STUDY, run) == [sys.executable, "-m", "lit_ift", "fit", "--model=a b"]
+def test_the_command_lines_of_a_run(tmp_path: Path) -> None:
+    run = Run("a", 0.1, 0, "key", tmp_path, ("fit", "--model=a b"))
+    assert runner.commands(STUDY, run) == [[sys.executable, "-m", "lit_ift", "fit", "--model=a b"]]
     assert runner.printed(STUDY, run) == "lit-ift fit '--model=a b'"
     launcher = ["torchrun", "--nproc-per-node", "2"]
-    assert runner.command(replace(STUDY, launcher=launcher), run)[:5] == [*launcher, "-m", "lit_ift"]
+    assert runner.commands(replace(STUDY, launcher=launcher), run)[0][:5] == [*launcher, "-m", "lit_ift"]
+    study = replace(STUDY, tasks=["gsm8k=my.jsonl"], task_options={"max_rows": 5})
+    (planned,) = Plan(study, tmp_path, lambda words: {"model": {}}).runs_for_report({"a": 0.1})
+    fit, evaluation = runner.commands(study, planned)
+    assert "--export.enabled=true" in fit
+    words = [
+        "eval",
+        str(planned.run_folder),
+        f"--output={planned.evaluated}",
+        "--max_rows=5",
+        "--tasks",
+        "gsm8k=my.jsonl",
+    ]
+    assert evaluation[3:] == words
+
+
+def test_scores_on_tasks_are_taken_over_and_their_lack_is_no_result(tmp_path: Path) -> None:
+    study = replace(STUDY, tasks=["gsm8k=my.jsonl"])
+    (run,) = Plan(study, tmp_path, lambda words: {"model": {}}).runs_for_report({"a": 0.1})
+    assert runner.take_over(run) is None
+    write_record(run.result, RunRecord(run.key, "a", 0.1, 0, "done", scores={"val/nll": {"r": 1.0}}))
+    assert runner.take_over(run) is None
+    assert runner.unfinished(study, Plan(study, tmp_path, lambda words: {"model": {}})) == [run]
+    assert [words[3] for words in runner.commands(study, run)] == ["eval"]  # It is trained already.
+    run.evaluated.mkdir(parents=True)
+    scores = {"1": 1.0, "2": 0.0}
+    results = [
+        TaskResult("m", "gsm8k", "exact_match", 0.5, 0.5, 2, scores=scores),
+        TaskResult("m", "wiki", "perplexity", 9.0, None, 3, higher_is_better=False),
+    ]
+    write_results(run.evaluated / "results.json", results)
+    record = runner.take_over(run)
+    assert record is not None
+    assert record.scores == {"val/nll": {"r": 1.0}, "gsm8k/exact_match": scores, "wiki/perplexity": {"all": 9.0}}
+    assert record.less_is_better == ("wiki/perplexity",)
+    assert read_record(run.result) == record
+    assert runner.unfinished(study, Plan(study, tmp_path, lambda words: {"model": {}})) == []
