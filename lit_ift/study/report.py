@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from lit_ift.errors import printable
 from lit_ift.staging import replaced_file
 from lit_ift.study.figures import draw_pareto, draw_rates
 from lit_ift.study.statistics import DETECTABLE
-from lit_ift.study.summary import COSTS, Estimate, Summary, VariantSummary
+from lit_ift.study.summary import COSTS, Comparison, Estimate, Summary, VariantSummary
 
 STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
@@ -25,11 +25,14 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% } li {
 .wide { overflow-x: auto } @media print { body { margin: 0; max-width: none } img { break-inside: avoid } }
 """
 
+CHANGE: Final = ("difference", "95 % interval", "p (Holm)", "detectable")
+"""Columns of a difference."""
+
 FOOTNOTES: Final = (
     "± is the standard error over seeds.",
     "Difference: to the first variant, each at its own best rate, paired by seed and item, with the 95 % interval of a "
     "bootstrap that draws seeds and items anew (items alone where there is one seed).",
-    "p (Holm): adjusted over the variants of a measure.",
+    "p (Holm): adjusted over the variants, or contrasts, of a measure.",
     "Detectable: the smallest true difference that four of five such studies would find, by this one's standard error.",
     "Training time is that of training batches alone, without loading and validation.",
 )
@@ -53,12 +56,13 @@ class Sheet:
 def sheets(summary: Summary) -> list[Sheet]:
     """All tables of a report, the scores of the most important measure first."""
     made = [_of_measure(summary, measure) for measure in summary.measures]
+    made += [_of_contrasts(measure, found) for measure, found in summary.contrasts.items() if found]
     return [*made, _of_costs(summary), *_of_rates(summary)]
 
 
 def _of_measure(summary: Summary, measure: str) -> Sheet:
     better = "less is better" if measure in summary.less_is_better else "more is better"
-    head = ("variant", "rate", "mean", "seeds", "items", "difference", "95 % interval", "p (Holm)", "detectable")
+    head = ("variant", "rate", "mean", "seeds", "items", *CHANGE)
     rows = []
     for variant in summary.variants:
         estimate = variant.scores.get(measure)
@@ -67,12 +71,16 @@ def _of_measure(summary: Summary, measure: str) -> Sheet:
             continue
         items = len(next(iter(variant.records.values())).scores[measure])
         cells = (variant.name, _rate(variant), _shown(estimate), str(len(estimate.values)), str(items))
-        rows.append((*cells, *_difference(variant, measure)))
+        rows.append((*cells, *_difference(variant.comparisons.get(measure))))
     return Sheet(f"{measure} ({better})", head, tuple(rows))
 
 
-def _difference(variant: VariantSummary, measure: str) -> tuple[str, str, str, str]:
-    comparison = variant.comparisons.get(measure)
+def _of_contrasts(measure: str, found: Mapping[str, Comparison]) -> Sheet:
+    rows = tuple((name, *_difference(comparison)) for name, comparison in found.items())
+    return Sheet(f"Contrasts in {measure}", ("contrast", *CHANGE), rows)
+
+
+def _difference(comparison: Comparison | None) -> tuple[str, str, str, str]:
     if comparison is None:
         return ("–", "–", "–", "–")
     found = comparison.difference

@@ -17,7 +17,7 @@ T = TypeVar("T")
 NAME: Final = re.compile(r"[A-Za-z0-9][\w.+-]*")
 """Of a variant, which is part of names of folders."""
 
-MAPPINGS: Final = {"options", "slurm", "task_options"}
+MAPPINGS: Final = {"options", "slurm", "task_options", "contrasts"}
 """Fields that hold options."""
 
 RATE: Final = "model.init_args.optimizer.init_args.lr"
@@ -57,6 +57,7 @@ class Study:
             the report did not take part in the choice.
         select: the measure by which rates are chosen.
         measures: those to report, the most important one first; all that runs have by default.
+        contrasts: name -> weight of each variant; sums of variants that are compared with 0, such as an interaction.
         lower_is_better: measures of your own of which less is better.
         evaluations: import paths of functions ``(module, datamodule) -> {measure: {item: value}}``, called after
             training.
@@ -78,6 +79,7 @@ class Study:
     rate_seeds: list[int] | None = None
     select: str = "val/nll"
     measures: list[str] | None = None
+    contrasts: dict[str, dict[str, float]] = field(default_factory=dict)
     lower_is_better: list[str] = field(default_factory=list)
     evaluations: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
@@ -189,10 +191,23 @@ def _problems(study: Study) -> Iterator[str]:
             )
         if any(not 0 < rate < float("inf") for rate in rates):
             yield f"{where}: rates={rates} must be above 0 and finite."
+    yield from _odd_contrasts(study)
     if study.task_options and not study.tasks:
         yield "task_options say nothing without tasks. Name tasks, or leave them out."
     if study.slurm is not None and study.launcher and study.launcher[0] == "torchrun":
         yield "launcher: under SLURM the job itself starts the ranks (tasks_per_node). Leave torchrun out."
+
+
+def _odd_contrasts(study: Study) -> Iterator[str]:
+    names = [variant.name for variant in study.variants]
+    for name, weights in study.contrasts.items():
+        if not isinstance(weights, dict) or not all(isinstance(weight, int | float) for weight in weights.values()):
+            yield f"contrasts.{name}={weights!r} must be a weight for each variant, such as {{{names[0]}: -1}}."
+            continue
+        for other in weights.keys() - set(names):
+            yield f"contrasts.{name}: there is no variant {other!r}.{did_you_mean(other, names)}"
+        if abs(sum(weights.values())) > 1e-9 or not any(weights.values()):
+            yield f"contrasts.{name}: its weights add up to {sum(weights.values()):g}; that must be 0."
 
 
 def _repeated(what: str, values: Sequence[Any]) -> Iterator[str]:

@@ -56,13 +56,13 @@ class RateChoice:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant against the first one in a measure.
+    """A variant against the first one in a measure, or another weighted sum of variants against 0.
 
     Attributes:
         difference: over the seeds and items that both have.
-        adjusted: its p-value, adjusted over the variants (Holm).
-        seeds: that both have.
-        left_out: items that only one of the two has.
+        adjusted: its p-value, adjusted over all of its kind (Holm).
+        seeds: that all of them have.
+        left_out: items that only some of them have.
     """
 
     difference: PairedDifference
@@ -102,12 +102,14 @@ class Summary:
         variants: in the order of the file.
         measures: the most important one first.
         less_is_better: measures of which less is better.
+        contrasts: measure -> name of the contrast -> its comparison.
         notes: what a reader must know before trusting the numbers.
     """
 
     variants: tuple[VariantSummary, ...]
     measures: tuple[str, ...]
     less_is_better: frozenset[str]
+    contrasts: dict[str, dict[str, Comparison]]
     notes: tuple[str, ...]
 
 
@@ -193,9 +195,19 @@ def summarise(
                 good,
             )
         )
-    compared = tuple(_compared(variants, measures))
+    first, *others = variants
+    pairs = {other.name: {first.name: -1.0, other.name: 1.0} for other in others}
+    by_name = {variant.name: variant for variant in variants}
+    differences = {measure: _adjusted(pairs, by_name, measure) for measure in measures}
+    contrasts = {measure: _adjusted(study.contrasts, by_name, measure) for measure in measures}
+    compared = [
+        replace(
+            variant, comparisons={m: found[variant.name] for m, found in differences.items() if variant.name in found}
+        )
+        for variant in variants
+    ]
     less = frozenset(measure for measure in measures if is_less_better(study, measure, records.values()))
-    return Summary(compared, tuple(measures), less, tuple(_notes(study, compared)))
+    return Summary(tuple(compared), tuple(measures), less, contrasts, tuple(_notes(study, compared)))
 
 
 def _measures(study: Study, records: Sequence[RunRecord]) -> list[str]:
@@ -222,37 +234,38 @@ def _cost(records: Mapping[int, RunRecord], cost: str) -> Estimate | None:
     return Estimate.of(values) if values else None
 
 
-def _compared(variants: Sequence[VariantSummary], measures: Sequence[str]) -> Iterator[VariantSummary]:
-    """The variants with their comparisons to the first one."""
-    first, *others = variants
-    comparisons: dict[str, dict[str, Comparison]] = {variant.name: {} for variant in others}
-    for measure in measures:
-        found = {variant.name: _comparison(first, variant, measure) for variant in others}
-        made = {name: comparison for name, comparison in found.items() if comparison is not None}
-        adjusted = holm([comparison.difference.p_value for comparison in made.values()])
-        for (name, comparison), p_value in zip(made.items(), adjusted, strict=True):
-            comparisons[name][measure] = replace(comparison, adjusted=p_value)
-    yield first
-    for variant in others:
-        yield replace(variant, comparisons=comparisons[variant.name])
+def _adjusted(
+    contrasts: Mapping[str, Mapping[str, float]], variants: Mapping[str, VariantSummary], measure: str
+) -> dict[str, Comparison]:
+    """The comparisons that can be made, with p-values adjusted over them."""
+    found = {name: _comparison(weights, variants, measure) for name, weights in contrasts.items()}
+    made = {name: comparison for name, comparison in found.items() if comparison is not None}
+    adjusted = holm([comparison.difference.p_value for comparison in made.values()])
+    return {name: replace(one, adjusted=p) for (name, one), p in zip(made.items(), adjusted, strict=True)}
 
 
-def _comparison(first: VariantSummary, other: VariantSummary, measure: str) -> Comparison | None:
-    seeds = sorted(
-        seed
-        for seed in first.records.keys() & other.records.keys()
-        if first.records[seed].scores.get(measure) and other.records[seed].scores.get(measure)
-    )
-    if not seeds:
+def _comparison(
+    weights: Mapping[str, float], variants: Mapping[str, VariantSummary], measure: str
+) -> Comparison | None:
+    """A weighted sum of variants over the seeds and items that all of them have."""
+    scores = {
+        name: {
+            seed: record.scores[measure] for seed, record in variants[name].records.items() if measure in record.scores
+        }
+        for name, weight in weights.items()
+        if weight
+    }
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores.values())))
+    of_items = [set(scores[name][seed]) for name in scores for seed in seeds]
+    items = sorted(set.intersection(*of_items)) if of_items else []
+    if not items:
         return None
-    tables = [[variant.records[seed].scores[measure] for seed in seeds] for variant in (first, other)]
-    common = set.intersection(*(set(scores) for table in tables for scores in table))
-    if not common:
-        return None
-    items = sorted(common)
-    before, after = ([[scores[item] for item in items] for scores in table] for table in tables)
-    left_out = max(len(scores) for table in tables for scores in table) - len(items)
-    return Comparison(hierarchical_bootstrap(before, after), math.nan, len(seeds), left_out)
+    tables = {
+        name: np.array([[by_seed[seed][item] for item in items] for seed in seeds]) for name, by_seed in scores.items()
+    }
+    total = np.sum([weights[name] * table for name, table in tables.items()], axis=0)
+    left_out = max(map(len, of_items)) - len(items)
+    return Comparison(hierarchical_bootstrap(np.zeros_like(total), total), math.nan, len(seeds), left_out)
 
 
 def _notes(study: Study, variants: Sequence[VariantSummary]) -> Iterator[str]:

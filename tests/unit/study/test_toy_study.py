@@ -213,6 +213,24 @@ def test_rates_of_other_seeds_leave_the_report_alone(tmp_path: Path) -> None:
     assert not any("flatters" in note for note in summary.notes)
 
 
+def test_a_contrast_is_a_weighted_sum_of_variants(tmp_path: Path) -> None:
+    """The interaction of a 2x2: 9 - 4 - 3 + 1 = 3 in all seeds and items."""
+    names = {"neither": 1.0, "one": 4.0, "other": 3.0, "both": 9.0}
+    variants = [Variant(name, options={"model.class_path": name}) for name in names]
+    contrasts = {
+        "interaction": {"both": 1, "one": -1, "other": -1, "neither": 1},
+        "one alone": {"one": 1, "neither": -1},
+    }
+    study = Study(variants, rates=[0.1], seeds=[0, 1, 2], contrasts=contrasts)
+    summary = summary_of(study, tmp_path, {(name, 0.1): value for name, value in names.items()})
+    found = summary.contrasts["val/nll"]
+    assert found["interaction"].difference.value == pytest.approx(3.0)
+    assert found["one alone"].difference.value == pytest.approx(3.0)
+    # The least that 10000 draws can give, times two tests.
+    assert found["interaction"].adjusted == pytest.approx(2 * 2 / 10001)
+    assert "| interaction | +3.0000 | +3.0000 to +3.0000 |" in write_report(summary, tmp_path, "t")[0].read_text()
+
+
 def test_where_all_diverge_it_is_said(tmp_path: Path) -> None:
     scores = dict.fromkeys([(name, rate) for name in ("sft", "ift") for rate in STUDY.rates])
     with pytest.raises(UserError, match="diverged in every run"):
