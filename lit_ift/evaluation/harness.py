@@ -43,15 +43,18 @@ class Harness:
     def __init__(self, tasks: Sequence[EvalTask], options: TaskOptions, folder: Path) -> None:
         from lm_eval.tasks import TaskManager
 
-        by_name = [task for task in tasks if task.source == "harness" and not Path(task.spec["task"]).is_file()]
-        self.manager = TaskManager(include_defaults=bool(by_name))
+        named = [task for task in tasks if task.source == "harness" and not Path(task.spec["task"]).is_file()]
+        by_name = [task for task in named if "folder" not in task.spec]
+        folders = sorted({task.spec["folder"] for task in named if "folder" in task.spec})
+        self.manager = TaskManager(include_path=folders or None, include_defaults=bool(by_name))
         self.options = options
         for task in by_name:
             if task.name not in self.manager.all_tasks:
                 hint = did_you_mean(task.name, self.manager.all_tasks)
+                kind = task.name if task.name in KINDS else "gsm8k"
                 raise UserError(
                     f"Unknown task '{task.name}'.{hint} `lm_eval ls tasks` lists the harness's own; rows of a file are "
-                    f"named with their kind, as in gsm8k=FILE."
+                    f"named with their kind, as in {kind}=FILE."
                 )
         self.loaded = {task.name: self._load(task, folder / str(index)) for index, task in enumerate(tasks)}
 
@@ -60,9 +63,10 @@ class Harness:
         try:
             loaded = self.manager.load([spec])
         except Exception as error:  # Whatever the harness, datasets, or the user's own YAML raise.
-            offline = " Rows of a file, named as KIND=FILE, need no hub." if task.source == "harness" else ""
+            own = "folder" in task.spec or Path(spec).is_file()
+            remedy = "Mend its file" if own else "Rows of a file need no hub: KIND=FILE"
             raise UserError(
-                f"The task {task.name} cannot be loaded: {type(error).__name__}: {_first_line(error)}{offline}"
+                f"The task {task.name} cannot be loaded: {type(error).__name__}: {_first_line(error)}. {remedy}."
             ) from error
         for member in loaded["tasks"].values():
             self._configure(member, len(task.spec.get("documents", ())))

@@ -23,6 +23,9 @@ GYM: Final = "reasoning_gym"
 GYM_ITEMS: Final = 100
 """Questions of each verifiable task where nothing says how many."""
 
+LONGEST_NAME: Final = 250
+"""Characters of a text in a task's file that may name a file of rows."""
+
 Source = Literal["harness", "rows", "gym"]
 
 
@@ -57,8 +60,8 @@ class EvalTask:
     Attributes:
         name: for people; unique in a call.
         source: who scores it.
-        spec: what that needs: ``task`` (name or YAML file), ``kind`` and ``documents``, or the options of the data
-            module.
+        spec: what that needs: ``task`` (name or YAML file; of a group in a file, its ``folder``), ``kind`` and
+            ``documents``, or the options of the data module.
         left_out: reason to the number of rows that were left out for it.
         total: rows before that; None if it is not known yet.
         digest: changes whenever what is scored does.
@@ -102,8 +105,10 @@ def read_tasks(named: Sequence[str], options: TaskOptions) -> list[EvalTask]:
 
 
 def _read_task(named: str, options: TaskOptions) -> EvalTask:
-    kind, has_file, place = named.partition("=")
-    if not has_file:
+    kind, has_place, place = named.partition("=")
+    if has_place and not place.strip():
+        raise UserError(f"{named} names no file: write it behind the sign, as in {kind}=FILE.")
+    if not has_place:
         _check_harness(f"The task {named}")
         path = Path(named).expanduser()
         return _yaml_task(path) if path.suffix in (".yaml", ".yml") else EvalTask(named, "harness", {"task": named})
@@ -137,11 +142,14 @@ def _yaml_task(path: Path) -> EvalTask:
         values = yaml.load(text, _TaskLoader)
     if not isinstance(values, dict) or not ({"task", "group"} & values.keys()):
         raise UserError(f"{path}: a task of the harness has a line such as 'task: my_task'. This file has none.")
-    named = values.get("dataset_kwargs") or {}
-    files = named.get("data_files") if isinstance(named, dict) else None
-    places = [place for place in _strings(files) if Path(place).is_file()]
-    digest = digest_of([text, [identity(place) for place in places]])
-    return EvalTask(str(values.get("group") or values["task"]), "harness", {"task": str(path)}, digest=digest)
+    places = [place for place in _strings(values) if len(place) < LONGEST_NAME and Path(place).is_file()]
+    members = identity(str(path.parent)) if "group" in values else []
+    digest = digest_of([text, members, [identity(place) for place in places]])
+    if "group" in values:  # The harness finds a group, and its members, by their names in the folder alone.
+        return EvalTask(
+            str(values["group"]), "harness", {"task": str(values["group"]), "folder": str(path.parent)}, digest=digest
+        )
+    return EvalTask(str(values["task"]), "harness", {"task": str(path)}, digest=digest)
 
 
 class _TaskLoader(yaml.SafeLoader):

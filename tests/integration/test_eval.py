@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -313,6 +314,52 @@ def test_examples_come_from_the_other_rows(base: Path, tasks: dict[str, str], tm
         call(options=TaskOptions(max_new_tokens=4000), events=lambda spec: in_this_process(spec, tmp_path / "c"))
 
 
+MEMBER = """\
+  - task: {name}
+    dataset_path: json
+    dataset_kwargs: {{data_files: {{test: {rows}}}}}
+    test_split: test
+    output_type: multiple_choice
+    doc_to_text: "{{{{question}}}}"
+    doc_to_choice: "{{{{choices}}}}"
+    doc_to_target: "{{{{answer}}}}"
+    metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def test_a_group_is_scored_over_all_its_items(
+    base: Path, tmp_path: Path, tasks: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.jsonl").write_bytes(jsonl(ROWS["arc"][:1]))
+    arc = tasks["arc"].removeprefix("arc=")
+    members = MEMBER.format(name="first", rows=arc) + MEMBER.format(name="second", rows=tmp_path / "one.jsonl")
+    end = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    (tmp_path / "both.yaml").write_text(f"group: both\ntask:\n{members}{end}")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    call = partial(evaluate, [str(base)], load=LoadOptions(), options=TaskOptions(), say=lambda _: None)
+    found = call([str(tmp_path / "both.yaml")], tmp_path / "eval", events=partial(in_this_process, folder=tmp_path))
+    assert [(result.task, result.n) for result in found] == [("both::first", 4), ("both::second", 1), ("both", 5)]
+    first, second, both = found
+    assert both.named == "both"
+    assert both.value == pytest.approx((4 * first.value + second.value) / 5)
+    assert both.scores is not None
+    assert list(both.scores)[-1] == "both::second/0"
+
+    (tmp_path / "one.jsonl").unlink()
+    with pytest.raises(
+        UserError, match=r"The task both cannot be loaded: FileNotFoundError: .*one.jsonl.*Mend its file"
+    ):
+        call([str(tmp_path / "both.yaml")], tmp_path / "eval", events=partial(in_this_process, folder=tmp_path))
+
+
+def test_a_name_that_the_harness_does_not_have(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: SimpleNamespace(all_tasks=["arc_easy", "gsm8k"]))
+    call = partial(evaluate, [str(base)], load=LoadOptions(), options=TaskOptions(), say=lambda _: None)
+    for name, wanted in (("arc_eazy", "Did you mean 'arc_easy'?"), ("exact_match", "as in exact_match=FILE")):
+        with pytest.raises(UserError, match=re.escape(wanted)):
+            call([name], tmp_path / "eval", events=partial(in_this_process, folder=tmp_path))
+
+
 def test_bad_input(
     base: Path,
     tasks: dict[str, str],
@@ -331,6 +378,7 @@ def test_bad_input(
     assert "is named twice" in fails(base, "--tasks", tasks["arc"], tasks["arc"])
     assert "Did you mean 'gsm8k'?" in fails(base, "--tasks", "gsm8=rows.jsonl")
     assert "Did you mean 'spell_backward'?" in fails(base, "--tasks", "reasoning_gym=spell_backwards")
+    assert "gsm8k= names no file" in fails(base, "--tasks", "gsm8k=")
     assert "reasoning_gym: name of a task" in fails(base, "--tasks", "x=y")
     assert "none.jsonl" in fails(base, "--tasks", f"arc={tmp_path / 'none.jsonl'}")
     (tmp_path / "bad.yaml").write_text("dataset_path: json\n")
