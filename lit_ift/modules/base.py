@@ -40,7 +40,7 @@ from lit_ift.modules.optim import (
 from lit_ift.modules.optimized import default_optimizer
 from lit_ift.modules.packed import check_packed_batch, is_packed, unpacked
 from lit_ift.modules.stepping import Batch, ExampleLosses
-from lit_ift.options import NonNegativeInt
+from lit_ift.options import NonNegativeInt, Positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,6 +98,10 @@ class CausalLMModule(LanguageModelModule):
         added_tokens: special tokens that the chat template needs and the tokenizer lacks, such as
             ``["<|im_start|>", "<|im_end|>"]`` for ChatML on a base model. Their rows in embedding and output head begin
             as the mean of the others, are trained with all weights, and are exported. Not with ``lora``.
+        freeze: patterns of names of parameters that are not trained, such as ``["model.embed_tokens.*"]``.
+        train_only: patterns of the only ones that are, of those that would be trained otherwise.
+        lr_factors: what the learning rate is multiplied by for parameters whose names match, such as
+            ``{"*embed_tokens*": 0.1}``; the first pattern that matches counts.
         quantization: hold the frozen weights under ``lora`` in ``nf4``, ``fp4`` or ``int8``: those of all linear
             layers but the output head. Checkpoints then hold the adapter alone. Needs
             ``pip install 'lit-ift[quantization]'``.
@@ -154,6 +158,9 @@ class CausalLMModule(LanguageModelModule):
         detach_input_embeddings: bool = False,
         lora: dict[str, Any] | None = None,
         added_tokens: list[str] | None = None,
+        freeze: list[str] | None = None,
+        train_only: list[str] | None = None,
+        lr_factors: dict[str, Positive] | None = None,
         quantization: Quantization | None = None,
         share_prompts: bool = False,
         reduction: Reduction = "sequence",
@@ -197,6 +204,9 @@ class CausalLMModule(LanguageModelModule):
         self.detach_input_embeddings = detach_input_embeddings
         self.lora = lora
         self.added_tokens = list(added_tokens or ())
+        self.freeze_patterns = list(freeze or ())
+        self.train_only = None if train_only is None else list(train_only)
+        self.lr_factors = dict(lr_factors or {})
         self.quantization = quantization
         self.share_prompts = share_prompts
         self.reduction = reduction

@@ -42,6 +42,7 @@ from lit_ift.models.quantized import (
 )
 from lit_ift.models.source import ModelSource
 from lit_ift.models.weight_names import in_words, weight_faults
+from lit_ift.modules.by_name import check_patterns, freeze_by_name
 from lit_ift.modules.feedback_rows import is_feedback
 from lit_ift.modules.fit_check import check_data_fits
 from lit_ift.modules.generate import MAX_NEW_TOKENS
@@ -88,12 +89,15 @@ class LanguageModelModule(OptimizedModule):
     quantization: Quantization | None
     share_prompts: bool
     generation: dict[str, Any]
+    freeze_patterns: list[str]
+    train_only: list[str] | None
 
     def __init__(self) -> None:
         super().__init__()
         self._new_token_ids: list[int] = []
         self._language_model_ready = False
         self._froze_embeddings = False
+        self._frozen: list[str] = []
         self.others_train_embeddings = False
         self._logit_transform = LogitTransform()
         self._balancing: Balancing | None = None
@@ -146,6 +150,10 @@ class LanguageModelModule(OptimizedModule):
             embedding.requires_grad_(False)
         elif not embedding.weight.requires_grad and not is_adapted(self.model):  # LoRA freezes the model on purpose.
             rank_zero_warn("The input embeddings do not require gradients and will not be trained.")
+        if fits:
+            self._frozen = freeze_by_name(self.model, self.freeze_patterns, self.train_only)
+            trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+            check_patterns("model.lr_factors", self.lr_factors, trained)
         self._vector_names = vector_names(self)
         self.shard(sharding)
         if self._trainer is not None:
@@ -169,6 +177,10 @@ class LanguageModelModule(OptimizedModule):
         if self._froze_embeddings:
             self.model.get_input_embeddings().requires_grad_(True)
             self._froze_embeddings = False
+        for name, parameter in self.model.named_parameters() if self._frozen else ():
+            if name in self._frozen:
+                parameter.requires_grad_(True)
+        self._frozen = []
 
     def _load(self, *, in_parts: bool = False) -> None:
         if self._language_model_ready:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ift.errors import UserError
+from lit_ift.modules.by_name import factor_of
 from lit_ift.options import CheckedOptions, NonNegative, PositiveInt
 
 OptimizerCallable = Callable[[Iterable], Optimizer]  # type: ignore[type-arg]
@@ -38,25 +39,38 @@ def vector_names(module: nn.Module) -> frozenset[str]:
     return frozenset(name for name, parameter in module.named_parameters() if parameter.ndim < 2)
 
 
-def parameter_groups(module: nn.Module, vectors: Collection[str]) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups, of which the second gets no weight decay.
+def parameter_groups(
+    module: nn.Module, vectors: Collection[str], factors: dict[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups, of which the second gets no weight decay; two more for each learning rate.
 
     Args:
         module: may be wrapped by ``torch.compile`` or activation checkpointing.
         vectors: names of the parameters for the second group, as ``vector_names`` gives them.
+        factors: by patterns of names within ``module.model``, what the learning rate is multiplied by; the first one
+            that matches counts. Groups have it as ``lr_factor``.
 
     Raises:
         ValueError: nothing is trainable.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    found: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (plain if plain_name(name) in vectors else decayed).append(parameter)
-    if not decayed and not plain:
+            name = plain_name(name)
+            factor = factor_of(name.removeprefix("model."), factors or {})
+            found.setdefault((factor, name in vectors), []).append(parameter)
+    if not found:
         raise ValueError("no parameter requires a gradient: nothing to train")
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    # Those of the optimizer's own learning rate come first: it is the one that is logged.
+    order = sorted(found, key=lambda key: (key[0] is not None, key[0] or 0.0, key[1]))
+    return [
+        {
+            "params": found[factor, is_vector],
+            **({"weight_decay": 0.0} if is_vector else {}),
+            **({} if factor is None else {"lr_factor": factor}),
+        }
+        for factor, is_vector in order
+    ]
 
 
 def lost_updates(optimizer: Optimizer) -> tuple[float, float]:

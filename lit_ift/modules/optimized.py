@@ -42,6 +42,7 @@ class OptimizedModule(ExampleMeanModule):
     """
 
     model: Any
+    lr_factors: dict[str, float]
 
     lora_rate: float = 2e-4
     """Learning rate that suits an adapter; one for all weights is about a tenth of it."""
@@ -52,6 +53,7 @@ class OptimizedModule(ExampleMeanModule):
     def __init__(self) -> None:
         super().__init__()
         self._lr: float | None = None
+        self.lr_factors = {}
         self._vector_names: frozenset[str] = frozenset()
 
     @property
@@ -80,7 +82,7 @@ class OptimizedModule(ExampleMeanModule):
             UserError: it refuses its options.
         """
         try:
-            optimizer = self._build_optimizer(parameter_groups(self, self._vector_names))
+            optimizer = self._build_optimizer(parameter_groups(self, self._vector_names, self.lr_factors))
         except ValueError as error:  # As torch's have it for a learning rate below 0.
             raise UserError(f"The optimizer refuses its options: {error}") from error
         check_eps(optimizer)
@@ -89,8 +91,8 @@ class OptimizedModule(ExampleMeanModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.build_optimizer()
-        for group in optimizer.param_groups if self._lr is not None else ():
-            group["lr"] = self._lr
+        for group in optimizer.param_groups:
+            group["lr"] = (group["lr"] if self._lr is None else self._lr) * group.get("lr_factor", 1.0)
         scheduler = self._build_scheduler(optimizer)
         for option, made, kind in (("optimizer", optimizer, Optimizer), ("lr_scheduler", scheduler, LRScheduler)):
             if not isinstance(made, kind):

@@ -31,11 +31,11 @@ def set_learning_rate(trainer: L.Trainer, rate: float) -> None:
     """Make `rate` the peak learning rate of optimizers and schedules that are set up already."""
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = rate
+            group["lr"] = group["initial_lr"] = rate * group.get("lr_factor", 1.0)
     for config in trainer.lr_scheduler_configs:
         scheduler = config.scheduler
         if hasattr(scheduler, "base_lrs"):
-            scheduler.base_lrs = [rate] * len(scheduler.base_lrs)
+            scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
         if isinstance(scheduler, WarmupSchedule):
             scheduler.apply()
 
