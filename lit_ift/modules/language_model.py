@@ -150,10 +150,10 @@ class LanguageModelModule(OptimizedModule):
             embedding.requires_grad_(False)
         elif not embedding.weight.requires_grad and not is_adapted(self.model):  # LoRA freezes the model on purpose.
             rank_zero_warn("The input embeddings do not require gradients and will not be trained.")
-        if fits:
-            self._frozen = freeze_by_name(self.model, self.freeze_patterns, self.train_only)
-            trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-            check_patterns("model.lr_factors", self.lr_factors, trained)
+        if self.freeze_patterns or self.train_only is not None:
+            self._frozen += freeze_by_name(self.model, self.freeze_patterns, self.train_only)
+        trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        check_patterns("model.lr_factors", self.lr_factors, trained)
         self._vector_names = vector_names(self)
         self.shard(sharding)
         if self._trainer is not None:
