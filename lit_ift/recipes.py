@@ -95,7 +95,8 @@ def _bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
         raise UserError(f"{circle}: these files extend each other in a circle. Take one `extends` out.")
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
+    with told_as(UnicodeDecodeError, lambda error: UserError(f"{path} is no text in UTF-8: {error}")):
+        text = path.read_text(encoding="utf-8")
     if "extends" not in text:
         return []
     with told_as(yaml.YAMLError, lambda error: UserError(f"{path} is no YAML: {error}")):

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from lit_ift import recipes
 from lit_ift.cli.tree import function_parser, parse
-from lit_ift.errors import UserError, needing
+from lit_ift.errors import UserError, needing, told_as
 
 
 def list_recipes() -> None:
@@ -40,8 +40,9 @@ def copy(name: str, output: Path) -> None:
     schema, line_break, rest = rest.partition("\n")
     if line:
         rest = f"{line}{(source.parent / schema).resolve()}{line_break}{rest}"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(first + rest, encoding="utf-8")
+    with told_as(OSError, lambda error: UserError(f"{output} cannot be written: {error}. Name another file.")):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(first + rest, encoding="utf-8")
     print(f"{output}: lit-ift fit --config {output}")
 
 

@@ -41,6 +41,9 @@ def test_list_show_and_copy(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert run("recipes", "copy", "qwen3/8b", "deep/mine.yaml") == 1
     assert "deep/mine.yaml exists already" in capsys.readouterr().err
     assert Path("deep/mine.yaml").read_text(encoding="utf-8") == copied
+    Path("file").touch()
+    assert run("recipes", "copy", "qwen3/8b", "file/mine.yaml") == 1
+    assert "file/mine.yaml cannot be written" in capsys.readouterr().err
     assert run("recipes", "show", "qwen3/8c") == 1
     assert "Did you mean 'qwen3/8b'?" in capsys.readouterr().err
 

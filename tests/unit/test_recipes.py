@@ -76,6 +76,12 @@ def test_what_cannot_be_extended_is_told(text: str, message: str, here: Path) ->
         with_files(config("mine.yaml"))
 
 
+def test_a_file_that_is_no_text_is_told(here: Path) -> None:
+    Path("mine.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ArgumentError, match=r"mine\.yaml is no text in UTF-8"):
+        with_files(config("mine.yaml"))
+
+
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"neither a file nor a recipe 'ift/smolm2'.*Did you mean 'ift/smollm2-135m'"):
         find("ift/smolm2")
