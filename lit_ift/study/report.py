@@ -87,7 +87,7 @@ def _difference(comparison: Comparison | None) -> tuple[str, str, str, str]:
     detectable = DETECTABLE * found.standard_error
     p_value = "–" if math.isnan(comparison.adjusted) else f"{comparison.adjusted:.2g}"
     interval = "–" if math.isnan(found.low) else f"{found.low:+.4f} to {found.high:+.4f}"
-    return (f"{found.value:+.4f}", interval, p_value, "–" if math.isnan(detectable) else f"{detectable:.4f}")
+    return (f"{found.value:+.4f}", interval, p_value, f"{detectable:.4f}" if detectable > 0 else "–")
 
 
 def _of_costs(summary: Summary) -> Sheet:
@@ -123,7 +123,10 @@ def _rate(variant: VariantSummary) -> str:
 
 
 def _shown(estimate: Estimate, digits: int = 4) -> str:
-    spread = "" if math.isnan(estimate.standard_error) else f" ± {estimate.standard_error:.2g}"
+    error = estimate.standard_error
+    if error < 1e-9 * abs(estimate.mean):  # What sums round to where all seeds are alike.
+        error = 0.0
+    spread = "" if math.isnan(error) else f" ± {error:.2g}"
     whole = f"{estimate.mean:.0f}" if abs(estimate.mean) >= 1000 else f"{estimate.mean:.{digits}g}"
     return whole + spread
 

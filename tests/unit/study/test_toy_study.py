@@ -228,7 +228,10 @@ def test_a_contrast_is_a_weighted_sum_of_variants(tmp_path: Path) -> None:
     assert found["one alone"].difference.value == pytest.approx(3.0)
     # The least that 10000 draws can give, times two tests.
     assert found["interaction"].adjusted == pytest.approx(2 * 2 / 10001)
-    assert "| interaction | +3.0000 | +3.0000 to +3.0000 |" in write_report(summary, tmp_path, "t")[0].read_text()
+    assert (
+        "| interaction | +3.0000 | +3.0000 to +3.0000 | 0.0004 | – |"
+        in write_report(summary, tmp_path, "t")[0].read_text()
+    )
 
 
 def test_where_all_diverge_it_is_said(tmp_path: Path) -> None:
