@@ -23,7 +23,7 @@ from lit_ift.modules import CausalLMModule
 from lit_ift.planning.hardware import DEVICES, Device, this_machine
 from lit_ift.planning.plan import Plan, Run, make_plan
 from lit_ift.planning.rows import planned_rows
-from lit_ift.planning.source import source_with_config, tokenizer_or_stand_in
+from lit_ift.planning.source import NoTokenizer, source_with_config, tokenizer_or_stand_in
 from lit_ift.recipes import with_files
 
 
@@ -84,7 +84,9 @@ class _Planner:
             module.model_spec, revision=module.revision, trust_remote_code=module.trust_remote_code
         )
         self._give_tokenizer(data, module, source)
-        rows = self._made("data", lambda: planned_rows(data, module))
+        rows = self._made(
+            "data", lambda: planned_rows(data, module, tokenizes=not isinstance(data.tokenizer_source, NoTokenizer))
+        )
         if rows is None:
             return Plan(self.conflicts)
         device = self._device(hardware, source)
@@ -137,7 +139,7 @@ class _Planner:
         spec = given or module.tokenizer_spec or module.model_spec
         own = source if spec == module.model_spec else None
         tokenizer = tokenizer_or_stand_in(spec, own, trust_remote_code=module.trust_remote_code)
-        if getattr(tokenizer, "is_stand_in", False):
+        if isinstance(tokenizer, NoTokenizer):
             data._tokenizer = tokenizer
         else:
             add_tokens(tokenizer, module.added_tokens)

@@ -266,6 +266,8 @@ class _Looks(TorchFunctionMode):
             real = self.run.value(args[0])
             with _disable_current_modes():
                 return real.tolist() if func is torch.Tensor.tolist else real.numpy()
+        if func is torch.Tensor.data_ptr and isinstance(args[0], FakeTensor):
+            return 0  # As of every tensor without memory.
         if func in (torch.isfinite, torch.Tensor.isfinite) and not self.run.is_known(args[0]):
             return torch.ones(args[0].shape, dtype=torch.bool, device=args[0].device)
         return func(*args, **(kwargs or {}))

@@ -123,6 +123,9 @@ def rank_memory(parts: Mapping[Part, float], step: StepCost, run: Run) -> dict[P
     found["weights"] = weights * (kept + _root_share(step) + gathered)
     found["gradients"] = found["gradients"] * kept + weights * min(trained, 1) * (_root_share(step) + of_layer)
     found["optimizer"] *= kept
+    if computes_in_half:  # Layers are gathered in half precision, where autocast would keep a cast of each weight.
+        casts = weights / 2 * (1 - _root_share(step))
+        found["activations"] = max(0.0, found["activations"] - casts)
     return found
 
 

@@ -48,22 +48,30 @@ class PlannedRows:
     dataset: EncodedDataset
 
 
-def planned_rows(data: ConversationDataModule, module: CausalLMModule) -> PlannedRows:
+def planned_rows(data: ConversationDataModule, module: CausalLMModule, *, tokenizes: bool = True) -> PlannedRows:
     """Rows from the cache, else of a sample, else made up.
 
     Args:
         data: the data module, which knows a tokenizer; its training split is set up for the plan.
         module: that is to train on them; its model need not be loaded.
+        tokenizes: whether the data module's tokenizer is a real one.
 
     Raises:
         UserError: the module does not train on rows of their kind.
     """
-    folder = data.cache_folder("train") if data.uses_cache else None
-    if folder is not None and folder.exists():
-        depends_on = data._fingerprints(["train"])["train"]
-        found = _of_report(data, *SplitRows(data, "train", depends_on, tokenizer_digest(data.tokenizer)).obtain())
-    else:
-        found = _of_sample(data, module)
+    try:
+        folder = data.cache_folder("train") if data.uses_cache and tokenizes else None
+        if folder is not None and folder.exists():
+            depends_on = data._fingerprints(["train"])["train"]
+            found = _of_report(data, *SplitRows(data, "train", depends_on, tokenizer_digest(data.tokenizer)).obtain())
+        elif tokenizes:
+            found = _of_sample(data, module)
+        else:
+            found = _made_up(data, module, "there is no tokenizer here")
+    except UserError as error:
+        if not isinstance(error.__cause__, ConnectionError):
+            raise
+        found = _made_up(data, module, "the hub cannot be reached")
     data.datasets["train"] = found.dataset
     if "train" in data.reports:
         data.fit_to_module("train", module)
@@ -83,8 +91,6 @@ def _of_sample(data: ConversationDataModule, module: CausalLMModule) -> PlannedR
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             stored, report = SplitRows(data, "train", None, None).obtain()
-    except UserError as error:
-        return _made_up(data, module, most, str(error))
     finally:
         data.max_rows, data.on_bad_row = most, skips
     if not report.rows_kept:
@@ -106,18 +112,15 @@ def _of_sample(data: ConversationDataModule, module: CausalLMModule) -> PlannedR
     )
 
 
-def _made_up(data: ConversationDataModule, module: CausalLMModule, most: int | None, reason: str) -> PlannedRows:
+def _made_up(data: ConversationDataModule, module: CausalLMModule, reason: str) -> PlannedRows:
     kind: RowKind = next(kind for kind in ROW_KINDS if kind in module.kinds)
     example = Example([0] * 2, [IGNORE_INDEX, 0], "row 0")
-    row = EncodedRow(
-        kind, "row 0", dict.fromkeys(SIDES[kind], example), 1.0 if kind in ("unpaired", "scored") else None
-    )
-    rows = _longest(data, row, TRAINED)
-    tokens = None if most is None else most * len(SIDES[kind]) * data.max_length
-    how = (
-        f"estimate: every row {data.max_length} tokens, half of them trained, because the rows cannot be read: {reason}"
-    )
-    return PlannedRows(how, False, most, tokens, data.max_length, EncodedDataset(StoredRows.in_memory(rows)))
+    score = 1.0 if kind in ("unpaired", "scored") else None
+    rows = _longest(data, EncodedRow(kind, "row 0", dict.fromkeys(SIDES[kind], example), score), TRAINED)
+    total = _counted(data, data.max_rows)
+    tokens = None if total is None else total * len(SIDES[kind]) * data.max_length
+    how = f"estimate: all rows of {data.max_length} tokens, half of them trained, because {reason}"
+    return PlannedRows(how, False, total, tokens, data.max_length, EncodedDataset(StoredRows.in_memory(rows)))
 
 
 def _longest(data: ConversationDataModule, like: EncodedRow, share: float) -> list[EncodedRow]:

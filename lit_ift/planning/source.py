@@ -18,7 +18,6 @@ class NoTokenizer:
 
     pad_token_id = eos_token_id = 0
     chat_template = None
-    is_stand_in = True
 
     def get_vocab(self) -> dict[str, int]:
         """No tokens."""
