@@ -1,15 +1,18 @@
 """The tree of commands as one parser. A call makes the options of its own command alone, which is what takes time."""
 
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from inspect import signature
-from typing import Any, Final, TypeVar
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse._typehints import type_to_str
 
 from lit_ift.cli.command import COMMANDS
 from lit_ift.cli.explain import explained, nearest_options
@@ -56,6 +59,23 @@ examples:
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Shows types and defaults, and keeps the lines of examples."""
+
+    def _get_type_str(self, action: Action) -> str | None:
+        hint = getattr(action, "_typehint", None) or getattr(action, "type", None)
+        found: str | None = super()._get_type_str(action) if hint is None else type_in_words(hint)
+        return found
+
+
+def type_in_words(hint: Any) -> str:
+    """A type as help shows it: ``int at least 1 | null`` for ``Optional[Annotated[int, Range(ge=1)]]``."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " | ".join(dict.fromkeys(map(type_in_words, args)))
+    if origin is Literal:
+        return " | ".join("null" if value is None else str(value) for value in args)
+    if origin is Annotated:
+        return " ".join([type_in_words(args[0]), *map(str, args[1:])])
+    return {Path: "path", NoneType: "null"}.get(hint) or type_to_str(hint)
 
 
 _PARSER_ALONE: Final[ContextVar[bool]] = ContextVar("parser_alone", default=False)
