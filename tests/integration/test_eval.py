@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,6 @@ from rowfiles import jsonl
 from tiny import tiny_base_tokenizer, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_ift.cli.evaluate import evaluate as command
-from lit_ift.cli.evaluate import parser_of
-from lit_ift.cli.tree import parse
 from lit_ift.errors import UserError
 from lit_ift.evaluation.kinds import KINDS
 from lit_ift.evaluation.results import TaskResult, comparable, read_results
@@ -397,12 +393,6 @@ def test_bad_input(
     assert "pip install 'lit-ift[eval]'" in fails(base, "--tasks", "arc_easy")
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
     assert "pip install 'lit-ift[tasks]'" in fails(base, "--tasks", "reasoning_gym=spell_backward")
-
-
-@pytest.mark.parametrize("line", re.findall(r"^lit-ift (.*)$", PAGE, re.MULTILINE))
-def test_the_commands_of_the_page_are_understood(line: str) -> None:
-    words = shlex.split(line)
-    assert parse(words, words[0], parser_of(command))["models"]
 
 
 def test_the_page_has_every_kind() -> None:

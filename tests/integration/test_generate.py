@@ -1,8 +1,6 @@
 """`lit-ift chat` and `lit-ift generate`: all that may be named as a model answers alike, and what goes wrong."""
 
 import json
-import re
-import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,8 +16,6 @@ from tiny import tiny_base_tokenizer, tiny_model, tiny_tokenizer
 from torch.distributed.checkpoint import save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_ift.cli.talk import FUNCTIONS
-from lit_ift.cli.tree import function_parser, parse
 from lit_ift.errors import printable
 from lit_ift.generation.answer_file import answer_all
 from lit_ift.generation.terminal import HELP
@@ -216,13 +212,6 @@ def fails_without_device(model: Path, questions: Path, output: Path, capsys: pyt
         assert f"{name} is for transformers" in capsys.readouterr().err
     assert lit_ift("generate", model, questions, output, "--engine", "vllm") == 1
     return capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", re.findall(r"^lit-ift (.*)$", PAGE, re.MULTILINE))
-def test_the_commands_of_the_page_are_understood(command: str) -> None:
-    words = shlex.split(command)
-    values = parse(words, words[0], function_parser(FUNCTIONS[words[0]]))
-    assert values["trained"] == words[1]
 
 
 def test_the_page_has_the_commands_of_the_chat() -> None:

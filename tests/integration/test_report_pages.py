@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,6 @@ from commands import run as lit_ift
 from rowfiles import jsonl
 from tiny import tiny_model
 
-from lit_ift.cli.report import parser_of
-from lit_ift.cli.tree import parse
 from lit_ift.evaluation.results import TaskResult, write_results
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
@@ -208,9 +205,3 @@ def test_bad_calls_of_inspect(
     assert "Tokens as the model sees them" in page.read_text(encoding="utf-8")
     assert lit_ift("inspect", model_folder, rows, "--output", tmp_path / "no" / "x.html", *SHORT) == 1
     assert "there is no folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", re.findall(r"^lit-ift (.*)$", PAGE, re.MULTILINE))
-def test_the_commands_of_the_page_are_understood(command: str) -> None:
-    words = shlex.split(command)
-    assert parse(words, words[0], parser_of(words[0]))
