@@ -34,7 +34,7 @@ class Device:
     bandwidth: float
     reached: float = 0.45
     is_measured: bool = False
-    source: str = "NVIDIA data sheet, dense, without sparsity"
+    source: str = "published peak rate, without sparsity"
 
     @property
     def is_gpu(self) -> bool:
@@ -62,7 +62,8 @@ DEVICES: Final = {
         _gpu("h200", 141, 67, 989, 4800),
     )
 }
-"""Peak rates of data sheets, in TFLOP/s and GB/s. What a step reaches of them is an estimate."""
+"""Published peak rates, in TFLOP/s and GB/s; what a step reaches of them is an estimate. Those of A100, H100, H200 and
+L40S were compared with pages that repeat NVIDIA's data sheets, the others were not."""
 
 
 def this_machine(width: int) -> Device:

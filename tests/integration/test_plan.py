@@ -51,7 +51,7 @@ def test_plan_says_what_a_run_takes(config: Path, data_file: Path, capsys: pytes
     assert plan["fits"] is True
     text = capsys.readouterr().out
     assert f"{rows} rows, 8 a step" in text
-    assert "estimate: 45% of the data sheet's rates" in text
+    assert "estimate: 45% of the published peak rates" in text
 
 
 @pytest.mark.parametrize(
