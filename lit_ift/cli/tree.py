@@ -75,7 +75,7 @@ def type_in_words(hint: Any) -> str:
         return " | ".join("null" if value is None else str(value) for value in args)
     if origin is Annotated:
         return " ".join([type_in_words(args[0]), *map(str, args[1:])])
-    return {Path: "path", NoneType: "null"}.get(hint) or type_to_str(hint)
+    return {Path: "path", NoneType: "null"}.get(hint) or str(type_to_str(hint))  # type: ignore[no-untyped-call]
 
 
 _PARSER_ALONE: Final[ContextVar[bool]] = ContextVar("parser_alone", default=False)

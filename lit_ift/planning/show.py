@@ -50,7 +50,9 @@ def _lines(plan: Plan) -> Iterator[str]:
         )
     if plan.seconds is not None and math.isfinite(plan.seconds):
         how = (
-            "rates measured now" if device.is_measured else f"estimate: {device.reached:.0%} of the published peak rates"
+            "rates measured now"
+            if device.is_measured
+            else f"estimate: {device.reached:.0%} of the published peak rates"
         )
         ranks = f"{run.ranks} x " if run.ranks > 1 else ""
         yield f"Time: {timedelta(seconds=round(plan.seconds))} on {ranks}{device.name} ({how}), validation aside."
