@@ -5,12 +5,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import Any, Final
 
 from lit_ift.checkpoints.run_folder import RUNS
 from lit_ift.errors import UserError
 from lit_ift.imports import check_is_function, imported
+from lit_ift.models.digest import file_digest, file_digests
+from lit_ift.models.source import ModelSource
 from lit_ift.study.study_file import Study, Variant
 
 RESULTS: Final = "results"
@@ -105,7 +109,7 @@ class Plan:
                 raise UserError(str(error)) from error
         self._composed = {variant.name: _decisive(compose(self._words(variant))) for variant in study.variants}
         _refuse_equals(self._composed, study.rate_option)
-        self._files = {name: _digests(composed) for name, composed in self._composed.items()}
+        self._digests_at = cache(_digests_at)  # Of this plan: files may change before the next one.
 
     def runs_for_rates(self) -> list[Run]:
         """Those by which rates are chosen; none where there is nothing to choose, as they are reported themselves."""
@@ -142,7 +146,9 @@ class Plan:
         composed = _with_seed(self._composed[variant.name], seed)
         for place, value in places.items():
             _put(composed, place, value)
-        key = key_of([composed, self._files[variant.name], study.evaluations, study.tasks, study.task_options])
+        key = key_of(
+            [composed, _digests(composed, self._digests_at), study.evaluations, study.tasks, study.task_options]
+        )
         run = Run(variant.name, rate, seed, key, self.folder, ())
         facts = {"path": str(run.result), "key": key, "variant": variant.name, "rate": rate, "seed": seed}
         result = {"class_path": "lit_ift.study.run_result.RunResult", "init_args": facts}
@@ -228,9 +234,19 @@ def _refuse_equals(composed: Mapping[str, Any], rate_option: str) -> None:
             )
 
 
-def _digests(composed: Mapping[str, Any]) -> dict[str, str]:
-    """Path to a hash of its bytes, of all files that the options of the data name."""
-    return {path: _digest(Path(path)) for path in sorted(set(_texts(composed.get("data")))) if Path(path).is_file()}
+def _digests(composed: Mapping[str, Any], digests_at: Callable[[str], dict[str, str]]) -> dict[str, str]:
+    """Path to a hash, of all files that the options of model and data name."""
+    texts = {*_texts(composed.get("data")), *_texts(composed.get("model"))}
+    return {path: digest for text in sorted(texts) for path, digest in digests_at(text).items()}
+
+
+def _digests_at(text: str) -> dict[str, str]:
+    """Of a file, of the files of a pattern, of those of a model's folder, or of all in another folder."""
+    path = Path(text)
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return {f"{text}/{name}": digest for name, digest in file_digests(ModelSource(text, None, text)).items()}
+    files = glob(f"{text}/**", recursive=True) if path.is_dir() else glob(text)
+    return {file: file_digest(Path(file)) for file in sorted(files) if Path(file).is_file()}
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -242,8 +258,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for part in value:
             yield from _texts(part)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

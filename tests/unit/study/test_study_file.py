@@ -110,3 +110,32 @@ def test_a_key_changes_with_all_that_decides_a_result(tmp_path: Path) -> None:
     assert not changed & before
     rows.write_text("{} ")
     assert not keys() & changed
+
+
+def test_a_key_changes_with_the_files_of_the_model_and_of_each_seed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        (tmp_path / f"start-{seed}").mkdir()
+        for name in ("config.json", "model.safetensors", "README.md"):
+            (tmp_path / f"start-{seed}" / name).write_text("a")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").write_text("{}")
+    config = {
+        "model": {"init_args": {"model": str(tmp_path / "start-{seed}")}},
+        "data": {"init_args": {"train": str(tmp_path / "rows"), "val": str(tmp_path / "val-*.jsonl")}},
+    }
+
+    def keys() -> list[str]:
+        study = Study([Variant("a")], rates=[0.1, 0.2], rate_seeds=[0, 1], seeds=[0])
+        runs = Plan(study, tmp_path, lambda words: json.loads(json.dumps(config))).runs_for_rates()
+        return [run.key for run in runs if run.rate == 0.1]
+
+    before = keys()
+    (tmp_path / "start-1" / "README.md").write_text("b")
+    assert keys() == before
+    (tmp_path / "start-1" / "model.safetensors").write_text("b")
+    after = keys()
+    assert (after[0] == before[0], after[1] == before[1]) == (True, False)
+    (tmp_path / "val-1.jsonl").write_text("{}")
+    with_more_rows = keys()
+    (tmp_path / "rows" / "b.jsonl").write_text("{}")
+    assert len({*after, *with_more_rows, *keys()}) == 6
