@@ -4,7 +4,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    StrategyRegistry,
+)
 from tiny import tiny_model
 
 from lit_ift import SFTModule
@@ -30,7 +36,7 @@ def test_it_is_refused_before_the_model_is_loaded() -> None:
 
 
 def test_tensor_parallelism_is_refused() -> None:
-    strategy = FSDP2Strategy()
+    strategy = ModelParallelStrategy()  # Ours has none.
     strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 4)}  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"tensor_parallel_size=4.*fsdp2"):
         check_strategy(trainer_with(strategy))
