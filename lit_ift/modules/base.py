@@ -6,7 +6,7 @@ Shapes: B examples, T tokens, N trained positions, D hidden size.
 import inspect
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from lit_ift.modules.optim import (
 from lit_ift.modules.optimized import default_optimizer
 from lit_ift.modules.packed import check_packed_batch, is_packed, unpacked
 from lit_ift.modules.stepping import Batch, ExampleLosses
-from lit_ift.options import NonNegativeInt, Positive
+from lit_ift.options import NonNegativeInt, Positive, Range
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,6 +108,10 @@ class CausalLMModule(LanguageModelModule):
         share_prompts: read a prompt once where two passes read it (IFT, inputs that look ahead) or several answers have
             it (pairs), to save time. Losses and gradients are the same. Not with ``gradient_checkpointing``, nor with
             attention other than ``sdpa`` and ``eager``.
+        max_bad_steps: optimizer steps of a run that may be skipped because their loss or gradient is not finite, before
+            the next one stops the run, as the first one does by default.
+        bad_step_norm: skip steps too whose gradient norm, before clipping, is more than so many times the median of the
+            last 100 steps; from the 21st step on. None, the default, skips none for that.
         reduction: weight of an example in the mean: ``sequence`` counts each example once, ``token`` counts it by its
             trained tokens.
         optimizer: builds the optimizer from parameter groups; AdamW at 2e-5 by default. torch's Adam and AdamW run
@@ -163,6 +167,8 @@ class CausalLMModule(LanguageModelModule):
         lr_factors: dict[str, Positive] | None = None,
         quantization: Quantization | None = None,
         share_prompts: bool = False,
+        max_bad_steps: NonNegativeInt = 0,
+        bad_step_norm: Annotated[float, Range(gt=1)] | None = None,
         reduction: Reduction = "sequence",
         optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable = CosineSchedule,
@@ -182,6 +188,10 @@ class CausalLMModule(LanguageModelModule):
         if share_prompts and not self.can_share_prompts:
             raise ValueError(
                 "share_prompts has no use: each prompt is read once, or each time with other noise. Leave it out."
+            )
+        if bad_step_norm is not None and not max_bad_steps:
+            raise ValueError(
+                f"bad_step_norm={bad_step_norm} skips nothing with max_bad_steps=0. Set max_bad_steps too."
             )
         check_added_tokens(added_tokens)
         if added_tokens and lora is not None:
@@ -209,6 +219,8 @@ class CausalLMModule(LanguageModelModule):
         self.lr_factors = dict(lr_factors or {})
         self.quantization = quantization
         self.share_prompts = share_prompts
+        self.max_bad_steps = max_bad_steps
+        self.bad_step_norm = bad_step_norm
         self.reduction = reduction
         self.generation = generation or {}
         check_generation(self.generation)

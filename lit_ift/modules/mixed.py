@@ -213,6 +213,11 @@ class MixedModule(CausalLMModule):
         self.log_dict({f"train/{name}/chosen": float(name == chosen) for name in self.parts})
         self.choice.update({**losses, **means})
 
+    def on_step_skipped(self) -> None:
+        for part in self.parts.values():
+            part.on_step_skipped()
+        self._evaluated.clear()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # SFTMix draws anew in each micro-batch.
         for name, part in self._present(batch):

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_ift.errors import NonFiniteLossError, UserError
 from lit_ift.lightning_private import forget_logged
+from lit_ift.modules.bad_steps import BadSteps, SkippedStep, of_all_ranks
 from lit_ift.modules.optim import configured_options, keep_configuration
 from lit_ift.modules.precision import float32_by_default
 from lit_ift.modules.start_line import announce_start
@@ -49,10 +51,18 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
     Logged every optimizer step: ``train/loss`` and the metrics, ``train/lr``, ``train/grad_norm`` (before clipping),
     ``train/tokens_per_s`` (input tokens of all ranks, padding apart). Validation and test log the same means under
     ``val/`` and ``test/``.
+
+    A step whose loss or gradient is not finite stops the run. With ``max_bad_steps`` so many are skipped before: the
+    optimizer is not asked, so that neither weights nor its state change, the gradients are dropped, and the step counts
+    as one for the schedule and the run's length. Then ``train/bad_steps`` is their number so far.
     """
+
+    max_bad_steps: int = 0
+    bad_step_norm: float | None = None
 
     def __init__(self) -> None:
         super().__init__()
+        self._bad_steps: BadSteps | None = None
         self._window = AccumulationWindow()
         self._evaluation = AccumulationWindow()
         self._batch_checked = False
@@ -101,6 +111,9 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
             means: ``loss`` and the metrics over all rows of the step, by name.
         """
 
+    def on_step_skipped(self) -> None:
+        """Called instead of ``on_step_means`` for a bad step that is skipped; what was kept for it is to be dropped."""
+
     def start_note(self) -> str:
         """What a run's first line says of this module, one sentence; nothing by default."""
         return ""
@@ -137,13 +150,18 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
     # Training ----------------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Keep the random numbers of training in checkpoints, unless the Trainer has a callback for that already."""
+        """Keep random numbers and bad steps in checkpoints, unless the Trainer has callbacks for that already."""
         from lit_ift.checkpoints.random_state import RandomState  # Its package imports the modules.
 
         check_callbacks(self.trainer)
-        fits = self.trainer.state.fn == "fit"
-        has_one = any(isinstance(callback, RandomState) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [RandomState()] if fits and not has_one else []
+        if self.trainer.state.fn != "fit":
+            return []
+        present: dict[type, L.Callback] = {type(callback): callback for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        wanted = [RandomState, BadSteps] if self.max_bad_steps else [RandomState]
+        made: dict[type, L.Callback] = {kind: kind() for kind in wanted if kind not in present}
+        bad_steps = {**present, **made}.get(BadSteps)
+        self._bad_steps = bad_steps if self.max_bad_steps and isinstance(bad_steps, BadSteps) else None
+        return list(made.values())
 
     def on_train_start(self) -> None:
         self._window.clear()
@@ -181,7 +199,10 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
                 return loss
             return self._close_window(optimizer)
 
-        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        except SkippedStep:
+            optimizer.zero_grad()
 
     def _close_window(self, optimizer: Any) -> Tensor:
         """Normalise the gradients of the optimizer step, refuse what is not finite, log; return the mean loss."""
@@ -193,9 +214,7 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
             )
         mean_loss = totals.means["loss"]
         if not math.isfinite(mean_loss):
-            if searches_learning_rate(self.trainer):
-                return self._end_trial(optimizer)
-            raise NonFiniteLossError(self._non_finite_message(f"the loss ({mean_loss})"))
+            return self._refuse_step(optimizer, f"the loss ({mean_loss}) became NaN or infinite", {})
         gradients = [
             parameter.grad
             for group in optimizer.param_groups
@@ -209,20 +228,64 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
         # Else a metric would be logged once more for a step without rows that have it, as rejected ones do.
         forget_logged(self)
         grad_norm = self._gradient_norm(gradients)
+        if fault := self._gradient_fault(grad_norm):
+            return self._refuse_step(optimizer, fault, {"train/loss": mean_loss, "train/grad_norm": float(grad_norm)})
         if torch.isfinite(grad_norm):
             self.log("train/grad_norm", grad_norm)
-        elif self._gradient_scaler() is None:
-            if searches_learning_rate(self.trainer):
-                return self._end_trial(optimizer)
-            raise NonFiniteLossError(self._non_finite_message("the gradient"))
         # Otherwise float16 overflowed: the scaler skips this step and lowers its scale.
         self.on_step_means(totals.means)
         self.log("train/loss", mean_loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in totals.means.items() if name != "loss"})
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         self.log("train/tokens_per_s", totals.tokens_per_s)
+        if self._bad_steps is not None:
+            self.log("train/bad_steps", float(self._bad_steps.count))
         self._window.clear()
         return torch.tensor(mean_loss, device=self.device)
+
+    def _gradient_fault(self, grad_norm: Tensor) -> str:
+        """What is wrong with a step's gradient, alike on all ranks; nothing for one that is to be followed."""
+        skips = self._bad_steps is not None and not is_trial(self.trainer)
+        if skips:  # Ranks that read one norm with different last digits would part ways at the bound.
+            grad_norm = self._add_over_ranks(grad_norm) / self.trainer.world_size
+        if not torch.isfinite(grad_norm):
+            return "" if self._gradient_scaler() is not None else "the gradient became NaN or infinite"
+        if not skips or self.bad_step_norm is None:
+            return ""
+        assert self._bad_steps is not None
+        norm = float(grad_norm)
+        fault = self._bad_steps.spike(norm, self.bad_step_norm)
+        if not fault:
+            self._bad_steps.keep(norm)
+        return fault
+
+    def _refuse_step(self, optimizer: Any, fault: str, seen: Mapping[str, float]) -> Tensor:
+        """End a search for a learning rate; else skip the step and log what was seen, or stop the run.
+
+        Raises:
+            SkippedStep: leads out of the optimizer.
+            NonFiniteLossError: no more steps may be skipped.
+        """
+        if searches_learning_rate(self.trainer):
+            return self._end_trial(optimizer)
+        bad_steps = self._bad_steps
+        if bad_steps is None or is_trial(self.trainer) or bad_steps.count >= self.max_bad_steps:
+            raise NonFiniteLossError(self._stop_message(fault))
+        bad_steps.count += 1
+        rows = of_all_ranks(self._window.rows_with_bad_loss(), self._window.row_ids())
+        rank_zero_warn(
+            f"Step {self.trainer.global_step}: {fault}, and the step was skipped ({bad_steps.count} of at most "
+            f"{self.max_bad_steps}). {rows}."
+        )
+        forget_logged(self)
+        for name, value in seen.items():
+            if math.isfinite(value):
+                self.log(name, value, prog_bar=name == "train/loss")
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        self.log("train/bad_steps", float(bad_steps.count))
+        self.on_step_skipped()
+        self._window.clear()
+        raise SkippedStep
 
     def _end_trial(self, optimizer: Any) -> Tensor:
         """End a search for a learning rate, which goes up until training diverges, without a step."""
@@ -244,15 +307,16 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients) / (1.0 if scaler is None else scaler.get_scale())
         return norm.full_tensor() if isinstance(norm, DTensor) else norm  # Of shards, added up over ranks here.
 
-    def _non_finite_message(self, what: str) -> str:
+    def _stop_message(self, fault: str) -> str:
         checkpoint = self.trainer.checkpoint_callback
         saved = ""
         if checkpoint is not None:
             saved = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
         bad = self._window.rows_with_bad_loss()
         culprits = f"with a bad loss: {bad}" if bad else f"in this step: {self._window.row_ids()}"
+        skipped = "" if self._bad_steps is None else f" Steps skipped before: {self._bad_steps.count}."
         return (
-            f"Step {self.trainer.global_step}: {what} became NaN or infinite, and the step was not taken. "
+            f"Step {self.trainer.global_step}: {fault}, and the step was not taken.{skipped} "
             f"Rows on rank {self.trainer.global_rank} {culprits}. "
             f"Last good checkpoint: {saved or 'none was written yet'}. "
             "Look at those rows, lower the learning rate, or clip gradients (trainer.gradient_clip_val)."

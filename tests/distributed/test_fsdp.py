@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 EXACT = [
     *("ift", "ift tied", "ift ready-made", "ift packed", "ift held", "ift checkpointed", "ift lora", "ift replicas"),
     *("ift shared", "dpo shared"),
-    *("sft token", "sft every second", "sft offload", "sft half"),
+    *("sft token", "sft every second", "sft offload", "sft half", "sft bad steps"),
     *("dpo cached", "dpo model", "dpo lora", "dpo ready-made", "tdpo model", "tdpo lora", "kto", "uft", "mixed"),
 ]
 """In float64, where another order of summing is no excuse."""
@@ -31,6 +31,12 @@ def test_sharded_equals_whole(runs: dict[str, list[Results]], case: str) -> None
         assert_alike(single, rank[case], 1e-10)
         # Safetensors that each rank read in part, or a model that was whole on every rank, are the same model.
         assert rank[case]["digest"] == single["digest"]
+
+
+def test_ranks_skip_the_same_steps(runs: dict[str, list[Results]]) -> None:
+    """Those in which one rank alone has a bad row among them."""
+    for rank in [*runs["single"], *runs["double"]]:
+        assert [step["train/bad_steps"] for step in rank["sft bad steps"]["steps"]] == [0, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(

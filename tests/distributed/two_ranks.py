@@ -102,6 +102,18 @@ class Record(Callback):
             self.validations.append(float(trainer.callback_metrics["val/loss"]))
 
 
+class Bad(SFTModule):
+    """Rows of rank 0 have an infinite loss in step 1, and the gradient of step 3 is none."""
+
+    def example_losses(self, batch: Any) -> Any:
+        losses, metrics = super().example_losses(batch)
+        if self.trainer.training and self.trainer.global_step == 1 and RANK == 0:
+            losses = losses * torch.inf
+        if self.trainer.training and self.trainer.global_step == 3:
+            losses = losses + torch.sqrt(losses - losses)  # 0, with an infinite slope times 0.
+        return losses, metrics
+
+
 class Questions(InstructionDataModule):
     """Five questions, so that two ranks that answer two at a time have unequal numbers of batches."""
 
@@ -313,6 +325,9 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         "sft every second": lambda: fit(make(SFTModule, gradient_checkpointing=2), instructions()),
         "sft offload": lambda: fit(make(SFTModule), instructions(), offload=True),
         "sft half": lambda: fit(make(SFTModule), instructions(), HalfFineTuning(every_n_steps=1)),
+        "sft bad steps": lambda: fit(
+            make(Bad, max_bad_steps=2, bad_step_norm=50.0), instructions(4), accumulate_grad_batches=2, max_epochs=2
+        ),
         "sftmix": lambda: fit(make(SFTMixModule), instructions()),
         "dpo cached": lambda: fit(pair(reference="cached"), answers("preference")),
         "dpo model": lambda: fit(pair(reference="model"), answers("preference", packing=True)),
