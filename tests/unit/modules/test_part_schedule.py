@@ -248,3 +248,30 @@ def test_options_of_parts_without_effect_are_refused() -> None:
     one = {"instruction": ObjectivePart("SFTModule", optimum=float("nan")), "b": ObjectivePart("SFTModule")}
     with pytest.raises(ValueError, match=r"parts\.instruction\.optimum=nan must be a finite number"):
         MixedModule("never loaded", parts=one, schedule=PartSchedule("maxright"))
+
+
+def test_a_skipped_step_leaves_no_losses_to_choose_by() -> None:
+    """It evaluates both parts, but neither is known after it, so that the next one trains the first part."""
+    module = MixedModule(
+        tiny_model(), parts=parts("maxright"), schedule=PartSchedule(**MAXRIGHT), max_bad_steps=1, **OPTIONS
+    )
+    losses_of_batch = module.example_losses
+
+    def first_is_bad(batch: Any) -> Any:
+        losses, metrics = losses_of_batch(batch)
+        return losses * (torch.inf if module.trainer.global_step == 0 else 1), metrics
+
+    module.example_losses = first_is_bad  # type: ignore[method-assign]
+    found = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            assert module.choice is not None
+            found.append((module._evaluated.empty, list(module.choice.losses)))
+
+    batches = [{name: feedback_batch(step[name]) for name in NAMES} for step in ROWS[:2]]
+    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer = L.Trainer(**QUIET_TRAINER, max_epochs=1, callbacks=[Watch()])
+    with pytest.warns(UserWarning, match=r"Step 0: the loss .* was skipped \(1 of at most 1\)"):
+        trainer.fit(module, loader)
+    assert found == [(True, []), (True, ["instruction"])]
