@@ -120,6 +120,8 @@ class TokenModule(ReferenceModule):
 
     def per_example_loss(self, nll: Tensor, mask: Tensor, **inputs: Tensor) -> ExampleLosses:
         """See ``CausalLMModule``; what the token loss asks for besides is given by name."""
+        if "data_weights" in self.token_loss.inputs:  # Here, for a subclass may override this with (nll, mask) alone.
+            inputs.setdefault("data_weights", torch.ones_like(nll))
         return self.token_loss({"nll": nll, "mask": mask, **inputs})
 
     def _inputs_of(self, scores: TokenScores) -> dict[str, Tensor]:
@@ -127,8 +129,6 @@ class TokenModule(ReferenceModule):
         inputs = dict(scores.statistics)
         if "token_logps" in self.token_loss.inputs:
             inputs["token_logps"] = -scores.nll
-        if "data_weights" in self.token_loss.inputs:  # Unless the batch has others.
-            inputs["data_weights"] = torch.ones_like(scores.nll)
         if self.old_policy is not None:  # Unless another is given, the old policy is the present one.
             inputs["old_token_logps"] = -scores.nll.detach()
         return inputs
