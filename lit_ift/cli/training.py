@@ -33,6 +33,7 @@ from lit_ift.callbacks.progress import ParameterCount, ProgressLines, TextProgre
 from lit_ift.checkpoints.resume import Resume, ResumePoint, check_checkpoint, resume_point
 from lit_ift.checkpoints.run_folder import RUNS, Claims, unwritable_runs
 from lit_ift.checkpoints.writing import why_not_writable
+from lit_ift.cli.batch_limits import keep_whole_numbers
 from lit_ift.cli.command import COMMANDS
 from lit_ift.cli.explain import essence, explained, unknown_options
 from lit_ift.cli.fsdp import fsdp2_instead
@@ -103,6 +104,7 @@ class LitIFTCLI(LightningCLI):
             # Where an option takes any value, what looks like an object stays a value.
             set_parsing_settings(instantiate_subclass_spec_in_any=False)
             take_on_for_a_key()
+            keep_whole_numbers()
             return cls(
                 CausalLMModule,
                 L.LightningDataModule,
