@@ -144,6 +144,8 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif func._schema.is_mutable:
             for tensor in outputs:
                 self.values.pop(tensor, None)  # type: ignore[no-untyped-call]
+        elif func._overloadpacket is aten.sort:  # Of equal numbers, so that they stay where they are.
+            self.values[made[1]] = self._unsorted(made[1], kwargs.get("dim", -1))
         if self.counts:
             self._count(func, args, kwargs, given, made, outputs)
         return made
@@ -225,6 +227,12 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 found.append(index)
         return found
+
+    def _unsorted(self, order: Tensor, dim: int) -> Tensor:
+        """The order of numbers that are sorted already, of the shape of another one."""
+        with _disable_current_modes():
+            places = torch.arange(order.shape[dim] if order.dim() else 1)
+            return places.expand(order.transpose(dim, -1).shape).transpose(dim, -1) if order.dim() else places[0]
 
     def _part(self, tensor: Tensor) -> Part:
         """What a new tensor is for, before anything else is known of it."""

@@ -10,7 +10,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from lit_ift import IFTModule, PreferenceModule, SFTModule
+from lit_ift import IFTModule, PreferenceModule, SFTMixModule, SFTModule
 from lit_ift.chat.example import Example
 from lit_ift.constants import IGNORE_INDEX
 from lit_ift.data.batch.collate import collate_feedback
@@ -89,6 +89,12 @@ def test_ift_takes_four_thirds_of_it() -> None:
     )
     assert of_ift - of_sft == 2 * (32 * OF_LAYER + 12 * VOCABULARY * HIDDEN)  # One more forward pass.
     assert of_sft < shared < of_ift
+
+
+def test_sftmix_mixes_pairs_of_rows(of_sft: StepCost) -> None:
+    mixed = cost(lambda: SFTMixModule("x"), even_batch())
+    # Six positions of the one pair go through the head once more, there and back.
+    assert mixed.work.matmul - of_sft.work.matmul == 6 * 6 * VOCABULARY * HIDDEN
 
 
 def test_checkpointing_and_half_precision_take_less(of_sft: StepCost) -> None:
