@@ -10,11 +10,15 @@ from typing import Final, Literal
 from rich.console import Console
 
 from lit_ift.cli.tree import function_parser, parse
+from lit_ift.errors import UserError, told_as
 
 NOT_A_TERMINAL: Final = 120
 """Width of a table in a file or a pipe [characters]."""
 
 OWN: Final = ("--hardware", "--json")
+TOO_LARGE: Final = (
+    "Batches of more than four million tokens, padding included, are such. Lower data.batch_size or data.max_length."
+)
 FLAGS: Final = ("--fast", "-h", "--help")
 Hardware = Literal[
     "here", "t4", "l4", "rtx3090", "rtx4090", "rtxa6000", "l40s", "a100-40", "a100-80", "h100-80", "h200"
@@ -48,10 +52,12 @@ def run(words: Sequence[str]) -> int:
         raise ArgumentError(None, "name a configuration: lit-ift plan CONFIG")
     from lit_ift.cli.plan_configuration import planned
     from lit_ift.data.report.html import write_page
+    from lit_ift.planning.dry_run import UnknownValueError
     from lit_ift.planning.plan import as_plain
     from lit_ift.planning.show import shown
 
-    found = planned(of_fit, options.hardware, alternatives=not options.fast)
+    with told_as(UnknownValueError, lambda error: UserError(f"{error}. {TOO_LARGE}")):
+        found = planned(of_fit, options.hardware, alternatives=not options.fast)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else NOT_A_TERMINAL)
     console.print(shown(found))
     if options.json is not None:
@@ -60,15 +66,15 @@ def run(words: Sequence[str]) -> int:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command's own words, and those of ``fit``; a file without an option is the configuration."""
+    """The command's own words, and those of ``fit``, the first of which is the configuration if it is no option."""
     own: list[str] = []
     of_fit: list[str] = []
     rest = iter(words)
-    for position, word in enumerate(rest):
+    for word in rest:
         if word.partition("=")[0] in (*OWN, *FLAGS):
             value = [] if "=" in word or word in FLAGS else [text for text in [next(rest, None)] if text]
             own += [word, *value]
-        elif position == 0 and not word.startswith("-"):
+        elif not of_fit and not word.startswith("-"):
             of_fit += ["--config", word]
         else:
             of_fit.append(word)

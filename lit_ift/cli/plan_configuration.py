@@ -163,7 +163,7 @@ def run_of(trainer: L.Trainer, config: Namespace) -> Run:
         accumulate=trainer.accumulate_grad_batches,
         epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
         steps=None if trainer.max_steps == -1 else trainer.max_steps,
-        batches=config.limit_train_batches,
+        batches=trainer.limit_train_batches,
     )
 
 

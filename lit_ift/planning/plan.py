@@ -205,7 +205,9 @@ def _length(plan: Plan) -> dict[str, Any]:
     if isinstance(run.batches, int):
         batches = min(batches, run.batches)
     elif run.batches is not None:
-        batches = max(1, int(batches * run.batches))
+        batches = int(batches * run.batches)
+    if not batches:
+        return {"steps": 0, "steps_per_epoch": 0, "tokens": 0.0}
     per_epoch = math.ceil(batches / run.accumulate)
     bounds = [*([] if run.epochs is None else [per_epoch * run.epochs]), *([] if run.steps is None else [run.steps])]
     steps = min(bounds) if bounds else math.inf

@@ -55,7 +55,7 @@ def _lines(plan: Plan) -> Iterator[str]:
             else f"estimate: {device.reached:.0%} of the published peak rates"
         )
         ranks = f"{run.ranks} x " if run.ranks > 1 else ""
-        yield f"Time: {timedelta(seconds=round(plan.seconds))} on {ranks}{device.name} ({how}), validation aside."
+        yield f"Time: {_duration(plan.seconds)} on {ranks}{device.name} ({how}), validation aside."
 
 
 def _memory(plan: Plan) -> Table:
@@ -84,6 +84,11 @@ def _options(plan: Plan) -> Table:
     for option in plan.options:
         table.add_row(option.name, gib(option.peak), f"{option.largest_batch:,}" if option.largest_batch else "none")
     return table
+
+
+def _duration(seconds: float) -> str:
+    days = seconds / timedelta(days=1).total_seconds()
+    return f"{days:.3g} days" if days > timedelta.max.days else str(timedelta(seconds=round(seconds)))
 
 
 def _short(number: float) -> str:

@@ -75,6 +75,38 @@ def test_what_fit_refuses_is_a_conflict(config: Path, words: list[str], said: st
     assert said in plan["conflicts"][0]
 
 
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["--trainer.limit_train_batches", "0"], 0),
+        (["--trainer.limit_train_batches", "1"], 3),
+        (["--trainer.fast_dev_run", "true"], 1),
+    ],
+)
+def test_steps_are_those_of_the_trainer(config: Path, words: list[str], steps: int) -> None:
+    code, plan = planned(config, *words)
+    assert code == 0
+    assert plan["steps"] == steps, plan
+
+
+def test_the_longest_run_has_a_time(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lit_ift("plan", config, "--fast", "--trainer.max_steps", 10**21, "--trainer.max_epochs", -1) == 0
+    assert re.search(r"Time: [\d.e+]+ days", capsys.readouterr().out)
+
+
+def test_a_batch_that_cannot_be_planned_is_told(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_ift.planning.dry_run._MOST_KNOWN", 4)
+    assert lit_ift("plan", config, "--fast") == 1
+    assert "Lower data.batch_size" in capsys.readouterr().err
+
+
+def test_a_configuration_may_stand_behind_options_of_the_plan() -> None:
+    words = ["--fast", "--hardware", "h200", "run.yaml", "--model.lam", "0.3"]
+    assert split_words(words) == (["--fast", "--hardware", "h200"], ["--config", "run.yaml", "--model.lam", "0.3"])
+
+
 def test_without_a_configuration_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert lit_ift("plan") == 2
     assert "name a configuration" in capsys.readouterr().err
