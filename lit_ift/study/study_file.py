@@ -206,7 +206,7 @@ def _odd_contrasts(study: Study) -> Iterator[str]:
             continue
         for other in weights.keys() - set(names):
             yield f"contrasts.{name}: there is no variant {other!r}.{did_you_mean(other, names)}"
-        if abs(sum(weights.values())) > 1e-9 or not any(weights.values()):
+        if not abs(sum(weights.values())) <= 1e-9 or not any(weights.values()):  # NaN is neither.
             yield f"contrasts.{name}: its weights add up to {sum(weights.values()):g}; that must be 0."
 
 

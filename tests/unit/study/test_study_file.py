@@ -49,6 +49,7 @@ def test_numbers_as_yaml_has_them(tmp_path: Path) -> None:
         ({"options": ["lr"]}, "options=.* must be a mapping"),
         ({"contrasts": {"c": {"a": 1, "c": -1}}}, "contrasts.c: there is no variant 'c'"),
         ({"contrasts": {"c": {"a": 1, "b": 1}}}, "its weights add up to 2"),
+        ({"contrasts": {"c": {"a": float("nan"), "b": 1}}}, "its weights add up to nan"),
         ({"contrasts": {"c": [1]}}, "must be a weight for each variant"),
         ({"task_options": {"max_rows": 3}}, "say nothing without tasks"),
         ({"keep": "all"}, "keep='all' must be one of 'results', 'models'"),
