@@ -36,7 +36,8 @@ def explained(
         hints: what the message leads to, such as the nearest option.
         prints_config: whether the command knows ``--print_config``.
     """
-    message = essence(str(error))
+    # It would name arguments as it keeps them: eval.tasks.
+    message = essence(str(error)).replace(f" {'.'.join(command.split())}.", " ")
     values = "; `--print_config` shows their values" if prints_config else ""
     last = f"`lit-ift {command} --help` lists the options{values}."
     return ArgumentError(None, "\n".join([message, *hints(message), last]))

@@ -70,6 +70,8 @@ def inspect(
 
     check_output(output, overwrite=overwrite)
     place = find_model(trained)
+    if alone and model is not None and place.kind == "model":
+        raise UserError("--alone leaves out the model that --model names. Leave one of the two out.")
     source = Source(rows, max_rows=max_rows, split=split, layout=layout, columns=columns)
     with opened(place, LoadOptions(model, dtype, device, chat_template, trust_remote_code)) as found:
         page = inspected(
@@ -92,7 +94,7 @@ def report(
     results: list[Path] | None = None,
     rows: str | None = None,
     max_rows: PositiveInt = 20,
-    max_length: PositiveInt = 1024,
+    max_length: PositiveInt | None = None,
     batch_size: PositiveInt = 4,
     model: str | None = None,
     dtype: Dtype | None = None,
@@ -111,7 +113,7 @@ def report(
         results: files of lit-ift eval to show besides those in the folders of the runs.
         rows: rows to show in the place of held-out ones, in any data format.
         max_rows: show the first so many rows.
-        max_length: longest of the rows that are named by rows, in tokens.
+        max_length: longest of the rows that are named by rows, in tokens; 1024 by default.
         batch_size: rows read at a time.
         model: what training started from, if it is not where the run says.
         dtype: of the weights; that of the files by default.
@@ -125,7 +127,12 @@ def report(
     from lit_ift.run_report.report import ReportOptions, report
     from lit_ift.run_report.run_files import Run
 
+    if rows is None and max_length is not None:
+        raise UserError("--max_length says nothing of held-out rows, which are as they were trained. Name --rows too.")
     found = [Run.find(name) for name in runs]
+    folders = [run.folder.resolve() for run in found]
+    if twice := next((runs[i] for i, folder in enumerate(folders) if folder in folders[:i]), None):
+        raise UserError(f"The run {twice} is named twice. Name it once.")
     path = found[0].folder / "report.html" if output is None else output
     check_output(path, overwrite=overwrite or output is None)
 
@@ -136,7 +143,8 @@ def report(
             return load(["--config", str(found[0].config_file)], skip_bad_rows=False)
 
     load = LoadOptions(model, dtype, device, trust_remote_code=trust_remote_code)
-    page, problems = report(found, data, ReportOptions(rows, max_rows, max_length, batch_size, results or [], load))
+    options = ReportOptions(rows, max_rows, max_length or 1024, batch_size, results or [], load)
+    page, problems = report(found, data, options)
     write_page(path, page.html())
     for problem in problems:
         print(f"missing in the report: {problem}", file=sys.stderr)

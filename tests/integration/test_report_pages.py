@@ -125,6 +125,9 @@ def test_bad_calls_of_report(trained: list[Path], tmp_path: Path, capsys: pytest
 
     assert "is no folder: name the folder of a run" in fails(tmp_path / "none")
     assert "has no config.yaml" in fails(tmp_path)
+    assert "is named twice" in fails(trained[0], trained[0] / ".." / trained[0].name)
+    assert "--max_length says nothing of held-out rows" in fails(trained[0], "--max_length", 7)
+    assert "required: runs" in fails(code=2)
     assert "Did you mean '--output'" in fails(trained[0], "--ouput", "x", code=2)
     (tmp_path / "mine.html").touch()
     assert "exists" in fails(trained[0], "--output", tmp_path / "mine.html")
@@ -197,6 +200,7 @@ def test_bad_calls_of_inspect(
     assert "at most 1" in fails(model_folder, rows, "--lam", 2, code=2)
     assert "device=nope" in fails(model_folder, rows, "--device", "nope")
     assert "nowhere" in fails(model_folder, rows, "--model", tmp_path / "nowhere")
+    assert "Leave one of the two out" in fails(model_folder, rows, "--model", model_folder, "--alone")
     assert not page.exists()
     page.write_text("mine")
     assert "exists: name another file, or say --overwrite" in fails(model_folder, rows)
