@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import lightning as L
+from lightning.fabric.connector import _convert_precision_to_unified_args
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
@@ -29,6 +30,7 @@ READ: Final[dict[str, tuple[str, ...]]] = {
     "lightning.pytorch.strategies.model_parallel.ModelParallelStrategy": ("_save_distributed_checkpoint",),
     "lightning.pytorch.strategies.launchers.subprocess_script._SubprocessScriptLauncher": ("kill",),
     "lightning.pytorch.core.module.LightningModule": ("_current_fx_name",),
+    "lightning.fabric.connector._convert_precision_to_unified_args": (),
 }
 """Members that the functions of this file use, by their class."""
 
@@ -51,6 +53,11 @@ INHERITED: Final[dict[str, tuple[str, ...]]] = {
     "lightning.pytorch.cli._InstantiatorFn": ("__call__",),
 }
 """Members that classes of this package override, or use of themselves, by the class that they derive from."""
+
+
+def precision_name(precision: Any) -> str:
+    """A Trainer's option ``precision`` as it is called in full: 32-true for 32 or None."""
+    return _convert_precision_to_unified_args(precision) or "32-true"
 
 
 def is_accumulating(trainer: L.Trainer) -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ArgumentParser, Namespace
-from lightning.fabric.connector import _convert_precision_to_unified_args
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_ift.cli.data_configuration import DataOnly
@@ -17,6 +16,7 @@ from lit_ift.data.modules.conversation import ConversationDataModule
 from lit_ift.distributed import FSDP2Strategy
 from lit_ift.distributed.strategy import check_strategy
 from lit_ift.errors import UserError
+from lit_ift.lightning_private import precision_name
 from lit_ift.models.added_tokens import add_tokens
 from lit_ift.models.source import ModelSource
 from lit_ift.modules import CausalLMModule
@@ -155,7 +155,7 @@ def run_of(trainer: L.Trainer, config: Namespace) -> Run:
     strategy, ranks = trainer.strategy, trainer.num_devices * trainer.num_nodes
     shards = ranks // strategy.replicas if isinstance(strategy, FSDP2Strategy) else 1
     return Run(
-        precision=_convert_precision_to_unified_args(config.precision) or "32-true",
+        precision=precision_name(config.precision),
         ranks=ranks,
         shards=shards,
         gathers_once=isinstance(strategy, FSDP2Strategy) and not strategy.reshard_after_forward,

@@ -172,7 +172,7 @@ def largest_batch(data: ConversationDataModule) -> Mapping[str, Any]:
     """The batch of the longest rows of a data module whose training split is set up, as a loader gives it."""
     dataset = data.datasets["train"]
     dataset.reference_logps = np.zeros(dataset.num_answers, dtype=np.float32)  # No harm where none is asked for.
-    batches = data._loaders._batches("train", data.packing)
+    batches = data._loaders.split_batches("train", data.packing)
     lengths = batches.lengths
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     rows = data.batch_size or max(1, (batches.tokens_per_batch or 1) // max(lengths[order[0]], 1))

@@ -26,7 +26,7 @@ class Loaders:
     def train(self) -> DataLoader[Any]:
         """Shuffled batches from where the run is."""
         data = self._data
-        batches = self._batches("train", data.packing)
+        batches = self.split_batches("train", data.packing)
         if data.trainer is not None and data.trainer.overfit_batches:  # type: ignore[attr-defined]
             # The same first batches must come back in every epoch.
             sampler: LengthGroupedBatchSampler = SequentialBatchSampler(
@@ -57,7 +57,7 @@ class Loaders:
         if not len(self._dataset(split)):
             raise data.no_usable_row(split, data.reports[split])
         is_measured = split != "predict"
-        batches = self._batches(split, data.packing and is_measured)
+        batches = self.split_batches(split, data.packing and is_measured)
         by_length = data.group_by_length is not False and is_measured
         sampler = SequentialBatchSampler(batches.lengths, **batches.sampler_options(), group_by_length=by_length)
         return self._loader(batches, sampler)
@@ -69,7 +69,8 @@ class Loaders:
             raise UserError(f"The {split} data is not set up. Call setup() before asking for its loader.")
         return self._data.datasets[split]
 
-    def _batches(self, split: "Split", packing: bool) -> SplitBatches:
+    def split_batches(self, split: "Split", packing: bool) -> SplitBatches:
+        """The batches of a split, packed or padded."""
         self._dataset(split)
         data = self._data
         given = None if split == "train" else data.eval_batch_size
