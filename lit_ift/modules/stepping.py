@@ -247,7 +247,7 @@ class ExampleMeanModule(CheckedOptions, L.LightningModule):
         """What is wrong with a step's gradient, alike on all ranks; nothing for one that is to be followed."""
         skips = self._bad_steps is not None and not is_trial(self.trainer)
         if skips:  # Ranks that read one norm with different last digits would part ways at the bound.
-            grad_norm = self._add_over_ranks(grad_norm) / self.trainer.world_size
+            grad_norm = self._add_over_ranks(grad_norm.clone()) / self.trainer.world_size  # It adds in place.
         if not torch.isfinite(grad_norm):
             return "" if self._gradient_scaler() is not None else "the gradient became NaN or infinite"
         if not skips or self.bad_step_norm is None:
