@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 help:
 	@echo "make quickstart  install, then fine-tune SmolLM2-135M with IFT on a CPU (ARGS='...' adds options)"
 	@echo "make check       install, then lint, type-check and run the fast tests: a minute or two"
-	@echo "make test        the same with all tests of mathematics, runs and README: up to ten minutes (ARGS='...' goes to pytest)"
+	@echo "make test        the same with all tests of mathematics, runs and README: about half an hour (ARGS='...' goes to pytest)"
 	@echo "make test-all    besides these what needs a browser, other Pythons, or runs examples"
 	@echo "make format      format the code"
 	@echo "make clean       remove the environment and caches; checkpoints stay"
