@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from lit_ift.errors import UserError
 from lit_ift.modules.sft import SFTModule
 from lit_ift.options import CheckedOptions
+from lit_ift.ranks import of_every_rank
 
 _LARGEST_NLL = 700.0
 """The exponential of more is no finite float64."""
@@ -108,11 +108,7 @@ class ConfidenceRecorder(CheckedOptions, Callback):
         self._latest = []
         # A row without an id only keeps ranks in step. One that fills up a rank is seen twice and counts once.
         own = {row_id: nll for row_id, nll in zip(row_ids, losses, strict=True) if row_id}
-        parts: list[dict[str, float] | None] = [own]
-        if dist.is_available() and dist.is_initialized():
-            parts = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, own)
-        merged = {row_id: nll for part in parts if part is not None for row_id, nll in part.items()}
+        merged = {row_id: nll for of_rank in of_every_rank(own) for row_id, nll in of_rank.items()}
         for row_id, nll in merged.items():
             total, count = self._passes.get(row_id, (0.0, 0))
             self._passes[row_id] = total + math.exp(min(nll, _LARGEST_NLL)), count + 1

@@ -10,11 +10,11 @@ from datetime import timedelta
 from typing import Final
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from lit_ift.options import CheckedOptions, Positive
+from lit_ift.ranks import of_every_rank
 
 _TIMEOUT: Final = timedelta(seconds=30)
 
@@ -56,8 +56,7 @@ class LostRanks(CheckedOptions, Callback):
         if rank == 0:
             self._server = self._connect(is_master=True)
         port = trainer.strategy.broadcast(0 if self._server is None else self._server.port)
-        self._hosts = [""] * trainer.world_size
-        torch.distributed.all_gather_object(self._hosts, socket.gethostname())
+        self._hosts = of_every_rank(socket.gethostname())
         self._stop = threading.Event()
         # Two connections: reading, which may have to wait, must not hold back the sign of life.
         self._store = self._connect(port)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics import Metric
@@ -21,6 +20,7 @@ from lit_ift.modules.batch_answers import answers_to
 from lit_ift.modules.feedback_rows import first_answers, is_feedback
 from lit_ift.modules.packed import unpacked
 from lit_ift.modules.stepping import Batch
+from lit_ift.ranks import of_every_rank
 
 if TYPE_CHECKING:
     from lit_ift.modules.base import CausalLMModule
@@ -158,20 +158,14 @@ class ValidationMetrics(Callback):
 
     def _log(self, trainer: L.Trainer, module: "CausalLMModule", stage: str) -> None:
         if self._answers:
-            texts, right = zip(*self._texts_of_all(trainer), strict=True)
+            # On each rank those of all: not every metric adds up lists of unequal length.
+            pairs = [pair for of_rank in of_every_rank(self._texts) for pair in of_rank]
+            texts, right = zip(*pairs, strict=True)
             for metric, form in self._answers.values():
                 metric.update(*form(list(texts), list(right)))
         for name, (metric, _) in {**self._logits, **self._answers}.items():
             for key, number in _numbers(name, metric.compute()).items():
                 module.log(f"{stage}/{key}", number, sync_dist=True)
-
-    def _texts_of_all(self, trainer: L.Trainer) -> list[tuple[str, str]]:
-        """Answers and right answers of all ranks, on each of them: not every metric adds up lists of unequal length."""
-        if trainer.world_size == 1:
-            return self._texts
-        of_ranks: list[list[tuple[str, str]]] = [[] for _ in range(trainer.world_size)]
-        dist.all_gather_object(of_ranks, self._texts)
-        return [pair for of_rank in of_ranks for pair in of_rank]
 
 
 def _fitted(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -24,6 +23,7 @@ from lit_ift.generation.opened import room_for_prompt
 from lit_ift.generation.prompts import Prompt, encode_prompts, prompt_of, read_prompts
 from lit_ift.modules.generate import generate_answers
 from lit_ift.options import CheckedOptions, NonNegativeInt, PositiveInt
+from lit_ift.ranks import of_every_rank
 
 if TYPE_CHECKING:
     from lit_ift.modules.base import CausalLMModule
@@ -229,10 +229,7 @@ class Samples(CheckedOptions, Callback):
                 answer=text.strip(),
                 score=None if item is None else data.score(item, text),
             )
-        if trainer.world_size > 1:
-            of_ranks: list[dict[int, Answer]] = [{} for _ in range(trainer.world_size)]
-            dist.all_gather_object(of_ranks, answers)
-            answers = {i: answer for of_rank in of_ranks for i, answer in of_rank.items()}
+        answers = {i: answer for of_rank in of_every_rank(answers) for i, answer in of_rank.items()}
         return [answers[i] for i in range(len(prompts))]
 
     def _save(self, run: Path) -> None:

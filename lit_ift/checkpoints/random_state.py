@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed
 
+from lit_ift.ranks import of_every_rank
+
 State = dict[str, Any]
 """Tensors, numbers and None, so that a checkpoint is loaded with ``weights_only=True``."""
 
@@ -33,11 +35,7 @@ class RandomState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         own = random_state() if self._between is None else self._between
-        ranks: list[State | None] = [own]
-        if distributed.is_available() and distributed.is_initialized():
-            ranks = [None] * distributed.get_world_size()
-            distributed.all_gather_object(ranks, own)
-        return {"ranks": ranks}
+        return {"ranks": of_every_rank(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         ranks = state_dict["ranks"]

@@ -25,6 +25,7 @@ from lit_ift.checkpoints.checksums import check_checksums, check_small_parts, no
 from lit_ift.checkpoints.shards import SHARDS_INDEX, SHARDS_REST, read_whole, reason_of
 from lit_ift.errors import UserError, told_as
 from lit_ift.lightning_private import writes_shards
+from lit_ift.ranks import of_every_rank
 from lit_ift.staging import STAGED, publish, remove, replaced_file
 
 _REPLACED: Final = ".replaced"
@@ -203,10 +204,7 @@ class CheckpointWriter:
 
 def raise_together(problem: str | None) -> None:
     """Raise on every rank what went wrong on any, so that none waits for another."""
-    problems: list[str | None] = [problem]
-    if distributed.is_initialized():
-        problems = [None] * distributed.get_world_size()
-        distributed.all_gather_object(problems, problem)
+    problems = of_every_rank(problem)
     for rank, seen in enumerate(problems):
         if seen is not None:
             raise UserError(seen if len(problems) == 1 else f"Rank {rank}: {seen}")

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from torch import distributed
+
+from lit_ift.ranks import of_every_rank
 
 HISTORY: Final = 100
 """Steps whose gradient norms a step is compared with, at most."""
@@ -56,10 +57,7 @@ class BadSteps(Callback):
 
 def of_all_ranks(bad: list[str], rows: list[str]) -> str:
     """The rows of a bad step on every rank: those with a bad loss, or all where no rank has one. All ranks call it."""
-    ranks: list[tuple[list[str], list[str]]] = [(bad, rows)]
-    if distributed.is_available() and distributed.is_initialized():
-        ranks = [(bad, rows)] * distributed.get_world_size()
-        distributed.all_gather_object(ranks, (bad, rows))
+    ranks = of_every_rank((bad, rows))
     culprits = [row for of_rank, _ in ranks for row in of_rank]
     if culprits:
         return f"Rows with a bad loss: {culprits}"

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import lightning as L
 import torch
-import torch.distributed as dist
 
 from lit_ift.chat.example import Example
 from lit_ift.data import ConversationDataModule
@@ -22,6 +21,7 @@ from lit_ift.losses.masking import per_sequence_mean
 from lit_ift.models.eval_mode import evaluating
 from lit_ift.modules.base import CausalLMModule, token_accuracy
 from lit_ift.modules.precision import float32_by_default
+from lit_ift.ranks import of_every_rank
 
 Scores = dict[str, dict[str, float]]
 """Measure -> item -> value."""
@@ -57,10 +57,8 @@ def score_rows(trainer: L.Trainer, module: CausalLMModule, split: Split) -> Scor
             batch = {index: rows[index] for index in indices}
             for measure, values in module.in_forward(partial(_scores, trainer, module, batch)).items():
                 scores[measure] |= values
-    if trainer.world_size > 1:
-        of_ranks: list[Scores] = [{} for _ in range(trainer.world_size)]
-        dist.all_gather_object(of_ranks, dict(scores))
-        scores = {name: {k: v for part in of_ranks for k, v in part[name].items()} for name in of_ranks[0]}
+    of_ranks = of_every_rank(dict(scores))
+    scores = {name: {k: v for part in of_ranks for k, v in part[name].items()} for name in of_ranks[0]}
     return {measure: dict(sorted(values.items())) for measure, values in scores.items()}
 
 

@@ -144,12 +144,9 @@ def test_folders_of_other_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             (tmp_path / "shared" / "mark").touch()
             values[0] = "mark"
 
-        @staticmethod
-        def all_gather_object(values: list[str | None], own: str | None) -> None:
-            values[1] = own
-
     (tmp_path / "shared").mkdir()
     monkeypatch.setattr(atomic, "distributed", SecondOfTwo)
+    monkeypatch.setattr(atomic, "of_every_rank", lambda own: [None, own])
     monkeypatch.setattr(atomic, "_APPEARS", 0.0)
     with pytest.raises(UserError, match=r"Rank 1: .*elsewhere on .* is another folder") if other else nullcontext():
         atomic.check_shared(tmp_path / ("elsewhere" if other else "shared"))
