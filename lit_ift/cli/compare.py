@@ -3,19 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from lit_ift import recipes
 from lit_ift.cli.composed import composed
+from lit_ift.cli.console import table_console
 from lit_ift.cli.tree import function_parser, parse
 from lit_ift.errors import UserError
 from lit_ift.study.plan import Plan
 from lit_ift.study.report import print_report, write_report
 from lit_ift.study.runner import carry_out, in_processes, printed, unfinished
 from lit_ift.study.study_file import read_study
-
-NOT_A_TERMINAL = 160
-"""Width of tables in a file or a pipe [characters]."""
 
 
 def compare(study: str, *, output: str | None = None, dry_run: bool = False) -> None:
@@ -36,9 +32,7 @@ def compare(study: str, *, output: str | None = None, dry_run: bool = False) -> 
         for run in unfinished(described, plan):
             print(printed(described, run))
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=NOT_A_TERMINAL)
+    console = table_console(160)
     launch_all = in_processes(described)
     if described.slurm is not None:
         from lit_ift.study.slurm import as_jobs

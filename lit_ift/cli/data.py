@@ -11,8 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
-
+from lit_ift.cli.console import table_console
 from lit_ift.cli.data_options import Call, CheckOptions, PreviewOptions, read
 from lit_ift.data.modules.conversation import SPLITS, STAGE_SPLITS, ConversationDataModule, Split
 from lit_ift.data.report import html, preview
@@ -25,9 +24,6 @@ from lit_ift.errors import RowError
 
 ENOUGH_TO_PREVIEW: Final = 200
 """Rows of each source that are encoded to show the first ones."""
-
-NOT_A_TERMINAL: Final = 120
-"""Width of a table in a file or a pipe [characters]."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -53,7 +49,7 @@ def check(words: Sequence[str]) -> int:
     failed = checks.violations(reports, thresholds)
     any_threshold = any(most is not None for most in vars(thresholds).values())
     about = _about(call.data_module, list(reports))
-    console = _console()
+    console = table_console()
     for report in reports.values():
         console.print(checks.table(report))
     if output.json is not None:
@@ -90,7 +86,7 @@ def show(words: Sequence[str]) -> int:
         dataset = module.datasets[split]
         conversations = preview.pick(dataset, rows=output.rows, row_id=output.row_id, seed=output.seed)
     segmenter = preview.Segmenter(module.tokenizer)
-    console = _console()
+    console = table_console()
     console.print(preview.legend())
     for conversation in conversations:
         console.print(preview.render(conversation, segmenter, tokens=output.tokens), soft_wrap=True)
@@ -172,7 +168,3 @@ def _skipped_rows(path: Path | None) -> Iterator[Callable[[str, RowError], None]
             file.write(json.dumps({**told, "problem": error.problem, "remedy": error.remedy}) + "\n")
 
         yield tell
-
-
-def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else NOT_A_TERMINAL)

@@ -3,16 +3,14 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import docstring_parser
 from jsonargparse import ArgumentParser
 
+from lit_ift.cli.console import table_console
 from lit_ift.cli.tree import parse
 from lit_ift.options import NonNegativeInt, PositiveInt
-
-NOT_A_TERMINAL: Final = 160
-"""Width of the tables in a file or a pipe [characters]."""
 
 
 def evaluate(
@@ -53,8 +51,6 @@ def evaluate(
         plain: give prompts as plain text, without the chat template, as for a base model.
         overwrite: score again what has its result.
     """
-    from rich.console import Console
-
     from lit_ift.evaluation import show
     from lit_ift.evaluation.run import RESULTS, evaluate
     from lit_ift.evaluation.tasks import TaskOptions
@@ -77,9 +73,7 @@ def evaluate(
     except KeyboardInterrupt:
         say(f"The results so far are kept in {output}: the same command goes on.")
         raise
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=NOT_A_TERMINAL)
+    console = table_console(160)
     console.print(show.scores_table(results))
     if (differences := show.differences_table(results)) is not None:
         console.print(differences)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 
 from lit_ift.cli.command import COMMANDS
+from lit_ift.cli.console import table_console
 from lit_ift.cli.tree import parse
 from lit_ift.errors import UserError, told_as
 from lit_ift.frozen_lake.figures import save_animations, save_figures
@@ -22,9 +22,6 @@ T = TypeVar("T")
 
 DEFAULTS: Final = Settings()
 """Of which kind each group of options is, can be seen from these."""
-
-NOT_A_TERMINAL: Final = 160
-"""Width of the table in a file or a pipe [characters]."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -43,9 +40,7 @@ def run(words: Sequence[str]) -> int:
     if redraw is None:
         save_study(study, folder / "results.json")
         written = [folder / "results.json", *write_tables(study, folder)]
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=NOT_A_TERMINAL)
+    console = table_console(160)
     console.print(results_table(study))
     for line in report_lines(study):
         console.print(line, soft_wrap=True)

@@ -1,19 +1,14 @@
 """``lit-ift plan``: what a run of a configuration takes, before it begins."""
 
-import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import Final, Literal
 
-from rich.console import Console
-
+from lit_ift.cli.console import table_console
 from lit_ift.cli.tree import function_parser, parse
 from lit_ift.errors import UserError, told_as
-
-NOT_A_TERMINAL: Final = 120
-"""Width of a table in a file or a pipe [characters]."""
 
 OWN: Final = ("--hardware", "--json")
 TOO_LARGE: Final = (
@@ -58,8 +53,7 @@ def run(words: Sequence[str]) -> int:
 
     with told_as(UnknownValueError, lambda error: UserError(f"{error}. {TOO_LARGE}")):
         found = planned(of_fit, options.hardware, alternatives=not options.fast)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else NOT_A_TERMINAL)
-    console.print(shown(found))
+    table_console().print(shown(found))
     if options.json is not None:
         write_page(options.json, dumps(as_plain(found), indent=1, ensure_ascii=False) + "\n")
     return 1 if found.conflicts else 0
