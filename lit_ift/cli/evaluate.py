@@ -1,20 +1,18 @@
 """``lit-ift eval``: scores of models on tasks."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
-
-import docstring_parser
-from jsonargparse import ArgumentParser
 
 from lit_ift.cli.console import table_console
-from lit_ift.cli.tree import parse
+from lit_ift.cli.talk import Dtype
+from lit_ift.cli.tree import function_parser, parse
 from lit_ift.options import NonNegativeInt, PositiveInt
 
 
 def evaluate(
     models: list[str],
+    *,
     tasks: list[str],
     output: Path = Path("eval"),
     max_rows: PositiveInt | None = None,
@@ -22,7 +20,7 @@ def evaluate(
     max_new_tokens: PositiveInt | None = None,
     batch_size: PositiveInt = 8,
     model: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None,
+    dtype: Dtype | None = None,
     device: str | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
@@ -84,20 +82,6 @@ def evaluate(
     console.print(f"{output / RESULTS}\n{picture}", soft_wrap=True, markup=False)
 
 
-def parser_of(function: Callable[..., None]) -> ArgumentParser:
-    """The options of `evaluate`, in which models and tasks are several words."""
-    about = docstring_parser.parse(function.__doc__ or "")
-    helps = {option.arg_name: option.description for option in about.params}
-    parser = ArgumentParser(description=about.description)
-    parser.add_argument("models", nargs="+", help=helps["models"])
-    parser.add_argument("--tasks", nargs="+", required=True, help=helps["tasks"])
-    flags = ("trust_remote_code", "plain", "overwrite")
-    parser.add_function_arguments(function, as_group=False, skip={"models", "tasks", *flags})
-    for flag in flags:
-        parser.add_argument(f"--{flag}", action="store_true", help=helps[flag])
-    return parser
-
-
 def run(words: Sequence[str]) -> int:
     """Run ``eval``, given from there on, and return 0.
 
@@ -105,5 +89,5 @@ def run(words: Sequence[str]) -> int:
         argparse.ArgumentError: the call is wrong.
         UserError: a model or a task cannot be used, or the results cannot be written.
     """
-    evaluate(**vars(parse(words, words[0], parser_of(evaluate))))
+    evaluate(**vars(parse(words, words[0], function_parser(evaluate, several=["models", "tasks"]))))
     return 0

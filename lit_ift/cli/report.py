@@ -156,7 +156,7 @@ FUNCTIONS: Final[dict[str, Callable[..., None]]] = {"inspect": inspect, "report"
 
 def parser_of(name: str) -> ArgumentParser:
     """The options of a command."""
-    return function_parser(FUNCTIONS[name], several="runs" if name == "report" else None)
+    return function_parser(FUNCTIONS[name], several=["runs"] if name == "report" else ())
 
 
 def run(words: Sequence[str]) -> int:

@@ -1,11 +1,11 @@
 """The tree of commands as one parser. A call makes the options of its own command alone, which is what takes time."""
 
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
@@ -127,27 +127,31 @@ def _group(parser: ArgumentParser, path: str) -> Any:
     return parser.add_subcommands(title="commands", description=about, metavar="COMMAND", help=" ")
 
 
-def add_options(parser: ArgumentParser, source: Callable[..., object], *, several: str | None = None) -> None:
+def add_options(parser: ArgumentParser, source: Callable[..., object], *, several: Collection[str] = ()) -> None:
     """Add the options of a function or class, explained by its docstring: positional if required, flags if False.
 
     Args:
         parser: gets them.
         source: the function or class.
-        several: its first parameter, if that is a list of one word or more.
+        several: its parameters that are lists of one word or more: the first ones, or required options.
     """
-    flags: set[str | int] = {option.name for option in signature(source).parameters.values() if option.default is False}
+    parameters = signature(source).parameters
+    flags: set[str | int] = {option.name for option in parameters.values() if option.default is False}
     explanations = docstring_parser.parse(source.__doc__ or "").params
     for option in explanations:
-        if option.arg_name == several:
-            parser.add_argument(several, nargs="+", help=option.description)
+        if option.arg_name in several:
+            is_option = parameters[option.arg_name].kind is Parameter.KEYWORD_ONLY
+            more: dict[str, Any] = {"required": True} if is_option else {}
+            name = f"--{option.arg_name}" if is_option else option.arg_name
+            parser.add_argument(name, nargs="+", help=option.description, **more)
     add = parser.add_class_arguments if isinstance(source, type) else parser.add_function_arguments
-    add(source, as_group=False, as_positional=True, skip=flags | ({several} if several else set()))
+    add(source, as_group=False, as_positional=True, skip=flags | set(several))
     for option in explanations:
         if option.arg_name in flags:
             parser.add_argument(f"--{option.arg_name}", action="store_true", help=option.description)
 
 
-def function_parser(function: Callable[..., object], *, several: str | None = None) -> ArgumentParser:
+def function_parser(function: Callable[..., object], *, several: Collection[str] = ()) -> ArgumentParser:
     """The options of a command that is a function; see `add_options`."""
     parser = ArgumentParser(description=docstring_parser.parse(function.__doc__ or "").description)
     add_options(parser, function, several=several)
