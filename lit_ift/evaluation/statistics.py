@@ -139,10 +139,22 @@ def paired_bootstrap(
     if n == 1:
         return PairedDifference(value, math.nan, math.nan, math.nan, math.nan, n, draws)
     resampled = _resampled_means(differences, counts, draws, np.random.default_rng(seed))
+    return by_percentiles(value, resampled, n)
+
+
+def by_percentiles(value: float, resampled: npt.NDArray[np.float64], n: int) -> PairedDifference:
+    """A difference with what its resamples say of it.
+
+    Args:
+        value: the difference itself.
+        resampled: the same of each resample, shape (draws,).
+        n: items.
+    """
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     # A sum in another order may leave the least bit of what is no difference at all.
     signs = np.where(np.abs(resampled) < 1e-12, 0.0, resampled)
     rarer = min(int((signs <= 0).sum()), int((signs >= 0).sum()))
+    draws = len(resampled)
     p_value = min(1.0, 2 * (rarer + 1) / (draws + 1))
     return PairedDifference(value, float(low), float(high), float(resampled.std(ddof=1)), p_value, n, draws)
 

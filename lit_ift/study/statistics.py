@@ -10,14 +10,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lit_ift.evaluation.statistics import CONFIDENCE, DRAWS, PairedDifference, paired_bootstrap
+from lit_ift.evaluation.statistics import (
+    DRAWS,
+    NORMAL_QUANTILE,
+    NUMBERS_AT_A_TIME,
+    PairedDifference,
+    by_percentiles,
+    paired_bootstrap,
+)
 
 Table = npt.NDArray[np.float64]
 
-DETECTABLE: Final = 1.959963984540054 + 0.8416212335729143
+DETECTABLE: Final = NORMAL_QUANTILE + 0.8416212335729143
 """Standard errors that a difference must have to be found at 5 % in 80 % of studies: two quantiles of the normal."""
-
-NUMBERS_AT_A_TIME: Final = 2**22
 
 
 def hierarchical_bootstrap(first: Any, second: Any, *, draws: int = DRAWS, seed: int = 0) -> PairedDifference:
@@ -50,12 +55,7 @@ def hierarchical_bootstrap(first: Any, second: Any, *, draws: int = DRAWS, seed:
     of_seeds = differences.mean(axis=1, keepdims=True)
     spread = differences + (of_seeds - value) * (math.sqrt(seeds / (seeds - 1)) - 1)
     resampled = _resampled_means(spread, draws, np.random.default_rng(seed))
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    # A sum in another order may leave the least bit of what is no difference at all.
-    signs = np.where(np.abs(resampled) < 1e-12, 0.0, resampled)
-    rarer = min(int((signs <= 0).sum()), int((signs >= 0).sum()))
-    p_value = min(1.0, 2 * (rarer + 1) / (draws + 1))
-    return PairedDifference(value, float(low), float(high), float(resampled.std(ddof=1)), p_value, items, draws)
+    return by_percentiles(value, resampled, items)
 
 
 def _resampled_means(values: Table, draws: int, rng: np.random.Generator) -> Table:
