@@ -230,18 +230,21 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
     def ready(tied: bool = False) -> Any:
         return tiny_model(tied=tied, seed=3 + RANK, vocab_size=len(tiny_tokenizer()))
 
-    def predicts() -> dict[str, Any]:
-        module = make(SFTModule, generation={"max_new_tokens": 5, "batch_size": 2})
-        data = InstructionDataModule(train=rows, predict=rows, batch_size=6 // RANKS)
-        trainer = L.Trainer(
+    def quiet_trainer(**options: Any) -> L.Trainer:
+        return L.Trainer(
             accelerator="cpu",
             devices=RANKS,
             strategy=FSDP2Strategy() if SHARDED else "auto",
             default_root_dir=Path(out).parent,
             logger=False,
             enable_progress_bar=False,
+            **options,
         )
-        found = trainer.predict(module, datamodule=data)
+
+    def predicts() -> dict[str, Any]:
+        module = make(SFTModule, generation={"max_new_tokens": 5, "batch_size": 2})
+        data = InstructionDataModule(train=rows, predict=rows, batch_size=6 // RANKS)
+        found = quiet_trainer().predict(module, datamodule=data)
         return {"answers": {row["row_id"]: row["answer"] for batch in found or [] for row in batch}}
 
     def answers_questions() -> dict[str, Any]:
@@ -259,15 +262,7 @@ def main(out: str, untied: str, tied: str, rows: str, feedback: str, *only: str)
         entries = {type(metric).__name__: MetricEntry(on, metric) for on, some in given.items() for metric in some}
         module = make(SFTModule, reduction="token", generation={"max_new_tokens": 4})
         # 5 rows: one rank has one more, and in the last batch the other one has a row without tokens.
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=RANKS,
-            strategy=FSDP2Strategy() if SHARDED else "auto",
-            default_root_dir=Path(out).parent,
-            logger=False,
-            enable_progress_bar=False,
-            callbacks=[ValidationMetrics(entries)],
-        )
+        trainer = quiet_trainer(callbacks=[ValidationMetrics(entries)])
         data = InstructionDataModule(val=Source(rows, max_rows=5), batch_size=2 // RANKS)
         return {"found": trainer.validate(module, datamodule=data, verbose=False)[0]}
 
