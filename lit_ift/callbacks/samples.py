@@ -120,7 +120,7 @@ class Samples(CheckedOptions, Callback):
         self, trainer: L.Trainer, pl_module: "CausalLMModule", *_: Any
     ) -> None:
         step, every = trainer.global_step, self.every_n_steps
-        # A step may have several micro-batches, of which the last one takes it.
+        # Micro-batches of the next step see this number too.
         if every is not None and step and step % every == 0 and not self._asked_at(step):
             self.after = self._sample(trainer, pl_module, f"at step {step}")
             pl_module.restart_clock()

@@ -37,7 +37,7 @@ def run(words: Sequence[str]) -> int:
 
     Raises:
         argparse.ArgumentError: an option is unknown or has a wrong value.
-        UserError: the model's configuration cannot be had.
+        UserError: the model's configuration cannot be obtained.
     """
     own, of_fit = split_words(words[1:])
     parser = function_parser(plan)
@@ -60,7 +60,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command's own words, and those of ``fit``, the first of which is the configuration if it is no option."""
+    """The command's own words, and those of ``fit``. A first word that is no option names the configuration."""
     own: list[str] = []
     of_fit: list[str] = []
     rest = iter(words)

@@ -45,7 +45,7 @@ def planned(words: Sequence[str], hardware: str, *, alternatives: bool = True) -
 
     Raises:
         argparse.ArgumentError: an option is unknown or has a wrong value.
-        UserError: the model's configuration cannot be had.
+        UserError: the model's configuration cannot be obtained.
     """
     return _Planner(parsed(with_files(words))).plan(hardware, alternatives=alternatives)
 
@@ -119,7 +119,7 @@ class _Planner:
         return parser.instantiate_classes(parser.parse_object({key: config}))[key]
 
     def _trainer(self) -> L.Trainer:
-        """The Trainer of the configuration, on processors of this machine: the planned ones need not be here."""
+        """The Trainer of the configuration, moved to this machine's CPU, for the planned GPUs may be elsewhere."""
         config = self.config.trainer.clone()
         ranks = _devices(config.devices)
         changes = {"accelerator": "cpu", "devices": ranks, "logger": False, "callbacks": None, "plugins": None}

@@ -122,7 +122,7 @@ def load_skeleton(
         The model in training mode with its files; None where it has to be loaded whole, which is said.
 
     Raises:
-        UserError: the model cannot be had, or is not a causal language model.
+        UserError: the model cannot be obtained, or is not a causal language model.
     """
     if not isinstance(model, str | ModelSource):
         return None
@@ -162,7 +162,7 @@ def read_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
     """The configuration of a model that is no GGUF file.
 
     Raises:
-        UserError: it cannot be had, or is not that of a causal language model.
+        UserError: it cannot be obtained, or is not that of a causal language model.
     """
     from transformers import AutoConfig
 

@@ -124,7 +124,7 @@ def load_adapter(
         quantization: see ``load_model``.
 
     Raises:
-        UserError: the base model cannot be had.
+        UserError: the base model cannot be obtained.
     """
     from peft import PeftConfig, PeftModel
 

@@ -54,7 +54,7 @@ def load_model(
         The model in training mode.
 
     Raises:
-        UserError: the model cannot be had, is damaged or is not a causal language model; a weight is missing
+        UserError: the model cannot be obtained, is damaged or is not a causal language model; a weight is missing
             or left over; or an option does not suit it.
     """
     if dtype is not None and dtype not in DTYPES:
@@ -117,7 +117,7 @@ def load_tokenizer(
         The tokenizer. Its padding token may be None where the model defines none.
 
     Raises:
-        UserError: there is no tokenizer, or it cannot be had.
+        UserError: there is no tokenizer, or it cannot be obtained.
     """
     from transformers import AutoTokenizer
 

@@ -42,7 +42,7 @@ def vector_names(module: nn.Module) -> frozenset[str]:
 def parameter_groups(
     module: nn.Module, vectors: Collection[str], factors: dict[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups, of which the second gets no weight decay; two more for each learning rate.
+    """Trainable parameters in two groups, with and without weight decay; two more for each learning rate.
 
     Args:
         module: may be wrapped by ``torch.compile`` or activation checkpointing.

@@ -89,7 +89,7 @@ class ReferencePolicy(CheckedOptions):
         The weights must still be those to compare with. What a call for an earlier run has made is kept.
 
         Raises:
-            UserError: the reference cannot be had this way.
+            UserError: the reference cannot be obtained this way.
         """
         self.kind = self._resolved(module)
         if self.kind == "adapter":

@@ -70,7 +70,7 @@ def this_machine(width: int) -> Device:
     """Rates of the device that a run would take here, measured in about a second.
 
     Args:
-        width: of the model's hidden states, of which the matrices are that are multiplied.
+        width: of the model's hidden states; the matrices that are multiplied are as wide.
     """
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows, wide = 512, 4 * width

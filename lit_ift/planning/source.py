@@ -14,7 +14,7 @@ from lit_ift.planning.known_models import KNOWN, known_config
 
 
 class NoTokenizer:
-    """Stands in for a tokenizer that cannot be had: rows are made up then, and need an id to be padded with."""
+    """Stands in for a tokenizer that cannot be obtained. Rows are made up then, and need an id for padding."""
 
     pad_token_id = eos_token_id = 0
     chat_template = None
@@ -58,7 +58,7 @@ def _config(source: ModelSource, trust_remote_code: bool) -> Any:
 
 
 def tokenizer_or_stand_in(spec: str, source: ModelSource | None, *, trust_remote_code: bool) -> Any:
-    """The tokenizer, or a stand-in where it cannot be had without the weights.
+    """The tokenizer, or a stand-in where only the weights would bring it.
 
     Args:
         spec: of the tokenizer.

@@ -56,7 +56,7 @@ def report(
     """The page of a run, and why parts of it are missing.
 
     Args:
-        runs: the one that is shown, and others of which the curves and scores are shown beside it.
+        runs: the one that is shown, and others whose curves and scores stand beside it.
         data: gives the data module of the first.
         options: what is shown.
 

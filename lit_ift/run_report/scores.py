@@ -113,7 +113,7 @@ def read_rows(
         batch_size: rows read at a time.
 
     Raises:
-        UserError: the base model cannot be had.
+        UserError: the base model cannot be obtained.
     """
     answers = list(_all_answers(found, found.model, rows, objective, batch_size, "read rows"))
     before = None

@@ -27,7 +27,7 @@ Scores = dict[str, dict[str, float]]
 """Measure -> item -> value."""
 
 LESS_IS_BETTER: Final = frozenset({"nll"})
-"""Last part of the names of measures of which less is better."""
+"""Measures in which a lower value is better, by the last part of their names."""
 
 
 def score_rows(trainer: L.Trainer, module: CausalLMModule, split: Split) -> Scores:

@@ -29,7 +29,7 @@ class RunRecord:
         status: ``diverged`` if loss or gradient became NaN or infinite, which ends a run.
         reason: what was said then.
         scores: measure -> item -> value.
-        less_is_better: measures among those of tasks of which less is better.
+        less_is_better: measures of tasks in which a lower value is better.
         on_tasks: whether the model was scored on the tasks of the study.
         steps: optimizer steps.
         rows: rows trained on, counted each time.

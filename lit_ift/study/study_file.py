@@ -58,7 +58,7 @@ class Study:
         select: the measure by which rates are chosen.
         measures: those to report, the most important one first; all that runs have by default.
         contrasts: name -> weight of each variant; sums of variants that are compared with 0, such as an interaction.
-        lower_is_better: measures of your own of which less is better.
+        lower_is_better: measures of your own in which a lower value is better.
         evaluations: import paths of functions ``(module, datamodule) -> {measure: {item: value}}``, called after
             training.
         tasks: of ``lit-ift eval``, which scores the model of each run on them; none by default.

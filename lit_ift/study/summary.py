@@ -101,7 +101,7 @@ class Summary:
     Attributes:
         variants: in the order of the file.
         measures: the most important one first.
-        less_is_better: measures of which less is better.
+        less_is_better: measures in which a lower value is better.
         contrasts: measure -> name of the contrast -> its comparison.
         notes: what a reader must know before trusting the numbers.
     """
